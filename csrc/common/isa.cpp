@@ -1,0 +1,60 @@
+#include "common/isa.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <initializer_list>
+
+namespace detr_fast {
+namespace {
+
+Isa detect() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512cd"))
+        return Isa::avx512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"))
+        return Isa::avx2;
+#endif
+    return Isa::baseline;
+}
+
+Isa initial() {
+    const Isa best = best_isa();
+    const char* asked = std::getenv("DETR_FAST_ISA");
+    if (!asked) return best;
+    for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512})
+        if (std::strcmp(asked, isa_name(isa)) == 0 && isa <= best) return isa;
+    return best;
+}
+
+Isa& active() {
+    static Isa isa = initial();
+    return isa;
+}
+
+}  // namespace
+
+Isa best_isa() {
+    static const Isa isa = detect();
+    return isa;
+}
+
+Isa active_isa() { return active(); }
+
+bool set_isa(Isa isa) {
+    if (isa > best_isa()) return false;
+    active() = isa;
+    return true;
+}
+
+const char* isa_name(Isa isa) {
+    switch (isa) {
+        case Isa::avx512: return "avx512";
+        case Isa::avx2: return "avx2";
+        default: return "baseline";
+    }
+}
+
+}  // namespace detr_fast
