@@ -1,0 +1,37 @@
+"""Fixtures of all tests: a fresh seed for each run, printed, and settable by DETR_FAST_SEED."""
+
+from __future__ import annotations
+
+import os
+import random
+import zlib
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+SEED = int(os.environ.get("DETR_FAST_SEED", random.SystemRandom().randrange(2**31)))
+
+
+def pytest_report_header() -> str:
+    return f"detr_fast: random inputs from DETR_FAST_SEED={SEED}"
+
+
+def generator(name: str) -> torch.Generator:
+    """Random numbers of their own for each test, fixed by the run's seed and the test's name."""
+    return torch.Generator().manual_seed((SEED + zlib.crc32(name.encode())) % 2**31)
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> torch.Generator:
+    return generator(request.node.nodeid)
+
+
+@pytest.fixture(autouse=True)
+def _keep_global_state() -> Iterator[None]:
+    """A test that fails half-way leaves no thread count or determinism setting behind."""
+    threads = torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
