@@ -1,0 +1,63 @@
+"""The compiled extension beside torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from detr_fast.extension import extension, why_not
+
+C = extension()
+
+
+def test_imports() -> None:
+    assert why_not() is None
+    assert C.isa() in ("baseline", "avx2", "avx512")
+
+
+def test_shares_the_openmp_runtime_of_torch() -> None:
+    torch.set_num_threads(3)
+    assert C.omp_max_threads() == 3
+    torch.set_num_threads(1)
+    assert C.omp_max_threads() == 1
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        runtimes = {line.split()[-1] for line in maps.read_text().splitlines() if "libgomp" in line}
+        assert len(runtimes) == 1, f"two OpenMP runtimes would spin against each other: {runtimes}"
+
+
+def test_instruction_set_can_be_restricted() -> None:
+    before = C.isa()
+    C.set_isa("baseline")
+    assert C.isa() == "baseline"
+    C.set_isa(before)
+    with pytest.raises(ValueError, match="expected baseline, avx2 or avx512, got sse"):
+        C.set_isa("sse")
+    code = "from detr_fast.extension import extension; print(extension().isa())"
+    environment = {**os.environ, "DETR_FAST_ISA": "baseline"}
+    asked = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert asked.stdout.strip() == "baseline"
+
+
+def test_links_no_torch_and_no_cuda_library() -> None:
+    """One build serves every torch version, and imports on a machine without a driver."""
+    listing = subprocess.run(["ldd", C.__file__], capture_output=True, text=True, check=False)
+    if listing.returncode:
+        pytest.skip(f"ldd cannot list this module: {listing.stderr.strip()}")
+    for library in ("torch", "c10", "cudart", "libcuda"):
+        assert library not in listing.stdout
+
+
+@pytest.mark.skipif(not C.with_cuda, reason="built without CUDA")
+def test_cuda_build_reports_itself() -> None:
+    info = C.cuda_info()
+    assert info["runtime_version"] >= 11000
+    assert info["architectures"]
+    assert (info["device_count"] > 0) == (info["error"] is None)
