@@ -1,0 +1,183 @@
+"""Exact linear assignment of ragged batches: each target gets a query of its own at the least total cost.
+
+Solved by successive shortest augmenting paths (Jonker and Volgenant, "A shortest augmenting path
+algorithm for dense and sparse linear assignment problems", Computing 38, 1987) after a few rounds of
+epsilon = 0 auction bidding (Bertsekas, "The auction algorithm", Annals of Operations Research 14, 1988).
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any, Literal, overload
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from detr_fast.ops.backend import Backend, Operator
+from detr_fast.ops.linear_assignment import native, reference
+
+__all__ = ["OPERATOR", "linear_assignment"]
+
+
+def _needs_cpu(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cpu":
+        return f"it runs on CPU tensors, these are on {device.type}"
+    return native.why_not()
+
+
+OPERATOR = Operator(
+    "linear_assignment",
+    Backend("native", native, _needs_cpu),
+    Backend("reference", reference, lambda device, dtype: None),
+)
+
+
+@overload
+def linear_assignment(
+    costs: Tensor,
+    sizes: Sequence[int],
+    *,
+    maximize: bool = False,
+    return_status: Literal[False] = False,
+    backend: str | None = None,
+) -> Tensor: ...
+@overload
+def linear_assignment(
+    costs: Tensor,
+    sizes: Sequence[int],
+    *,
+    maximize: bool = False,
+    return_status: Literal[True],
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def linear_assignment(
+    costs: Tensor, sizes: None = None, *, maximize: bool = False, backend: str | None = None
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def linear_assignment(
+    costs: ArrayLike, sizes: None = None, *, maximize: bool = False, backend: str | None = None
+) -> tuple[np.ndarray, np.ndarray]: ...
+def linear_assignment(
+    costs: Any,
+    sizes: Sequence[int] | None = None,
+    *,
+    maximize: bool = False,
+    return_status: bool = False,
+    backend: str | None = None,
+) -> Any:
+    """Gives every target a query of its own so that the costs add up to the least possible total.
+
+    One call solves all problems: one for each image and each index of the leading dimensions (decoder
+    layers). The result is exact, to float64 rounding, whatever the dtype of the costs. It is discrete:
+    no gradient flows, and costs that require one are used detached. Between assignments of equal total
+    the choice is arbitrary but fixed: it depends on the costs of that problem alone, not on threads,
+    on the other problems or on how the costs lie in memory.
+
+    Any strides are accepted. For problems of equal size held as [B, Q, T], as most DETR code has them,
+    pass `costs.transpose(1, 2)` with `sizes=[T]`: nothing is copied.
+
+    Entries that are not finite: +inf forbids its pair. NaN and -inf cost more than any assignment of
+    the finite entries of their problem (with R = min(T, Q) pairs, more than R * max - (R - 1) * min), so
+    such a pair is only taken where there is no way around it, and a training run survives it.
+
+    Without `sizes`, `linear_assignment(cost_matrix)` is `scipy.optimize.linear_sum_assignment`: one
+    [n, m] matrix (tensor, array or nested lists of any real dtype) to (row_ind, col_ind), rows ascending,
+    as tensors on the device of a tensor, else as arrays. There, as in scipy, NaN and -inf are errors.
+
+    Args:
+        costs: [..., sumT, Q] floating point; row t holds the costs of packed target t against the Q
+            queries of its own image. float16 and bfloat16 are widened to float32.
+        sizes: the number of targets T of each image, as Python ints that add up to sumT.
+        maximize: looks for the largest total instead.
+        return_status: also returns a status for each problem instead of raising where one has no
+            finite solution.
+        backend: pins a backend. Tensors on a GPU are copied to the host and back by the reference.
+
+    Returns:
+        The query of each target, int64 [..., sumT]; -1 where an image has more targets than queries and
+        this one was left out, and for all targets of an infeasible problem. With `return_status`, also
+        int32 [..., B]: 0 = solved, 1 = infeasible (too many +inf).
+
+    Raises:
+        ValueError: a wrong shape; an infeasible problem where `return_status` is False.
+        TypeError: a wrong dtype, or sizes that are not ints.
+    """
+    if sizes is None:
+        if return_status:
+            raise ValueError("return_status: needs sizes; one matrix raises where it is infeasible")
+        return _one_matrix(costs, maximize, backend)
+    if not isinstance(costs, Tensor):
+        raise TypeError(f"costs: expected a tensor [..., sumT, Q] with sizes; got {type(costs).__name__}")
+    if not costs.is_floating_point():
+        raise TypeError(f"costs: expected a floating point dtype; got {costs.dtype}")
+    if isinstance(sizes, Tensor):
+        raise TypeError("sizes: expected Python ints (the targets of each image); got a tensor")
+    sizes = [operator.index(size) for size in sizes]
+    if costs.ndim < 2 or costs.shape[-2] != sum(sizes):
+        raise ValueError(
+            f"costs: expected [..., sumT, Q] with sumT = sum(sizes) = {sum(sizes)}; got {list(costs.shape)}"
+        )
+    if any(size < 0 for size in sizes):
+        raise ValueError(f"sizes: expected no negative number of targets; got {sizes}")
+    costs = costs.detach()
+    if costs.dtype not in (torch.float32, torch.float64):
+        costs = costs.float()
+    if maximize:
+        costs = -costs
+    if torch.compiler.is_compiling() or type(costs) is not Tensor:
+        query, status = _custom_op(costs, sizes, not return_status, backend)
+    else:
+        query, status = OPERATOR.select(costs.device, costs.dtype, backend).solve(
+            costs, sizes, not return_status
+        )
+    return (query, status) if return_status else query
+
+
+@torch.library.custom_op("detr_fast::linear_assignment", mutates_args=())
+def _custom_op(
+    costs: Tensor, sizes: Sequence[int], check: bool, backend: str | None
+) -> tuple[Tensor, Tensor]:
+    return OPERATOR.select(costs.device, costs.dtype, backend).solve(costs, sizes, check)
+
+
+@_custom_op.register_fake
+def _(costs: Tensor, sizes: Sequence[int], check: bool, backend: str | None) -> tuple[Tensor, Tensor]:
+    query = costs.new_empty(costs.shape[:-1], dtype=torch.int64)
+    return query, costs.new_empty((*costs.shape[:-2], len(sizes)), dtype=torch.int32)
+
+
+def _one_matrix(matrix: Any, maximize: bool, backend: str | None) -> tuple[Any, Any]:
+    """`scipy.optimize.linear_sum_assignment`, its errors included."""
+    costs = matrix.detach() if isinstance(matrix, Tensor) else _to_tensor(np.asarray(matrix))
+    if costs.ndim != 2:
+        raise ValueError(f"expected a matrix (2-D array), got a {costs.ndim} array")
+    if costs.is_complex():
+        raise TypeError(f"costs: expected real numbers; got {costs.dtype}")
+    if costs.dtype not in (torch.float32, torch.float64):
+        costs = costs.double()
+    if maximize:
+        costs = -costs
+    # written so that NaN fails it too
+    if costs.numel() and not costs.min() > -torch.inf:
+        raise ValueError("matrix contains invalid numeric entries")
+    query, status = linear_assignment(costs, [costs.shape[0]], return_status=True, backend=backend)
+    if status:
+        raise ValueError("cost matrix is infeasible")
+    rows = torch.nonzero(query >= 0).flatten()
+    columns = query[rows]
+    return (rows, columns) if isinstance(matrix, Tensor) else (rows.numpy(), columns.numpy())
+
+
+def _to_tensor(array: np.ndarray) -> Tensor:
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"costs: expected real numbers; got {array.dtype}")
+    if array.dtype not in (np.float32, np.float64):
+        array = array.astype(np.float64)
+    # torch takes neither negative strides nor, without a warning, memory that is not writable
+    if not array.flags.writeable or any(stride < 0 for stride in array.strides):
+        array = array.copy()
+    return torch.from_numpy(array)

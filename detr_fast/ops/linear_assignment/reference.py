@@ -1,0 +1,47 @@
+"""The plainest solution that is right: scipy, one problem after another, in float64 on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+
+def solve(costs: Tensor, sizes: Sequence[int], check: bool) -> tuple[Tensor, Tensor]:
+    """costs [..., sumT, Q] -> query [..., sumT] int64, status [..., B] int32 (1 = infeasible)."""
+    host = costs.detach().cpu().double().numpy()
+    query = np.full(host.shape[:-1], -1, dtype=np.int64)
+    status = np.zeros((*host.shape[:-2], len(sizes)), dtype=np.int32)
+    ends = np.cumsum(sizes, dtype=np.int64)
+    for problem in np.ndindex(status.shape):
+        *layer, image = problem
+        start, end = ends[image] - sizes[image], ends[image]
+        try:
+            target, chosen = linear_sum_assignment(finite_penalties(host[(*layer, slice(start, end))]))
+        except ValueError:
+            status[problem] = 1
+            if check:
+                raise ValueError(infeasible(tuple(layer), image)) from None
+        else:
+            query[(*layer, start + target)] = chosen
+    return torch.from_numpy(query).to(costs.device), torch.from_numpy(status).to(costs.device)
+
+
+def finite_penalties(block: np.ndarray) -> np.ndarray:
+    """[T, Q] with NaN and -inf replaced by more than any assignment of finite entries can cost."""
+    finite = block[np.isfinite(block)]
+    if finite.size and np.abs(finite).max() > 2.0**900:
+        # sums and differences of such costs overflow; a power of two changes no order
+        block, finite = block * 2.0**-200, finite * 2.0**-200
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+    penalty = high + min(block.shape) * (high - low) + max(abs(high), abs(low), np.finfo(np.float64).tiny)
+    return np.where(np.isnan(block) | (block == -np.inf), penalty, block)
+
+
+def infeasible(layer: tuple[int, ...], image: int) -> str:
+    """What an error says about a problem without a finite solution."""
+    where = f"image {image}" + (f" of leading index {layer}" if layer else "")
+    return f"cost matrix is infeasible: {where} has no assignment that avoids all +inf costs"
