@@ -1,0 +1,53 @@
+# `make demo` and `make test` set up all they need in .venv; Python >= 3.10 with venv and a C++17
+# compiler must be there. nvcc is used where it is found; DETR_FAST_CUDA=OFF refuses it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+NATIVE := CMakeLists.txt setup.py $(shell find csrc -type f)
+CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+
+.PHONY: demo test lint format bench package clean
+
+demo: $(VENV)/.installed
+	$(BIN)/detr-fast demo --output runs/demo
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(CPP)
+
+bench: $(VENV)/.peers
+	$(BIN)/python -m pytest benchmarks
+
+package: $(VENV)/.installed
+	sh tests/package.sh $(BIN)/python
+
+clean:
+	rm -rf build dist runs *.egg-info detr_fast/_C*.so
+
+# torch comes first and pinned, so that no later requirement picks another build of it.
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt torch
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml $(NATIVE)
+	$(PIP) install -c constraints.txt -e ".[test,lint]"
+	touch $@
+
+# torch-ms-deform-attn compiles against the torch that is installed, hence no build isolation.
+$(VENV)/.peers: $(VENV)/.installed
+	$(PIP) install -c constraints.txt -e ".[bench]" setuptools ninja
+	$(PIP) install -c constraints.txt --no-build-isolation torch-ms-deform-attn
+	touch $@
