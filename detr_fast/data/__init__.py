@@ -1,0 +1,25 @@
+"""Data sets, augmentation and batches."""
+
+from detr_fast.data.batching import Batch, TrainBatches, begin_epoch, build_loader, collate
+from detr_fast.data.coco import CocoDetection, build_detection_dataset
+from detr_fast.data.images import ImageError, load_image
+from detr_fast.data.synthetic import write_shapes_dataset
+from detr_fast.data.transforms import EvalTransform, Target, TrainTransform, image_to_tensor, resized_size
+
+__all__ = [
+    "Batch",
+    "CocoDetection",
+    "EvalTransform",
+    "ImageError",
+    "Target",
+    "TrainBatches",
+    "TrainTransform",
+    "begin_epoch",
+    "build_detection_dataset",
+    "build_loader",
+    "collate",
+    "image_to_tensor",
+    "load_image",
+    "resized_size",
+    "write_shapes_dataset",
+]

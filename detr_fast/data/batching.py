@@ -1,0 +1,133 @@
+"""From samples to batches: collating, shuffling, sharding over ranks, resuming inside an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler, Sampler
+
+from detr_fast.data.coco import CocoDetection
+from detr_fast.data.transforms import Target
+from detr_fast.structures import PaddedImages
+
+Batch = tuple[PaddedImages, list[Target]]
+
+
+def collate(batch: Sequence[tuple[Tensor, Target]]) -> Batch:
+    """Samples to (images padded to the largest of the batch, list of targets)."""
+    images, targets = zip(*batch, strict=True)
+    return PaddedImages.from_list(images), list(targets)
+
+
+class TrainBatches(Sampler[list[int]]):
+    """Batches of shuffled indices of one rank.
+
+    The order depends on the seed and the epoch alone, so `set_epoch(epoch, skip_batches=k)` goes on after
+    the k-th batch of an interrupted epoch without reading an image. All ranks get the same number of
+    batches of the same sizes; a few indices occur twice where the ranks do not divide the data set.
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1, drop_last: bool
+    ) -> None:
+        # DistributedSampler reads nothing of its data set but the length.
+        self._sampler: DistributedSampler[int] = DistributedSampler(
+            cast(Any, range(length)), num_replicas=world_size, rank=rank, seed=seed
+        )
+        self.batch_size = batch_size
+        self.drop_last = drop_last
+        self._skip_batches = 0
+        if len(self) == 0:
+            raise ValueError(
+                f"batch_size: a rank has {len(self._sampler)} images, which do not fill one batch of "
+                f"{batch_size}; lower it or pass drop_last=False"
+            )
+
+    def set_epoch(self, epoch: int, *, skip_batches: int = 0) -> None:
+        """Chooses the order of the next iteration and how many of its batches are left out."""
+        self._sampler.set_epoch(epoch)
+        self._skip_batches = skip_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        indices = list(self._sampler)
+        batches = (indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size))
+        return islice(batches, self._skip_batches, len(self))
+
+    def __len__(self) -> int:
+        """The number of batches of a whole epoch."""
+        images = len(self._sampler)
+        return images // self.batch_size if self.drop_last else -(-images // self.batch_size)
+
+
+def build_loader(
+    dataset: CocoDetection,
+    batch_size: int,
+    *,
+    train: bool,
+    seed: int = 0,
+    num_workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    drop_last: bool = True,
+    pin_memory: bool = False,
+) -> DataLoader[Batch]:
+    """A loader of `collate`d batches of one rank.
+
+    Training: shuffled by `TrainBatches`; call `begin_epoch` before each iteration. Evaluation: in order,
+    every image on exactly one rank, so ranks may differ in the number of batches by one.
+    Iterating leaves torch's global random state alone, and the batches do not depend on `num_workers`.
+
+    Args:
+        dataset: the whole data set, the same on every rank.
+        batch_size: images a rank.
+        train: see above.
+        seed: of the order.
+        num_workers: processes that read ahead; 0 reads in this process.
+        rank: this process.
+        world_size: how many processes there are.
+        drop_last: training only: leave out an incomplete last batch, as the official DETR does.
+        pin_memory: as for `torch.utils.data.DataLoader`.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected >= 1; got {batch_size}")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank: expected 0 <= rank < world_size = {world_size}; got {rank}")
+    options: dict[str, Any]
+    if train:
+        options = {
+            "batch_sampler": TrainBatches(
+                len(dataset), batch_size, seed=seed, rank=rank, world_size=world_size, drop_last=drop_last
+            )
+        }
+    else:
+        options = {"batch_size": batch_size, "sampler": range(rank, len(dataset), world_size)}
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        **options,
+        collate_fn=collate,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=pin_memory,
+        # A loader draws its workers' seeds; from its own generator, not from the one that dropout uses.
+        generator=torch.Generator().manual_seed(seed),
+    )
+    return loader
+
+
+def begin_epoch(loader: DataLoader[Batch], epoch: int, *, skip_batches: int = 0) -> None:
+    """Sets the order and the augmentation of a training loader's next iteration.
+
+    Args:
+        loader: from `build_loader(..., train=True)`.
+        epoch: counted from 0.
+        skip_batches: batches already done, when an interrupted epoch goes on.
+    """
+    dataset, batches = loader.dataset, loader.batch_sampler
+    if not isinstance(dataset, CocoDetection) or not isinstance(batches, TrainBatches):
+        raise TypeError("loader: expected a loader from build_loader(..., train=True)")
+    dataset.set_epoch(epoch)
+    batches.set_epoch(epoch, skip_batches=skip_batches)

@@ -1,0 +1,64 @@
+"""Reading one image file as 8-bit RGB."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+
+class ImageError(ValueError):
+    """An image file that exists but cannot be used; the message names the file and what is wrong."""
+
+
+def load_image(path: str | Path, *, exif_transpose: bool = False) -> Image.Image:
+    """Reads a file that Pillow knows (JPEG, PNG, TIFF, WebP, ...) as an 8-bit RGB image.
+
+    Grayscale, palette and CMYK images are converted, transparency is dropped and of an animation the
+    first frame is taken. 16-bit grayscale is scaled by its full range (65535 becomes 255), never clipped
+    and never stretched, so that an image's brightness does not depend on its content.
+
+    Args:
+        path: the file.
+        exif_transpose: turn the image as its EXIF orientation says. Off for data sets, because COCO
+            annotations refer to the pixels as stored; on for a photograph that a person wants to see upright.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImageError: the file is empty, truncated, not an image, or of a kind without a defined RGB value.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such image file")
+    if path.stat().st_size == 0:
+        raise ImageError(f"{path}: the file is empty")
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image) if exif_transpose else image)
+    except PermissionError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError(f"{path}: not an image in a format that Pillow reads") from None
+    # What Pillow's decoders raise for damaged files, besides OSError.
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        raise ImageError(f"{path}: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image.copy()
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(
+                f"pixel values {values.min()}..{values.max()} are outside the 16-bit range 0..65535"
+            )
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("a floating-point image has no defined range; convert it to 8 or 16 bits")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")

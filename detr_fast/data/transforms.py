@@ -1,0 +1,148 @@
+"""DETR's augmentation of an image together with its boxes (paper section A.4).
+
+A transform takes a PIL image, a target with `boxes` [T, 4] as absolute (x0, y0, x1, y1) pixels, and the
+`random.Random` that makes every choice; the same generator state gives the same sample. Resizing is
+Pillow's antialiased bilinear filter, as in the official implementation.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from detr_fast.boxes import box_xyxy_to_cxcywh
+
+Target: TypeAlias = dict[str, Tensor]
+
+SCALES = tuple(range(480, 801, 32))
+MAX_SIZE = 1333
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """Resize to one scale, then `to_model_input`."""
+
+    size: int = SCALES[-1]
+    max_size: int = MAX_SIZE
+
+    def __call__(self, image: Image.Image, target: Target, rng: random.Random) -> tuple[Tensor, Target]:
+        return to_model_input(*resize(image, target, self.size, self.max_size))
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """Horizontal flip; then, each half of the time, a resize to a random scale, or a resize, a crop of
+    random size and a resize to a random scale; then `to_model_input`.
+
+    scales: short sides to choose from, pixels.
+    max_size: bound of the long side after the last resize.
+    crop_scales: short sides before a crop.
+    crop_size: smallest and largest side of a crop.
+    """
+
+    scales: Sequence[int] = SCALES
+    max_size: int = MAX_SIZE
+    crop_scales: Sequence[int] = (400, 500, 600)
+    crop_size: tuple[int, int] = (384, 600)
+
+    @classmethod
+    def for_scales(cls, scales: Sequence[int], max_size: int = MAX_SIZE) -> TrainTransform:
+        """Crops in the official proportion to the largest scale; the official ones where that is 800."""
+        if not scales or min(scales) < 1:
+            raise ValueError(f"scales: expected positive sizes in pixels; got {list(scales)}")
+
+        def scaled(size: int) -> int:
+            return max(1, round(size * max(scales) / SCALES[-1]))
+
+        return cls(
+            tuple(scales), max_size, (scaled(400), scaled(500), scaled(600)), (scaled(384), scaled(600))
+        )
+
+    def __call__(self, image: Image.Image, target: Target, rng: random.Random) -> tuple[Tensor, Target]:
+        if rng.random() < 0.5:
+            image, target = hflip(image, target)
+        if rng.random() < 0.5:
+            image, target = resize(image, target, rng.choice(self.crop_scales))
+            image, target = crop(image, target, random_crop_box(image.size, *self.crop_size, rng))
+        image, target = resize(image, target, rng.choice(self.scales), self.max_size)
+        return to_model_input(image, target)
+
+
+def hflip(image: Image.Image, target: Target) -> tuple[Image.Image, Target]:
+    """Mirrors left and right."""
+    x0, y0, x1, y1 = target["boxes"].unbind(-1)
+    boxes = torch.stack([image.width - x1, y0, image.width - x0, y1], -1)
+    return ImageOps.mirror(image), {**target, "boxes": boxes}
+
+
+def resized_size(width: int, height: int, size: int, max_size: int | None = None) -> tuple[int, int]:
+    """The official size rule, as (width, height): the short side becomes `size`, the long side follows,
+    rounded down. Where the long side would exceed `max_size`, the short side becomes
+    `round(max_size * short / long)` instead. No side gets smaller than one pixel.
+    """
+    short, long = min(width, height), max(width, height)
+    if max_size is not None and long / short * size > max_size:
+        size = max(1, round(max_size * short / long))
+    if width < height:
+        return size, int(size * height / width)
+    return int(size * width / height), size
+
+
+def resize(
+    image: Image.Image, target: Target, size: int, max_size: int | None = None
+) -> tuple[Image.Image, Target]:
+    """Resizes by `resized_size`; boxes and areas follow."""
+    width, height = resized_size(image.width, image.height, size, max_size)
+    x_ratio, y_ratio = width / image.width, height / image.height
+    boxes = target["boxes"] * torch.tensor([x_ratio, y_ratio, x_ratio, y_ratio])
+    target = {**target, "boxes": boxes, "area": target["area"] * (x_ratio * y_ratio)}
+    return image.resize((width, height), Image.Resampling.BILINEAR), target
+
+
+def random_crop_box(
+    image_size: tuple[int, int], min_size: int, max_size: int, rng: random.Random
+) -> tuple[int, int, int, int]:
+    """A random (left, top, width, height) with sides in min_size..max_size, or the image's where smaller."""
+    sides = [rng.randint(min(min_size, side), min(max_size, side)) for side in image_size]
+    left, top = (rng.randint(0, whole - part) for whole, part in zip(image_size, sides, strict=True))
+    return left, top, sides[0], sides[1]
+
+
+def crop(image: Image.Image, target: Target, region: tuple[int, int, int, int]) -> tuple[Image.Image, Target]:
+    """Cuts out (left, top, width, height). Boxes are cut to it, and removed where nothing is left; as in
+    the official implementation, `area` becomes the area of what is left of the box."""
+    left, top, width, height = region
+    boxes = target["boxes"] - torch.tensor([left, top, left, top])
+    boxes = torch.minimum(boxes.clamp(min=0), torch.tensor([width, height, width, height]))
+    sides = boxes[:, 2:] - boxes[:, :2]
+    keep = (sides > 0).all(1)
+    target = {**target, "boxes": boxes, "area": sides.prod(1)}
+    for key in ("boxes", "labels", "area", "iscrowd"):
+        target[key] = target[key][keep]
+    return image.crop((left, top, left + width, top + height)), target
+
+
+def to_model_input(image: Image.Image, target: Target) -> tuple[Tensor, Target]:
+    """The image as [3, H, W] float32 with ImageNet's mean and deviation; boxes as (cx, cy, w, h) relative
+    to the image; `size` as (height, width)."""
+    width, height = image.size
+    boxes = box_xyxy_to_cxcywh(target["boxes"]) / torch.tensor([width, height, width, height])
+    return image_to_tensor(image), {**target, "boxes": boxes, "size": torch.tensor([height, width])}
+
+
+def image_to_tensor(image: Image.Image) -> Tensor:
+    """An RGB image as [3, H, W] float32, normalised by ImageNet's mean and deviation."""
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    tensor = pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+    return tensor.sub_(torch.tensor(IMAGENET_MEAN)[:, None, None]).div_(
+        torch.tensor(IMAGENET_STD)[:, None, None]
+    )
