@@ -3,5 +3,14 @@
 from detr_fast.ops.backend import BackendUnavailable, use_backend
 from detr_fast.ops.box_match_cost import box_match_cost
 from detr_fast.ops.linear_assignment import linear_assignment
+from detr_fast.ops.ms_deform_attn import ms_deform_attn, ms_deform_attn_classic, ms_deform_attn_fused
 
-__all__ = ["BackendUnavailable", "box_match_cost", "linear_assignment", "use_backend"]
+__all__ = [
+    "BackendUnavailable",
+    "box_match_cost",
+    "linear_assignment",
+    "ms_deform_attn",
+    "ms_deform_attn_classic",
+    "ms_deform_attn_fused",
+    "use_backend",
+]

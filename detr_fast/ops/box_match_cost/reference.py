@@ -1,0 +1,94 @@
+"""The plainest form of the costs in PyTorch: any device, float64 where the inputs are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+EPS = 1e-8
+TINY = torch.finfo(torch.float32).tiny  # areas below count as zero, in every precision and backend
+
+
+@torch.no_grad()
+def box_match_cost(
+    logits: Tensor,
+    boxes: Tensor,
+    target_labels: Tensor,
+    target_boxes: Tensor,
+    sizes: Sequence[int],
+    class_cost: str,
+    w_class: float,
+    w_l1: float,
+    w_giou: float,
+    alpha: float,
+    gamma: float,
+) -> Tensor:
+    """[..., sumT, Q] costs; arguments as the public function's, already checked."""
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    logits, boxes, target_boxes = logits.to(dtype).contiguous(), boxes.to(dtype), target_boxes.to(dtype)
+    if logits.device.type == "cpu":
+        check_labels(target_labels, logits.shape[-1])
+    cost_of_class = softmax_cost(logits) if class_cost == "softmax" else focal_cost(logits, alpha, gamma)
+    blocks = [logits.new_empty(*logits.shape[:-3], 0, logits.shape[-2])]
+    for b, (labels, wanted) in enumerate(
+        zip(target_labels.split(sizes), target_boxes.split(sizes), strict=True)
+    ):
+        known = (labels >= 0) & (labels < logits.shape[-1])
+        classes = cost_of_class[..., b, :, :].mT[..., labels.where(known, 0), :]
+        classes = classes.masked_fill(~known[:, None], torch.nan)
+        found = boxes[..., b, None, :, :]
+        l1 = (wanted[:, None] - found).abs().sum(-1)
+        cost = w_class * classes + w_l1 * l1 - w_giou * generalized_iou(wanted[:, None], found)
+        blocks.append(penalise_non_finite(cost))
+    return torch.cat(blocks, dim=-2)
+
+
+def softmax_cost(logits: Tensor) -> Tensor:
+    return -logits.softmax(-1)
+
+
+def focal_cost(logits: Tensor, alpha: float, gamma: float) -> Tensor:
+    p, not_p = logits.sigmoid(), (-logits).sigmoid()  # 1 - p would round to zero for confident queries
+    positive = alpha * not_p**gamma * -(p + EPS).log()
+    negative = (1 - alpha) * p**gamma * -(not_p + EPS).log()
+    return positive - negative
+
+
+def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
+    """GIoU of broadcastable [..., 4] boxes (cx, cy, w, h); negative sizes count as zero, 0 / 0 as zero."""
+    a_size, b_size = a[..., 2:].clamp(min=0), b[..., 2:].clamp(min=0)
+    both = a_size + b_size
+    # from sizes and distances rather than corners, whose differences lose the digits of small boxes
+    overlap = (both / 2 - (a[..., :2] - b[..., :2]).abs()).minimum(torch.minimum(a_size, b_size))
+    hull = (both - overlap).prod(-1)
+    intersection = overlap.clamp(min=0).prod(-1)
+    union = a_size.prod(-1) + b_size.prod(-1) - intersection
+    return intersection / union.clamp(min=TINY) - (hull - union) / hull.clamp(min=TINY)
+
+
+def penalise_non_finite(cost: Tensor) -> Tensor:
+    """Replaces the non-finite entries of each [T, Q] block as the public function promises."""
+    if cost.numel() == 0:
+        return cost
+    finite = cost.isfinite()
+    low = cost.where(finite, torch.inf).amin((-2, -1), keepdim=True)
+    high = cost.where(finite, -torch.inf).amax((-2, -1), keepdim=True)
+    # above T * high - (T - 1) * low, by a margin that rounding cannot swallow
+    penalty = high + cost.shape[-2] * (high - low) + high.abs().clamp(min=1)
+    penalty = penalty.clamp(max=torch.finfo(cost.dtype).max).where(high.isfinite(), 0)
+    return cost.where(finite, penalty)
+
+
+def check_labels(target_labels: Tensor, classes: int) -> None:
+    outside = torch.nonzero((target_labels < 0) | (target_labels >= classes))
+    if outside.numel():
+        raise label_error(target_labels, int(outside[0]), classes)
+
+
+def label_error(target_labels: Tensor, index: int, classes: int) -> ValueError:
+    return ValueError(
+        f"target_labels: expected labels in [0, K) with K = {classes}; "
+        f"got {int(target_labels[index])} at packed target {index}"
+    )
