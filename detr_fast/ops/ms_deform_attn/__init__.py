@@ -1,0 +1,127 @@
+"""Multi-scale deformable attention (Deformable DETR, arXiv:2010.04159, section 4.1, equation 3).
+
+Letters: `B` images, `Q` queries, `H` heads, `D` head channels, `N` levels, `P` points, `S` value
+positions, levels concatenated row-major.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from detr_fast.ops.ms_deform_attn.autograd import OPERATOR, call
+from detr_fast.ops.ms_deform_attn.checks import check_level_start_index, level_sizes
+
+__all__ = ["OPERATOR", "ms_deform_attn", "ms_deform_attn_classic", "ms_deform_attn_fused"]
+
+
+def ms_deform_attn(
+    value: Tensor,
+    spatial_shapes: Tensor | Sequence[Sequence[int]],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Sums bilinear samples of several feature maps, for every query and head.
+
+    `out[b, q, h] = sum over n, p of attention_weights[b, q, h, n, p] * sample(level n of value[b, :, h],
+    sampling_locations[b, q, h, n, p])`. A location (x, y) runs from 0 to 1 between the outer edges of the
+    level, so its pixel coordinate is `location * size - 0.5`. Outside a level everything is zero: pixels
+    beyond the border take no part, whatever the weight, and a sample at a NaN location contributes
+    nothing, as in the official CUDA kernel. On an integer pixel coordinate the gradient by location is
+    the right-hand derivative.
+
+    Coordinates, weights and sums are float32 inside (float64 for float64 values), whatever the dtypes;
+    autocast changes nothing. The result is the same, bit for bit, for any number of threads. Only the
+    reference backend can be differentiated twice.
+
+    Args:
+        value: [B, S, H, D] float32, bfloat16, float16 or float64.
+        spatial_shapes: (height, width) of each level: [N, 2] int64 or a sequence of pairs of integers.
+            Integers avoid a read back from a GPU.
+        sampling_locations: [B, Q, H, N, P, 2] floating point, (x, y).
+        attention_weights: [B, Q, H, N, P] floating point, used as they are.
+        backend: pins a backend ("native", "reference"); None takes the best.
+
+    Returns:
+        [B, Q, H * D] in value's dtype. Gradients come in each input's dtype.
+
+    Raises:
+        ValueError: a shape or device does not fit; the message names the argument.
+        TypeError: a dtype does not fit.
+        BackendUnavailable: the pinned backend cannot run on these tensors.
+    """
+    return call(value, spatial_shapes, sampling_locations, attention_weights, None, backend)
+
+
+def ms_deform_attn_fused(
+    value: Tensor,
+    spatial_shapes: Tensor | Sequence[Sequence[int]],
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """`ms_deform_attn` with the softmax and the arithmetic of locations inside, forward and backward.
+
+    Weights are the softmax of the logits over levels and points together. Locations are
+    `reference + offset / (width, height)` for 2-d references and
+    `reference_xy + offset / P * reference_wh * 0.5` for 4-d references (cx, cy, w, h).
+
+    Args:
+        value: [B, S, H, D] float32, bfloat16, float16 or float64.
+        spatial_shapes: (height, width) of each level: [N, 2] int64 or a sequence of pairs of integers.
+        reference_points: [B, Q, N, 2] or [B, Q, N, 4] floating point, relative to each level.
+        sampling_offsets: [B, Q, H, N, P, 2] floating point, (x, y).
+        attention_logits: [B, Q, H, N, P] or [B, Q, H, N * P] floating point.
+        backend: pins a backend ("native", "reference"); None takes the best.
+
+    Returns:
+        [B, Q, H * D] in value's dtype. Gradients come in each input's dtype.
+
+    Raises:
+        ValueError, TypeError, BackendUnavailable: as `ms_deform_attn`.
+    """
+    if not isinstance(reference_points, Tensor):
+        raise TypeError(f"reference_points: expected a tensor; got {type(reference_points).__name__}")
+    if isinstance(attention_logits, Tensor) and isinstance(sampling_offsets, Tensor):
+        shape = sampling_offsets.shape[:-1]
+        if (
+            attention_logits.ndim == 4
+            and len(shape) == 5
+            and attention_logits.shape[3] == shape[3] * shape[4]
+        ):
+            attention_logits = attention_logits.unflatten(3, shape[3:])
+    return call(value, spatial_shapes, sampling_offsets, attention_logits, reference_points, backend)
+
+
+def ms_deform_attn_classic(
+    value: Tensor,
+    spatial_shapes: Tensor | Sequence[Sequence[int]],
+    level_start_index: Tensor | Sequence[int],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    im2col_step: int = 64,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """`ms_deform_attn` in the signature of Deformable-DETR, mmcv and transformers.
+
+    Args:
+        value: as in `ms_deform_attn`.
+        spatial_shapes: as in `ms_deform_attn`.
+        level_start_index: [N] int64, the first position of each level. It follows from
+            `spatial_shapes`; on the CPU it must agree, on a GPU it is not read.
+        sampling_locations: as in `ms_deform_attn`.
+        attention_weights: as in `ms_deform_attn`.
+        im2col_step: accepted and ignored; the images are never split.
+        backend: as in `ms_deform_attn`.
+    """
+    on_host = not isinstance(level_start_index, Tensor) or type(level_start_index) is Tensor
+    if on_host and not torch.compiler.is_compiling() and not getattr(level_start_index, "is_cuda", False):
+        check_level_start_index(level_start_index, level_sizes(spatial_shapes))
+    return ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights, backend=backend)

@@ -1,0 +1,193 @@
+"""One forward and one backward, reached by an eager call and through the registered operator.
+
+An eager call goes through `torch.autograd.Function`, which costs a third of a registered operator's
+dispatch; the compiler and fake tensors see `torch.ops.detr_fast.ms_deform_attn`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from detr_fast.ops.backend import Backend, Operator
+from detr_fast.ops.ms_deform_attn import native, reference
+from detr_fast.ops.ms_deform_attn.checks import check, level_sizes
+
+LevelSizes = Sequence[tuple[int, int]]
+
+OPERATOR = Operator(
+    "ms_deform_attn",
+    Backend("native", native, native.why_not),
+    Backend("reference", reference, lambda device, dtype: None),
+)
+
+
+def call(
+    value: Tensor,
+    spatial_shapes: Tensor | Sequence[Sequence[int]],
+    coordinates: Tensor,
+    weights: Tensor,
+    reference_points: Tensor | None,
+    backend: str | None,
+) -> Tensor:
+    """Checks, chooses the backend and the way to it."""
+    if torch.compiler.is_compiling() or type(value) not in (Tensor, torch.nn.Parameter):
+        if isinstance(spatial_shapes, Tensor):
+            return _operator(value, spatial_shapes, (), coordinates, weights, reference_points, backend)
+        sizes = [side for size in spatial_shapes for side in size]
+        return _operator(value, None, sizes, coordinates, weights, reference_points, backend)
+    sizes = level_sizes(spatial_shapes)
+    check(value, sizes, coordinates, weights, reference_points)
+    implementation = OPERATOR.select(value.device, value.dtype, backend)
+    if implementation is reference:
+        return reference.forward(value, sizes, coordinates, weights, reference_points)
+    return _Function.apply(implementation, sizes, value, coordinates, weights, reference_points)
+
+
+class _Function(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        implementation: ModuleType,
+        sizes: LevelSizes,
+        value: Tensor,
+        coordinates: Tensor,
+        weights: Tensor,
+        reference_points: Tensor | None,
+    ) -> Tensor:
+        ctx.save_for_backward(value, coordinates, weights, reference_points)
+        ctx.implementation, ctx.sizes = implementation, sizes
+        return implementation.forward(value, sizes, coordinates, weights, reference_points)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        value, coordinates, weights, reference_points = ctx.saved_tensors
+        gradients = ctx.implementation.backward(
+            grad_out, value, ctx.sizes, coordinates, weights, reference_points, ctx.needs_input_grad[2:]
+        )
+        return None, None, *gradients
+
+
+@torch.library.custom_op("detr_fast::ms_deform_attn", mutates_args=())
+def _operator(
+    value: Tensor,
+    spatial_shapes: Tensor | None,
+    sizes: Sequence[int],
+    coordinates: Tensor,
+    weights: Tensor,
+    reference_points: Tensor | None,
+    backend: str | None,
+) -> Tensor:
+    """Level sizes come as a tensor or, flattened, as integers."""
+    pairs = _pairs(spatial_shapes, sizes)
+    check(value, pairs, coordinates, weights, reference_points)
+    implementation = OPERATOR.select(value.device, value.dtype, backend)
+    return implementation.forward(value, pairs, coordinates, weights, reference_points)
+
+
+@torch.library.custom_op("detr_fast::ms_deform_attn_backward", mutates_args=())
+def _operator_backward(
+    grad_out: Tensor,
+    value: Tensor,
+    spatial_shapes: Tensor | None,
+    sizes: Sequence[int],
+    coordinates: Tensor,
+    weights: Tensor,
+    reference_points: Tensor | None,
+    backend: str | None,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of value, coordinates, weights and reference points; empty where not needed."""
+    pairs = _pairs(spatial_shapes, sizes)
+    inputs = (value, coordinates, weights, reference_points)
+    implementation = OPERATOR.select(value.device, value.dtype, backend)
+    if implementation is reference:
+        gradients = _reference_backward(grad_out, pairs, inputs, needs)
+    else:
+        gradients = implementation.backward(
+            grad_out, value, pairs, coordinates, weights, reference_points, needs
+        )
+    a, b, c, d = (value.new_empty(0) if gradient is None else gradient for gradient in gradients)
+    return a, b, c, d
+
+
+def _reference_backward(
+    grad_out: Tensor, sizes: LevelSizes, inputs: Sequence[Any], needs: Sequence[bool]
+) -> list[Tensor | None]:
+    leaves = [
+        None if t is None else t.detach().requires_grad_(need) for t, need in zip(inputs, needs, strict=True)
+    ]
+    value, coordinates, weights, reference_points = leaves
+    with torch.enable_grad():
+        out = reference.forward(value, sizes, coordinates, weights, reference_points)
+    found = iter(
+        torch.autograd.grad(
+            out, [leaf for leaf in leaves if leaf is not None and leaf.requires_grad], grad_out
+        )
+    )
+    return [next(found) if need else None for need in needs]
+
+
+def _pairs(spatial_shapes: Tensor | None, sizes: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    if spatial_shapes is not None:
+        return level_sizes(spatial_shapes)
+    return level_sizes(list(zip(sizes[::2], sizes[1::2], strict=True)))
+
+
+@_operator.register_fake
+def _(
+    value: Tensor,
+    spatial_shapes: Tensor | None,
+    sizes: Sequence[int],
+    coordinates: Tensor,
+    weights: Tensor,
+    reference_points: Tensor | None,
+    backend: str | None,
+) -> Tensor:
+    return value.new_empty(value.shape[0], coordinates.shape[1], value.shape[2] * value.shape[3])
+
+
+@_operator_backward.register_fake
+def _(
+    grad_out: Tensor,
+    value: Tensor,
+    spatial_shapes: Tensor | None,
+    sizes: Sequence[int],
+    coordinates: Tensor,
+    weights: Tensor,
+    reference_points: Tensor | None,
+    backend: str | None,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    inputs = (value, coordinates, weights, reference_points)
+    a, b, c, d = (
+        t.new_empty(t.shape) if need and t is not None else value.new_empty(0)
+        for t, need in zip(inputs, needs, strict=True)
+    )
+    return a, b, c, d
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    value, spatial_shapes, sizes, coordinates, weights, reference_points, backend = inputs
+    ctx.save_for_backward(value, spatial_shapes, coordinates, weights, reference_points)
+    ctx.sizes, ctx.backend = sizes, backend
+
+
+def _registered_backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    value, spatial_shapes, coordinates, weights, reference_points = ctx.saved_tensors
+    needed = ctx.needs_input_grad
+    needs = [needed[0], needed[3], needed[4], needed[5]]
+    gradients = _operator_backward(
+        grad_out, value, spatial_shapes, ctx.sizes, coordinates, weights, reference_points, ctx.backend, needs
+    )
+    a, b, c, d = (g if need else None for g, need in zip(gradients, needs, strict=True))
+    return a, None, None, b, c, d, None
+
+
+_operator.register_autograd(_registered_backward, setup_context=_setup_context)

@@ -1,0 +1,129 @@
+"""What the operator accepts, and what it says to the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+VALUE_DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
+LARGEST_SIDE = 2**24  # pixel coordinates are float32
+
+
+def level_sizes(spatial_shapes: Tensor | Sequence[Sequence[int]]) -> tuple[tuple[int, int], ...]:
+    """`spatial_shapes` as Python integers; a tensor on a GPU is read back."""
+    rows = spatial_shapes
+    if isinstance(spatial_shapes, Tensor):
+        if spatial_shapes.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"spatial_shapes: expected int64; got {spatial_shapes.dtype}")
+        rows = spatial_shapes.tolist()
+    try:
+        sizes = tuple([(int(height), int(width)) for height, width in rows])
+    except (TypeError, ValueError):
+        shape = list(rows.shape) if isinstance(rows, Tensor) else rows
+        raise ValueError(f"spatial_shapes: expected [N, 2] (height, width) integers; got {shape}") from None
+    for size in sizes:
+        if not (0 < size[0] <= LARGEST_SIDE and 0 < size[1] <= LARGEST_SIDE):
+            raise ValueError(f"spatial_shapes: expected sides from 1 to {LARGEST_SIDE}; got {list(sizes)}")
+    return sizes
+
+
+def check(
+    value: Tensor,
+    sizes: Sequence[tuple[int, int]],
+    coordinates: Tensor,
+    weights: Tensor,
+    reference_points: Tensor | None = None,
+) -> None:
+    """Raises `ValueError` or `TypeError` where the arguments do not fit each other."""
+    try:
+        batch, pixels, heads, _ = value.shape
+        _, queries, _, _, points, _ = coordinates.shape
+        levels = len(sizes)
+        device = value.device
+        good = (
+            levels > 0
+            and value.dtype in VALUE_DTYPES
+            and coordinates.shape == (batch, queries, heads, levels, points, 2)
+            and weights.shape == (batch, queries, heads, levels, points)
+            and pixels == sum([height * width for height, width in sizes])
+            and pixels < 2**31
+            and coordinates.device == device == weights.device
+            and coordinates.is_floating_point()
+            and weights.is_floating_point()
+        )
+        if good and reference_points is not None:
+            good = (
+                reference_points.shape in ((batch, queries, levels, 2), (batch, queries, levels, 4))
+                and reference_points.device == device
+                and reference_points.is_floating_point()
+            )
+    except (AttributeError, TypeError, ValueError):
+        good = False
+    if not good:
+        _explain(value, sizes, coordinates, weights, reference_points)
+
+
+def _explain(
+    value: Tensor,
+    sizes: Sequence[tuple[int, int]],
+    coordinates: Tensor,
+    weights: Tensor,
+    reference_points: Tensor | None,
+) -> None:
+    """The first thing wrong, as an error that names the argument."""
+    fused = reference_points is not None
+    coordinates_name = "sampling_offsets" if fused else "sampling_locations"
+    weights_name = "attention_logits" if fused else "attention_weights"
+    tensors = {"value": value, coordinates_name: coordinates, weights_name: weights}
+    if fused:
+        tensors["reference_points"] = reference_points
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a tensor; got {type(tensor).__name__}")
+        if not tensor.is_floating_point() or (name == "value" and tensor.dtype not in VALUE_DTYPES):
+            raise TypeError(f"{name}: expected float32, bfloat16, float16 or float64; got {tensor.dtype}")
+        if tensor.device != value.device:
+            raise ValueError(f"{name}: expected value's device {value.device}; got {tensor.device}")
+    if not sizes:
+        raise ValueError("spatial_shapes: expected at least one level; got none")
+    if value.ndim != 4:
+        raise ValueError(f"value: expected [B, S, H, D]; got {list(value.shape)}")
+    pixels = sum(height * width for height, width in sizes)
+    if value.shape[1] != pixels:
+        raise ValueError(
+            f"value: expected [B, S, H, D] with S = {pixels}, the pixels of spatial_shapes {list(sizes)}; "
+            f"got {list(value.shape)}"
+        )
+    if pixels >= 2**31:
+        raise ValueError(f"spatial_shapes: expected fewer than 2**31 pixels; got {pixels}")
+    batch, heads, levels = value.shape[0], value.shape[2], len(sizes)
+    queries, points = coordinates.shape[1:2], coordinates.shape[4:5]
+    expected = (batch, *queries, heads, levels, *points, 2)
+    if coordinates.ndim != 6 or tuple(coordinates.shape) != expected:
+        raise ValueError(
+            f"{coordinates_name}: expected [B, Q, H, N, P, 2] with B = {batch}, H = {heads}, N = {levels}; "
+            f"got {list(coordinates.shape)}"
+        )
+    if tuple(weights.shape) != expected[:-1]:
+        raise ValueError(
+            f"{weights_name}: expected [B, Q, H, N, P] = {list(expected[:-1])}; got {list(weights.shape)}"
+        )
+    if reference_points is not None:
+        raise ValueError(
+            f"reference_points: expected [B, Q, N, 2] or [B, Q, N, 4] with B = {batch}, Q = {queries[0]}, "
+            f"N = {levels}; got {list(reference_points.shape)}"
+        )
+    raise AssertionError("unreachable: every refusal has its words")
+
+
+def check_level_start_index(level_start_index: Tensor, sizes: Sequence[tuple[int, int]]) -> None:
+    """The classic signature's redundant argument must agree with the sizes."""
+    expected, start = [], 0
+    for height, width in sizes:
+        expected.append(start)
+        start += height * width
+    got = level_start_index.tolist() if isinstance(level_start_index, Tensor) else list(level_start_index)
+    if got != expected:
+        raise ValueError(f"level_start_index: expected [N] = {expected}; got {got}")

@@ -1,0 +1,89 @@
+"""Multi-scale deformable attention in plain PyTorch: the meaning that every backend is held to.
+
+Differentiable by autograd (twice, too), on any device, in float64 for float64 values and in float32
+otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+LevelSizes = Sequence[tuple[int, int]]
+
+
+def forward(
+    value: Tensor,
+    sizes: LevelSizes,
+    coordinates: Tensor,
+    weights: Tensor,
+    reference_points: Tensor | None = None,
+) -> Tensor:
+    """The operator; with `reference_points` the fused one.
+
+    Args:
+        value: [B, S, H, D].
+        sizes: (height, width) of each of the N levels.
+        coordinates: [B, Q, H, N, P, 2], sampling locations, or offsets where fused.
+        weights: [B, Q, H, N, P], attention weights, or logits where fused.
+        reference_points: None, [B, Q, N, 2] or [B, Q, N, 4].
+
+    Returns:
+        [B, Q, H * D] in value's dtype.
+    """
+    wide = torch.float64 if value.dtype == torch.float64 else torch.float32
+    coordinates, weights = coordinates.to(wide), weights.to(wide)
+    if reference_points is not None:
+        coordinates = sampling_locations(reference_points.to(wide), coordinates, sizes)
+        weights = weights.flatten(3).softmax(-1).view_as(weights)
+    levels = value.to(wide).split([height * width for height, width in sizes], dim=1)
+    per_level = [
+        _sample(level, size, coordinates[:, :, :, n], weights[:, :, :, n])
+        for n, (level, size) in enumerate(zip(levels, sizes, strict=True))
+    ]
+    return torch.stack(per_level).sum(0).flatten(2).to(value.dtype)
+
+
+def sampling_locations(reference_points: Tensor, offsets: Tensor, sizes: LevelSizes) -> Tensor:
+    """Deformable DETR, section 4.1 and appendix A.4: where a query samples.
+
+    2-d references are centres and offsets count pixels of the level; 4-d references are boxes (cx, cy,
+    w, h) and P offset units span half a box.
+    """
+    reference = reference_points[:, :, None, :, None]
+    if reference_points.shape[-1] == 2:
+        width_height = offsets.new_tensor([[width, height] for height, width in sizes])
+        return reference + offsets / width_height[:, None]
+    points = offsets.shape[-2]
+    return reference[..., :2] + offsets / points * reference[..., 2:] * 0.5
+
+
+def _sample(level: Tensor, size: tuple[int, int], locations: Tensor, weights: Tensor) -> Tensor:
+    """Weighted bilinear samples of one level, [B, h * w, H, D] -> [B, Q, H, D].
+
+    A corner outside the level takes no part, whatever its value and weight; nor does a sample at a
+    location that is NaN. On an integer pixel coordinate the derivative is the right-hand one.
+    """
+    height, width = size
+    batch, queries, heads, points, _ = locations.shape
+    channels = level.shape[-1]
+    x = locations[..., 0] * width - 0.5
+    y = locations[..., 1] * height - 0.5
+    inside = (x >= -1) & (x < width) & (y >= -1) & (y < height)
+    x, y, weights = (torch.where(inside, t, 0.0) for t in (x, y, weights))
+    left, top = x.detach().floor(), y.detach().floor()
+    right_share, lower_share = x - left, y - top
+    pixels = level.transpose(1, 2)
+    total = torch.zeros((), dtype=level.dtype, device=level.device)
+    for row, row_share in ((top, 1 - lower_share), (top + 1, lower_share)):
+        for column, column_share in ((left, 1 - right_share), (left + 1, right_share)):
+            present = inside & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+            index = torch.where(present, row, 0.0).long() * width + torch.where(present, column, 0.0).long()
+            index = index.transpose(1, 2).flatten(2)[..., None].expand(-1, -1, -1, channels)
+            corner = pixels.gather(2, index).view(batch, heads, queries, points, channels)
+            corner = torch.where(present[..., None], corner.transpose(1, 2), 0.0)
+            share = torch.where(present, weights * row_share * column_share, 0.0)
+            total = total + (share[..., None] * corner).sum(3)
+    return total
