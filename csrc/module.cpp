@@ -1,15 +1,22 @@
 // Python binding of detr_fast: thin, one section per operator. Pointers travel as integers; shapes,
 // dtypes and devices are checked in Python before a call.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
+#include <algorithm>
+#include <array>
 #include <initializer_list>
+#include <new>
+#include <numeric>
 #include <string>
+#include <vector>
 
 #include "common/isa.h"
+#include "linear_assignment/linear_assignment.h"
 #if DETR_FAST_WITH_CUDA
 #include "common/cuda_info.h"
 #endif
@@ -27,7 +34,8 @@ void bind_machine(py::module_& m) {
             for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512})
                 if (name == isa_name(isa)) {
                     if (set_isa(isa)) return;
-                    throw py::value_error("this machine cannot run " + name + "; its best is " + isa_name(best_isa()));
+                    throw py::value_error("this machine cannot run " + name + "; its best is " +
+                                          isa_name(best_isa()));
                 }
             throw py::value_error("isa: expected baseline, avx2 or avx512, got " + name);
         },
@@ -60,9 +68,50 @@ void bind_machine(py::module_& m) {
 #endif
 }
 
+void bind_linear_assignment(py::module_& m) {
+    m.def(
+        "linear_assignment",
+        [](uintptr_t costs, bool is_double, std::array<int64_t, 3> strides, int64_t layers, int64_t queries,
+           const std::vector<int64_t>& sizes, uintptr_t query, uintptr_t status, int threads) {
+            const int64_t images = static_cast<int64_t>(sizes.size());
+            std::vector<int64_t> first(images + 1), order(images);
+            std::partial_sum(sizes.begin(), sizes.end(), first.begin() + 1);
+            std::iota(order.begin(), order.end(), 0);
+            std::stable_sort(order.begin(), order.end(),
+                             [&](int64_t a, int64_t b) { return sizes[a] > sizes[b]; });
+            AssignmentBatch batch{reinterpret_cast<const void*>(costs),
+                                  is_double,
+                                  strides[0],
+                                  strides[1],
+                                  strides[2],
+                                  layers,
+                                  images,
+                                  first[images],
+                                  queries,
+                                  first.data(),
+                                  order.data(),
+                                  reinterpret_cast<int64_t*>(query),
+                                  reinterpret_cast<int32_t*>(status),
+                                  threads};
+            AssignmentStatus worst = AssignmentStatus::solved;
+            {
+                py::gil_scoped_release release;
+                DETR_FAST_CPU(linear_assignment)(batch);
+                for (int64_t p = 0; p < layers * images; ++p)
+                    worst = std::max(worst, static_cast<AssignmentStatus>(batch.status[p]));
+            }
+            if (worst == AssignmentStatus::out_of_memory) throw std::bad_alloc();
+            return worst == AssignmentStatus::solved;
+        },
+        "costs [layers, targets, queries], element strides -> query [layers, targets], status [layers, "
+        "images]; "
+        "true where all are solved.");
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
     m.doc() = "Native code of detr_fast.";
     bind_machine(m);
+    bind_linear_assignment(m);
 }

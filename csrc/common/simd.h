@@ -23,6 +23,8 @@ constexpr int kLanes = 4;
 typedef float vfloat __attribute__((vector_size(kLanes * 4)));
 typedef int32_t vint __attribute__((vector_size(kLanes * 4)));
 typedef uint32_t vuint __attribute__((vector_size(kLanes * 4)));
+typedef double vdouble __attribute__((vector_size(kLanes * 4)));  // kLanes / 2 lanes
+typedef int64_t vlong __attribute__((vector_size(kLanes * 4)));
 typedef uint16_t vhalf __attribute__((vector_size(kLanes * 2)));
 
 inline vfloat splat(float x) { return vfloat{} + x; }

@@ -13,9 +13,7 @@ from detr_fast.ops.linear_assignment.reference import infeasible
 
 def why_not() -> str | None:
     """Why this backend cannot run, or None."""
-    return extension.why_not() or (
-        None if hasattr(extension.extension(), "linear_assignment") else "not built yet"
-    )
+    return extension.why_not()
 
 
 def solve(costs: Tensor, sizes: Sequence[int], check: bool) -> tuple[Tensor, Tensor]:
@@ -24,7 +22,7 @@ def solve(costs: Tensor, sizes: Sequence[int], check: bool) -> tuple[Tensor, Ten
     stacked = costs[None] if costs.ndim == 2 else costs.flatten(0, -3)
     query = torch.empty((*leading, targets), dtype=torch.int64)
     status = torch.empty((*leading, len(sizes)), dtype=torch.int32)
-    failures = extension.extension().linear_assignment(
+    solved = extension.extension().linear_assignment(
         stacked.data_ptr(),
         costs.dtype == torch.float64,
         stacked.stride(),
@@ -35,7 +33,7 @@ def solve(costs: Tensor, sizes: Sequence[int], check: bool) -> tuple[Tensor, Ten
         status.data_ptr(),
         torch.get_num_threads(),
     )
-    if failures and check:
+    if check and not solved:
         *layer, image = torch.nonzero(status)[0].tolist()
         raise ValueError(infeasible(tuple(layer), image))
     return query, status

@@ -1,0 +1,479 @@
+// Successive shortest augmenting paths with the targets (the shorter side) as rows.
+//
+// Why it is exact and why it is fast. A column nobody owns has dual v = 0 all along, and an owned column
+// stays owned. So a shortest path runs over the owned columns only (`slots`, at most one a row), and it
+// ends at the cheapest free column of one of its rows, which is a plain minimum of raw costs and needs no
+// dual: a scan is O(rows), not O(columns). Each path keeps the reduced costs c[i][j] - u[i] - v[j] >= 0,
+// with equality on the matching and v <= 0, which proves the matching optimal at the end. Bidding before
+// the paths keeps the same conditions: a row that takes its best column lowers that column's v until the
+// column is worth as much as the row's second best, so no row that is already matched loses.
+//
+// Duals and path lengths are double whatever the costs are, as in scipy. Every minimum takes the lowest
+// index among equals, so the answer does not depend on the instruction set.
+#include <cfloat>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+
+#include "common/simd.h"
+#include "linear_assignment/linear_assignment.h"
+
+namespace detr_fast {
+namespace DETR_FAST_ISA {
+namespace {
+
+constexpr double kInf = HUGE_VAL;
+
+template <class Cost>
+struct Simd;
+template <>
+struct Simd<float> {
+    typedef vfloat Value;
+    typedef vint Index;
+    typedef int32_t Int;
+    static constexpr int lanes = kLanes;
+    static constexpr float largest = FLT_MAX;
+};
+template <>
+struct Simd<double> {
+    typedef vdouble Value;
+    typedef vlong Index;
+    typedef int64_t Int;
+    static constexpr int lanes = kLanes / 2;
+    // larger costs are scaled down first: their sums and differences would overflow
+    static constexpr double largest = 0x1p900;
+};
+
+template <class Vector, class Element>
+inline Vector load_as(const Element* from) {
+    Vector x;
+    std::memcpy(&x, from, sizeof x);
+    return x;
+}
+
+inline vdouble widen(const double* from) { return load_as<vdouble>(from); }
+inline vdouble widen(const float* from) {
+    typedef float vnarrow __attribute__((vector_size(sizeof(vdouble) / 2)));
+    return __builtin_convertvector(load_as<vnarrow>(from), vdouble);
+}
+
+// Memory that a thread reuses from call to call: fresh pages cost more than a small problem.
+class Scratch {
+  public:
+    ~Scratch() { std::free(start_); }
+    bool reserve(size_t bytes) {
+        used_ = 0;
+        if (bytes <= size_) return true;
+        std::free(start_);
+        start_ = static_cast<char*>(std::malloc(bytes));
+        size_ = start_ ? bytes : 0;
+        return start_ != nullptr;
+    }
+    template <class T>
+    T* take(size_t count) {
+        T* part = reinterpret_cast<T*>(start_ + used_);
+        used_ += bytes<T>(count);
+        return part;
+    }
+    template <class T>
+    static constexpr size_t bytes(size_t count) {
+        return (count * sizeof(T) + 63) / 64 * 64;
+    }
+    void shrink() {
+        if (size_ <= kKept) return;
+        std::free(start_);
+        start_ = nullptr;
+        size_ = 0;
+    }
+
+  private:
+    static constexpr size_t kKept = size_t{32} << 20;
+    char* start_ = nullptr;
+    size_t size_ = 0, used_ = 0;
+};
+
+// A strided [rows, columns] view; `rows` is the shorter side.
+template <class Cost>
+struct Matrix {
+    const Cost* data;
+    int64_t row_stride, column_stride;
+    int rows, columns;
+    const Cost* row(int i) const { return data + i * row_stride; }
+};
+
+// A row's two cheapest columns among those free at the time; as free columns only get fewer, `first`
+// bounds the row's cheapest free column from below later on too.
+template <class Cost>
+struct Cheapest {
+    Cost first, second;
+    int first_at, second_at;
+};
+
+template <class Cost>
+inline bool before(Cost a, int64_t a_at, Cost b, int64_t b_at) {
+    return a < b || (a == b && a_at < b_at);
+}
+
+// `taken` is +inf at columns that are not free, else 0.
+template <class Cost>
+Cheapest<Cost> two_cheapest(const Cost* costs, const Cost* taken, int columns) {
+    typedef Simd<Cost> S;
+    typedef typename S::Value Value;
+    typedef typename S::Index Index;
+    const Cost inf = static_cast<Cost>(kInf);
+    Value first = Value{} + inf, second = Value{} + inf;
+    Index at{}, first_at{}, second_at{};
+    for (int lane = 0; lane < S::lanes; ++lane) at[lane] = lane;
+    const auto visit = [&](Value x) {
+        const Index is_first = x < first, is_second = x < second;
+        second = is_first ? first : is_second ? x : second;
+        second_at = is_first ? first_at : is_second ? at : second_at;
+        first = is_first ? x : first;
+        first_at = is_first ? at : first_at;
+        at += S::lanes;
+    };
+    int j = 0;
+    for (; j + S::lanes <= columns; j += S::lanes)
+        visit(load_as<Value>(costs + j) + load_as<Value>(taken + j));
+    if (j < columns) {
+        Value rest = Value{} + inf;
+        for (int lane = 0; j + lane < columns; ++lane) rest[lane] = costs[j + lane] + taken[j + lane];
+        visit(rest);
+    }
+    Cheapest<Cost> c{inf, inf, -1, -1};
+    const auto insert = [&](Cost x, typename S::Int x_at) {
+        if (!(x < inf)) return;
+        if (c.first_at < 0 || before(x, x_at, c.first, c.first_at)) {
+            c.second = c.first, c.second_at = c.first_at;
+            c.first = x, c.first_at = static_cast<int>(x_at);
+        } else if (c.second_at < 0 || before(x, x_at, c.second, c.second_at)) {
+            c.second = x, c.second_at = static_cast<int>(x_at);
+        }
+    };
+    for (int lane = 0; lane < S::lanes; ++lane) {
+        insert(first[lane], first_at[lane]);
+        insert(second[lane], second_at[lane]);
+    }
+    return c;
+}
+
+template <class Cost>
+class Solver {
+  public:
+    static size_t bytes(int rows, int columns) {
+        const size_t n = padded(rows);
+        return 2 * Scratch::bytes<double>(n) + Scratch::bytes<int64_t>(n) + 3 * Scratch::bytes<int>(n) +
+               Scratch::bytes<Row>(n) + Scratch::bytes<Scanned>(n) + Scratch::bytes<Cost>(columns) +
+               Scratch::bytes<Cost>(rows * n);
+    }
+
+    Solver(const Matrix<Cost>& costs, Scratch& scratch) : costs_(costs), stride_(padded(costs.rows)) {
+        v_ = scratch.take<double>(stride_);
+        length_ = scratch.take<double>(stride_);
+        parent_ = scratch.take<int64_t>(stride_);
+        column_ = scratch.take<int>(stride_);
+        owner_ = scratch.take<int>(stride_);
+        waiting_ = scratch.take<int>(stride_);
+        rows_ = scratch.take<Row>(stride_);
+        scanned_ = scratch.take<Scanned>(stride_);
+        taken_ = scratch.take<Cost>(costs.columns);
+        core_ = scratch.take<Cost>(costs.rows * stride_);
+        std::memset(taken_, 0, costs.columns * sizeof(Cost));
+        for (int s = 0; s < stride_; ++s) v_[s] = -kInf;
+    }
+
+    // False where a row cannot be matched at a finite cost.
+    bool run() {
+        for (int i = 0; i < costs_.rows; ++i) {
+            rows_[i] = Row{two_cheapest(costs_.row(i), taken_, costs_.columns), 0, -1, 0};
+            waiting_[i] = i;
+        }
+        int waiting = costs_.rows;
+        for (int round = 0; round < kBiddingRounds && waiting; ++round) {
+            int left = 0;
+            for (int w = 0; w < waiting; ++w) {
+                const int outbid = bid(waiting_[w]);
+                if (outbid >= 0) waiting_[left++] = outbid;
+            }
+            waiting = left;
+        }
+        for (int w = 0; w < waiting; ++w)
+            if (!augment(waiting_[w])) return false;
+        return true;
+    }
+
+    int column_of(int row) const { return column_[rows_[row].slot]; }
+
+  private:
+    static constexpr int kBiddingRounds = 3;
+    static constexpr int kUnknown = -2;
+
+    struct Row {
+        Cheapest<Cost> free;
+        double matched;  // cost of its own column
+        int slot;        // its own column's, -1 without one
+        int core;        // slots whose cost is in its row of `core_`
+    };
+    struct Scanned {
+        double length, v;
+        int slot;
+    };
+
+    static int64_t padded(int n) { return (n + 15) / 16 * 16; }
+    bool is_free(int column) const { return taken_[column] == 0; }
+    double u(int i) const { return rows_[i].matched - v_[rows_[i].slot]; }
+
+    // The costs of row i at the owned columns, side by side; a row is filled when first needed.
+    const Cost* core(int i) {
+        Cost* costs = core_ + i * stride_;
+        const Cost* all = costs_.row(i);
+        for (int& s = rows_[i].core; s < slots_; ++s) costs[s] = all[column_[s]];
+        return costs;
+    }
+
+    // Brings row i's cheapest free column up to date, and on request the second cheapest.
+    void refresh(Cheapest<Cost>& c, int i, bool both) {
+        const auto stale = [&](int at) { return at == kUnknown || (at >= 0 && !is_free(at)); };
+        if (!both && stale(c.first_at) && c.second_at >= 0 && is_free(c.second_at)) {
+            c.first = c.second, c.first_at = c.second_at;
+            c.second_at = kUnknown;
+        } else if (stale(c.first_at) || (both && stale(c.second_at))) {
+            c = two_cheapest(costs_.row(i), taken_, costs_.columns);
+        }
+    }
+
+    void give(int slot, int i) {
+        owner_[slot] = i;
+        rows_[i].slot = slot;
+        rows_[i].matched = costs_.row(i)[column_[slot]];
+    }
+
+    int add_slot(int column, double v) {
+        column_[slots_] = column;
+        v_[slots_] = v;
+        taken_[column] = static_cast<Cost>(kInf);
+        return slots_++;
+    }
+
+    // Row i takes its best column and leaves it as dear as its second best. Returns the row that has
+    // no column now: the former owner, i itself where nothing was gained, or -1.
+    int bid(int i) {
+        Cheapest<Cost>& free = rows_[i].free;
+        refresh(free, i, true);
+        double best = free.first, second = free.second;
+        int slot = -1;
+        const Cost* costs = core(i);
+        for (int s = 0; s < slots_; ++s) {
+            const double price = costs[s] - v_[s];
+            if (price < best) {
+                second = best, best = price;
+                slot = s;
+            } else if (price < second) {
+                second = price;
+            }
+        }
+        if (!(second < kInf)) return i;
+        if (slot < 0) {
+            give(add_slot(free.first_at, best - second), i);
+            return -1;
+        }
+        if (best == second) return i;
+        const int outbid = owner_[slot];
+        v_[slot] -= second - best;
+        give(slot, i);
+        return outbid;
+    }
+
+    // Shortest path from row `root` over owned columns to a free one, by Dijkstra's algorithm.
+    bool augment(int root) {
+        for (int64_t s = 0; s < stride_; ++s) length_[s] = kInf;
+        double shortest = kInf;  // to a free column, the cheapest one of row `last`
+        int last = -1, scanned = 0, i = root;
+        double offset = 0;  // length of the path to row i, less u[i]
+        for (;;) {
+            Cheapest<Cost>& free = rows_[i].free;
+            if (offset + free.first < shortest) {
+                refresh(free, i, false);
+                if (offset + free.first < shortest) shortest = offset + free.first, last = i;
+            }
+            const int s = scan(i, offset);
+            if (s < 0 || shortest <= length_[s]) break;
+            i = owner_[s];
+            offset = length_[s] - u(i);
+            scanned_[scanned++] = {length_[s], v_[s], s};
+            length_[s] = kInf;
+            v_[s] = -kInf;  // never shortened or chosen again
+        }
+        for (int k = 0; k < scanned; ++k) {
+            const Scanned& done = scanned_[k];
+            v_[done.slot] = done.v + (done.length - shortest);
+        }
+        if (last < 0) return false;
+        int slot = add_slot(rows_[last].free.first_at, 0.0);
+        for (int row = last;;) {
+            const int former = rows_[row].slot;
+            give(slot, row);
+            if (row == root) return true;
+            slot = former;
+            row = static_cast<int>(parent_[slot]);
+        }
+    }
+
+    // Shortens the paths to owned columns by way of row i; returns the nearest of those left, or -1.
+    int scan(int i, double offset) {
+        constexpr int lanes = Simd<double>::lanes;
+        const Cost* costs = core(i);
+        vdouble nearest = vdouble{} + kInf;
+        vlong at{}, nearest_at{}, from = vlong{} + i;
+        for (int lane = 0; lane < lanes; ++lane) at[lane] = lane;
+        for (int s = 0; s < slots_; s += lanes) {
+            const vdouble through = (widen(costs + s) - load_as<vdouble>(v_ + s)) + offset;
+            const vdouble known = load_as<vdouble>(length_ + s);
+            const vlong parent = load_as<vlong>(parent_ + s);
+            const vlong shorter = through < known;
+            const vdouble length = shorter ? through : known;
+            const vlong new_parent = shorter ? from : parent;
+            std::memcpy(length_ + s, &length, sizeof length);
+            std::memcpy(parent_ + s, &new_parent, sizeof new_parent);
+            const vlong nearer = length < nearest;
+            nearest = nearer ? length : nearest;
+            nearest_at = nearer ? at : nearest_at;
+            at += lanes;
+        }
+        double best = kInf;
+        int64_t best_at = -1;
+        for (int lane = 0; lane < lanes; ++lane)
+            if (nearest[lane] < kInf &&
+                (best_at < 0 || before(nearest[lane], nearest_at[lane], best, best_at)))
+                best = nearest[lane], best_at = nearest_at[lane];
+        return static_cast<int>(best_at);
+    }
+
+    Matrix<Cost> costs_;
+    int64_t stride_;
+    int slots_ = 0;
+    double *v_, *length_;  // of each slot: its column's dual, the shortest path to it so far
+    int64_t* parent_;      // of each slot: the row before it on that path
+    int *column_, *owner_, *waiting_;
+    Row* rows_;
+    Scanned* scanned_;
+    Cost *taken_, *core_;
+};
+
+template <class Cost>
+bool all_plain(const Matrix<Cost>& costs) {
+    typedef Simd<Cost> S;
+    typedef typename S::Value Value;
+    typename S::Index bad{};
+    bool bad_rest = false;
+    for (int i = 0; i < costs.rows; ++i) {
+        const Cost* row = costs.row(i);
+        int j = 0;
+        for (; j + S::lanes <= costs.columns; j += S::lanes) {
+            const Value x = load_as<Value>(row + j);
+            bad |= ~((x <= S::largest) & (x >= -S::largest));
+        }
+        for (; j < costs.columns; ++j) bad_rest |= !(row[j] <= S::largest && row[j] >= -S::largest);
+    }
+    for (int lane = 0; lane < S::lanes; ++lane) bad_rest |= bad[lane] != 0;
+    return !bad_rest;
+}
+
+// A row-major copy.
+template <class Cost>
+void pack(const Matrix<Cost>& from, Cost* to) {
+    constexpr int tile = 16;
+    for (int j0 = 0; j0 < from.columns; j0 += tile)
+        for (int i0 = 0; i0 < from.rows; i0 += tile)
+            for (int i = i0; i < i0 + tile && i < from.rows; ++i)
+                for (int j = j0; j < j0 + tile && j < from.columns; ++j)
+                    to[int64_t{i} * from.columns + j] = from.row(i)[j * from.column_stride];
+}
+
+// A row-major copy in which NaN and -inf cost more than any assignment of finite entries can,
+// R * max - (R - 1) * min, and costs near the end of the range are scaled by a power of two.
+template <class Cost>
+void pack_penalised(const Matrix<Cost>& from, double* to) {
+    double low = kInf, high = -kInf;
+    double* out = to;
+    for (int i = 0; i < from.rows; ++i)
+        for (int j = 0; j < from.columns; ++j) {
+            const double x = *out++ = from.row(i)[j * from.column_stride];
+            if (!std::isfinite(x)) continue;
+            low = x < low ? x : low;
+            high = x > high ? x : high;
+        }
+    if (low > high) low = high = 0;
+    double magnitude = std::fmax(std::fabs(low), std::fabs(high));
+    const double scale = magnitude > Simd<double>::largest ? 0x1p-200 : 1;
+    low *= scale, high *= scale, magnitude *= scale;
+    const double penalty = high + from.rows * (high - low) + std::fmax(magnitude, DBL_MIN);
+    for (double* x = to; x < out; ++x) *x = std::isnan(*x) || *x == -kInf ? penalty : *x * scale;
+}
+
+// Writes the column of each row where there is a finite assignment.
+template <class Cost, class Write>
+AssignmentStatus solve(Matrix<Cost> costs, Scratch& scratch, const Write& write) {
+    const size_t cells = static_cast<size_t>(costs.rows) * costs.columns;
+    const bool copied = costs.column_stride != 1;
+    const auto search = [&](auto& solver) {
+        if (!solver.run()) return AssignmentStatus::infeasible;
+        for (int i = 0; i < costs.rows; ++i) write(i, solver.column_of(i));
+        return AssignmentStatus::solved;
+    };
+    const size_t largest = Scratch::bytes<double>(cells) + Solver<double>::bytes(costs.rows, costs.columns);
+    if (!scratch.reserve((copied ? Scratch::bytes<Cost>(cells) : 0) +
+                         Solver<Cost>::bytes(costs.rows, costs.columns)))
+        return AssignmentStatus::out_of_memory;
+    Matrix<Cost> rows = costs;
+    if (copied) {
+        Cost* to = scratch.take<Cost>(cells);
+        pack(costs, to);
+        rows = {to, costs.columns, 1, costs.rows, costs.columns};
+    }
+    if (all_plain(rows)) {
+        Solver<Cost> solver(rows, scratch);
+        return search(solver);
+    }
+    if (!scratch.reserve(largest)) return AssignmentStatus::out_of_memory;
+    double* to = scratch.take<double>(cells);
+    pack_penalised(costs, to);
+    Solver<double> solver({to, costs.columns, 1, costs.rows, costs.columns}, scratch);
+    return search(solver);
+}
+
+template <class Cost>
+AssignmentStatus solve_problem(const AssignmentBatch& batch, int64_t layer, int64_t image, Scratch& scratch) {
+    const int targets = static_cast<int>(batch.first[image + 1] - batch.first[image]);
+    const int queries = static_cast<int>(batch.queries);
+    int64_t* query = batch.query + layer * batch.targets + batch.first[image];
+    for (int t = 0; t < targets; ++t) query[t] = -1;
+    if (targets == 0 || queries == 0) return AssignmentStatus::solved;
+    const Cost* data = static_cast<const Cost*>(batch.costs) + layer * batch.layer_stride +
+                       batch.first[image] * batch.target_stride;
+    if (targets <= queries)
+        return solve<Cost>({data, batch.target_stride, batch.query_stride, targets, queries}, scratch,
+                           [=](int row, int column) { query[row] = column; });
+    return solve<Cost>({data, batch.query_stride, batch.target_stride, queries, targets}, scratch,
+                       [=](int row, int column) { query[column] = row; });
+}
+
+}  // namespace
+
+void linear_assignment(const AssignmentBatch& batch) {
+    static thread_local Scratch scratch;
+    const int64_t problems = batch.layers * batch.images;
+    // waking threads takes longer than a small batch
+    const bool parallel = problems > 1 && batch.layers * batch.targets * batch.queries > 20000;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(batch.threads) if (parallel)
+    for (int64_t p = 0; p < problems; ++p) {
+        const int64_t image = batch.order[p / batch.layers], layer = p % batch.layers;
+        const AssignmentStatus status = batch.is_double ? solve_problem<double>(batch, layer, image, scratch)
+                                                        : solve_problem<float>(batch, layer, image, scratch);
+        batch.status[layer * batch.images + image] = static_cast<int32_t>(status);
+        scratch.shrink();
+    }
+}
+
+}  // namespace DETR_FAST_ISA
+}  // namespace detr_fast
