@@ -1,0 +1,151 @@
+"""DETR's set prediction loss (Carion et al. 2020, section 3.1 and appendix A.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detr_fast.criterion.losses import (
+    box_losses,
+    cardinality_error,
+    classification_error,
+    classification_loss,
+    matched_slots,
+)
+from detr_fast.matcher import HungarianMatcher
+from detr_fast.structures import PackedTargets, Predictions
+
+LOSSES = ("labels", "boxes", "cardinality")
+
+
+def detection_weights(
+    layers: int = 6, loss_ce: float = 1.0, loss_bbox: float = 5.0, loss_giou: float = 2.0
+) -> dict[str, float]:
+    """The official loss weights for `layers` decoder layers: the same ones for each."""
+    weights = {"loss_ce": loss_ce, "loss_bbox": loss_bbox, "loss_giou": loss_giou}
+    return {f"{name}{suffix}": w for suffix in _suffixes(layers) for name, w in weights.items()}
+
+
+class SetCriterion(nn.Module):
+    """Matches targets to queries, then compares classes and boxes of the matched pairs.
+
+    All decoder layers and images are matched in one call and every loss is one pass over them. Nothing is
+    read back from a GPU.
+
+    num_classes: classes without "no object".
+    matcher: anything with `match(Predictions, PackedTargets) -> Matches`.
+    weight_dict: the weight of each named loss in `total`.
+    eos_coef: the weight of "no object" in the cross-entropy.
+    losses: which of "labels", "boxes" and "cardinality" to compute.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        matcher: HungarianMatcher,
+        weight_dict: Mapping[str, float],
+        eos_coef: float = 0.1,
+        losses: Sequence[str] = LOSSES,
+    ) -> None:
+        super().__init__()
+        unknown = [name for name in losses if name not in LOSSES]
+        if unknown:
+            raise ValueError(f"losses: expected some of {', '.join(LOSSES)}; got {unknown[0]!r}")
+        if num_classes < 1:
+            raise ValueError(f"num_classes: expected at least 1; got {num_classes}")
+        self.num_classes = num_classes
+        self.matcher = matcher
+        self.weight_dict = dict(weight_dict)
+        self.eos_coef = eos_coef
+        self.losses = tuple(losses)
+
+    def forward(
+        self,
+        outputs: Predictions | Mapping[str, Any],
+        targets: PackedTargets | Sequence[Mapping[str, Tensor]],
+    ) -> dict[str, Tensor]:
+        """
+        outputs: predictions with K + 1 classes, or the official dict; half precision is raised to float32.
+        targets: packed, or the official list of dicts with `labels` [T] in [0, K) and `boxes` [T, 4] cxcywh.
+
+        Returns scalars under the official names: `loss_ce`, `class_error`, `loss_bbox`, `loss_giou` and
+        `cardinality_error` of the last decoder layer, and with suffix `_0`, `_1`, ... of the layers before it
+        (`class_error` of the last alone).
+
+        A label out of range raises ValueError on the CPU; on a GPU, where looking would stall the queue, it
+        makes `loss_ce` NaN. NaN predictions give NaN losses.
+        """
+        if not isinstance(outputs, Predictions):
+            outputs = Predictions.from_dict(outputs)
+        if not isinstance(targets, PackedTargets):
+            targets = PackedTargets.from_list(targets)
+        self._check(outputs, targets)
+        logits, boxes = (
+            x.to(torch.promote_types(x.dtype, torch.float32)) for x in (outputs.logits, outputs.boxes)
+        )
+        query = self.matcher.match(Predictions(logits, boxes), targets).query
+
+        by_layer: dict[str, Tensor] = {}
+        last: dict[str, Tensor] = {}
+        if "labels" in self.losses:
+            slots = matched_slots(logits.shape, targets.batch_index, query)
+            by_layer["loss_ce"] = classification_loss(logits, targets.labels, slots, self.eos_coef)
+            last["class_error"] = classification_error(logits[-1:], targets, query[-1:])[0]
+        if "boxes" in self.losses:
+            losses = box_losses(boxes, targets, query, _mean_num_boxes(targets))
+            by_layer["loss_bbox"], by_layer["loss_giou"] = losses
+        if "cardinality" in self.losses:
+            by_layer["cardinality_error"] = cardinality_error(logits, targets.batch_index)
+        named = {
+            f"{name}{suffix}": value
+            for name, values in by_layer.items()
+            for suffix, value in zip(_suffixes(len(logits)), values.unbind(), strict=True)
+        }
+        return named | last
+
+    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum of the losses that have a weight: what to call `backward` on."""
+        by_weight: dict[float, list[Tensor]] = {}
+        for name, weight in self.weight_dict.items():
+            if name in losses:
+                by_weight.setdefault(weight, []).append(losses[name])
+        if not by_weight:
+            raise ValueError(f"losses: expected some of {sorted(self.weight_dict)}; got {sorted(losses)}")
+        return torch.stack([weight * torch.stack(terms).sum() for weight, terms in by_weight.items()]).sum()
+
+    def _check(self, outputs: Predictions, targets: PackedTargets) -> None:
+        logits, boxes, labels = outputs.logits, outputs.boxes, targets.labels
+        if logits.ndim != 4 or logits.shape[3] != self.num_classes + 1:
+            raise ValueError(
+                f"outputs: expected logits [L, B, Q, K + 1] with K = {self.num_classes}; "
+                f"got {list(logits.shape)}"
+            )
+        if boxes.shape != (*logits.shape[:3], 4):
+            raise ValueError(f"outputs: expected boxes {[*logits.shape[:3], 4]}; got {list(boxes.shape)}")
+        if len(targets) != logits.shape[1]:
+            raise ValueError(f"targets: expected B = {logits.shape[1]} images as outputs; got {len(targets)}")
+        if labels.device.type == "cpu" and labels.numel():
+            low, high = (int(x) for x in torch.aminmax(labels))
+            if low < 0 or high >= self.num_classes:
+                raise ValueError(
+                    f"targets: expected labels in [0, {self.num_classes}); got {low if low < 0 else high}"
+                )
+
+
+def _suffixes(layers: int) -> list[str]:
+    """Of the loss names, in the order of the decoder layers."""
+    return [*(f"_{layer}" for layer in range(layers - 1)), ""]
+
+
+def _mean_num_boxes(targets: PackedTargets) -> Tensor | float:
+    """Targets of the batch, averaged over the ranks of a distributed run, at least 1."""
+    count = float(sum(targets.sizes))
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return max(count, 1.0)
+    # filled on the device: a copy from the host would wait for it
+    total = torch.full((), count, device=targets.labels.device)
+    torch.distributed.all_reduce(total)
+    return (total / torch.distributed.get_world_size()).clamp(min=1)

@@ -1,0 +1,210 @@
+"""DETR: end-to-end object detection with transformers (Carion et al. 2020)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detr_fast.models.position_encoding import PositionEncodingLearned, PositionEncodingSine
+from detr_fast.models.resnet import ARCHITECTURES, ResNet
+from detr_fast.models.transformer import ACTIVATIONS, Transformer
+from detr_fast.structures import PaddedImages, Predictions
+
+POSITION_EMBEDDINGS = {"sine": PositionEncodingSine, "learned": PositionEncodingLearned}
+
+
+@dataclass(frozen=True)
+class DETRConfig:
+    """The sizes of a DETR; names and defaults are those of the official options.
+
+    num_classes: the largest category id + 1; "no object" comes on top.
+    dilation: stride 16 instead of 32 in the last backbone stage ("DC5").
+    pre_norm: layers normalise their input rather than their output.
+    aux_loss: predictions of all decoder layers rather than of the last alone.
+    """
+
+    backbone: str = "resnet50"
+    dilation: bool = False
+    position_embedding: str = "sine"
+    hidden_dim: int = 256
+    nheads: int = 8
+    enc_layers: int = 6
+    dec_layers: int = 6
+    dim_feedforward: int = 2048
+    dropout: float = 0.1
+    activation: str = "relu"
+    pre_norm: bool = False
+    num_queries: int = 100
+    num_classes: int = 91
+    aux_loss: bool = True
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("backbone", ARCHITECTURES),
+            ("position_embedding", POSITION_EMBEDDINGS),
+            ("activation", ACTIVATIONS),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: expected one of {', '.join(known)}; got {getattr(self, name)!r}")
+        least = {"enc_layers": 0}
+        for name in (
+            "hidden_dim",
+            "nheads",
+            "enc_layers",
+            "dec_layers",
+            "dim_feedforward",
+            "num_queries",
+            "num_classes",
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least.get(name, 1):
+                raise ValueError(f"{name}: expected an integer >= {least.get(name, 1)}; got {value!r}")
+        if self.hidden_dim % self.nheads:
+            raise ValueError(
+                f"hidden_dim: expected a multiple of nheads = {self.nheads}; got {self.hidden_dim}"
+            )
+        if self.hidden_dim % 4:
+            raise ValueError(f"hidden_dim: expected a multiple of 4 for the positions; got {self.hidden_dim}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: expected 0 <= dropout < 1; got {self.dropout!r}")
+        if self.dilation and not ARCHITECTURES[self.backbone].bottleneck:
+            raise ValueError(f"dilation: expected a backbone with bottlenecks; got {self.backbone}")
+
+    @classmethod
+    def from_official_args(cls, args: Any, num_classes: int = 91) -> DETRConfig:
+        """From the `args` (a namespace or mapping) that official training checkpoints carry.
+
+        num_classes: not among them; 91 for COCO, 250 for COCO panoptic.
+        """
+        values = dict(args) if isinstance(args, Mapping) else vars(args)
+        names = {field.name for field in fields(cls)}
+        return cls(**{"num_classes": num_classes, **{k: v for k, v in values.items() if k in names}})
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor], **overrides: Any) -> DETRConfig:
+        """From the shapes of an official DETR state dict.
+
+        They tell everything but nheads, dropout, activation and dilation: pass those as keywords where they
+        differ from the defaults.
+        """
+        try:
+            depth = _layers(state, "backbone.0.body.layer3"), "backbone.0.body.layer1.0.conv3.weight" in state
+            sizes = {
+                "backbone": next(
+                    name for name, a in ARCHITECTURES.items() if (a.depths[2], a.bottleneck) == depth
+                ),
+                "position_embedding": "learned" if "backbone.1.row_embed.weight" in state else "sine",
+                "hidden_dim": state["input_proj.weight"].shape[0],
+                "enc_layers": _layers(state, "transformer.encoder.layers"),
+                "dec_layers": _layers(state, "transformer.decoder.layers"),
+                "dim_feedforward": state["transformer.decoder.layers.0.linear2.weight"].shape[1],
+                "pre_norm": "transformer.encoder.norm.weight" in state,
+                "num_queries": state["query_embed.weight"].shape[0],
+                "num_classes": state["class_embed.weight"].shape[0] - 1,
+            }
+        except (KeyError, StopIteration) as error:
+            raise ValueError(f"state: expected an official DETR state dict; it lacks {error}") from error
+        return cls(**{**sizes, **overrides})
+
+
+class DETR(nn.Module):
+    """A convolutional backbone, a transformer, and for each object query a class and a box.
+
+    Modules carry the official names, so official state dicts fit as they are.
+
+    backbone_weights: a torchvision ResNet file to start the backbone from.
+    """
+
+    def __init__(self, config: DETRConfig, *, backbone_weights: str | Path | None = None) -> None:
+        super().__init__()
+        self.config = config
+        channels = config.hidden_dim
+        resnet = ResNet(config.backbone, config.dilation)
+        if backbone_weights is not None:
+            resnet.load_torchvision(backbone_weights)
+        position_encoding = POSITION_EMBEDDINGS[config.position_embedding](channels)
+        self.backbone = nn.ModuleList([nn.Sequential(OrderedDict(body=resnet)), position_encoding])
+        self.input_proj = nn.Conv2d(resnet.channels[-1], channels, kernel_size=1)
+        self.transformer = Transformer(
+            channels,
+            config.nheads,
+            config.enc_layers,
+            config.dec_layers,
+            config.dim_feedforward,
+            config.dropout,
+            config.activation,
+            config.pre_norm,
+        )
+        self.query_embed = nn.Embedding(config.num_queries, channels)
+        self.class_embed = nn.Linear(channels, config.num_classes + 1)
+        self.bbox_embed = MLP(channels, channels, 4, layers=3)
+
+    def forward(self, images: PaddedImages | Tensor | Sequence[Tensor]) -> Predictions:
+        """
+        images: a padded batch, a [B, 3, H, W] tensor without padding, or [3, H_b, W_b] tensors; normalised.
+        Returns logits [L, B, Q, K + 1] and boxes [L, B, Q, 4], relative to each image without its padding.
+        """
+        pixels, mask = pixels_and_mask(images)
+        cnn, position_encoding = self.backbone
+        features = self.input_proj(cnn(pixels)[-1])
+        queries = self.query_embed.weight
+        if mask is None:
+            position = position_encoding(
+                pixels.new_zeros((len(pixels), *features.shape[2:]), dtype=torch.bool)
+            )
+        else:
+            mask = resize_mask(mask, features.shape[2:])
+            position = position_encoding(mask)
+        hs, _ = self.transformer(features, queries, position.to(queries.dtype), mask)
+        if not self.config.aux_loss:
+            hs = hs[-1:]
+        boxes = self.bbox_embed(hs)
+        # coordinates keep at least float32: bfloat16 knows 256 places between 0.5 and 1
+        boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32)).sigmoid()
+        return Predictions(self.class_embed(hs), boxes)
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, layers: int) -> None:
+        super().__init__()
+        sizes = [inputs, *[hidden] * (layers - 1), outputs]
+        self.layers = nn.ModuleList(nn.Linear(n, m) for n, m in pairwise(sizes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        *hidden, last = self.layers
+        for layer in hidden:
+            x = F.relu(layer(x))
+        return last(x)
+
+
+def pixels_and_mask(images: PaddedImages | Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Pixels [B, 3, H, W] and the padding mask [B, H, W], or None where nothing is padded."""
+    if not isinstance(images, PaddedImages | Tensor):
+        images = PaddedImages.from_list(images)
+    pixels, mask = (images, None) if isinstance(images, Tensor) else (images.tensors, images.mask)
+    if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.numel():
+        raise ValueError(f"images: expected [B, 3, H, W]; got {list(pixels.shape)}")
+    if not pixels.is_floating_point():
+        raise TypeError(f"images: expected normalised floating-point pixels; got {pixels.dtype}")
+    return pixels, mask
+
+
+def resize_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """[B, H, W] bool -> [B, h, w] bool, nearest."""
+    return F.interpolate(mask[:, None].view(torch.uint8), size=list(size))[:, 0].bool()
+
+
+def _layers(state: Mapping[str, Tensor], prefix: str) -> int:
+    """How many numbered modules stand directly under `prefix`."""
+    start = len(prefix) + 1
+    return len({name[start:].split(".")[0] for name in state if name.startswith(f"{prefix}.")})

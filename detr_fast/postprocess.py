@@ -1,0 +1,38 @@
+"""From predictions to detections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detr_fast.boxes import box_cxcywh_to_xyxy
+from detr_fast.structures import Predictions
+
+
+@torch.no_grad()
+def postprocess_detection(
+    predictions: Predictions | Mapping[str, Any], target_sizes: Tensor
+) -> list[dict[str, Tensor]]:
+    """The detections of the last decoder layer, as facebookresearch/detr's `PostProcess` returns them.
+
+    Every query gives its best class other than "no object": nothing is sorted, thresholded or clipped.
+
+    predictions: softmax logits with "no object" last, or the official dict of outputs.
+    target_sizes: [B, 2], height and width in pixels that the boxes are scaled to.
+    Returns for each image `scores` [Q], `labels` [Q] int64 and `boxes` [Q, 4] xyxy in pixels.
+    """
+    if not isinstance(predictions, Predictions):
+        predictions = Predictions.from_dict(predictions)
+    logits, boxes = predictions.logits[-1], predictions.boxes[-1]
+    if target_sizes.shape != (logits.shape[0], 2):
+        raise ValueError(
+            f"target_sizes: expected [B, 2] with B = {logits.shape[0]}; got {list(target_sizes.shape)}"
+        )
+    logits, boxes = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (logits, boxes))
+    scores, labels = logits.softmax(-1)[..., :-1].max(-1)
+    height, width = target_sizes.to(boxes).unbind(1)
+    boxes = box_cxcywh_to_xyxy(boxes) * torch.stack((width, height, width, height), dim=1)[:, None]
+    return [{"scores": s, "labels": c, "boxes": b} for s, c, b in zip(scores, labels, boxes, strict=True)]
