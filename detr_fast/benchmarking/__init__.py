@@ -1,0 +1,10 @@
+"""Operator speed beside its peers: cases, contract checks, interleaved timing, reports.
+
+>>> from detr_fast.benchmarking import quick_plan, run_benchmarks
+>>> report = run_benchmarks(quick_plan())
+"""
+
+from detr_fast.benchmarking.report import merge_reports, quick_plan, run_benchmarks
+from detr_fast.benchmarking.suite import Plan
+
+__all__ = ["Plan", "merge_reports", "quick_plan", "run_benchmarks"]

@@ -1,0 +1,110 @@
+"""Multi-scale deformable attention: ours, the `grid_sample` path and torch-ms-deform-attn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import grid_sample
+
+from detr_fast.benchmarking import contract, goals
+from detr_fast.benchmarking.cases import FORWARD, AttentionInputs
+from detr_fast.benchmarking.peers.peer import Call, Contender, Peer, import_peer
+from detr_fast.ops import ms_deform_attn, ms_deform_attn_fused
+
+_PLAIN = ("value", "locations", "weights")
+_FUSED = ("value", "offsets", "logits")
+
+
+def _attention(names: tuple[str, ...], function: Callable[..., Tensor]) -> Contender:
+    """`function(inputs, *tensors)` with or without its backward pass."""
+
+    def prepare(inputs: AttentionInputs, pass_: str, threads: int) -> Call:
+        tensors = [getattr(inputs, name) for name in names]
+        if pass_ == FORWARD:
+            return lambda: (function(inputs, *tensors),)
+        leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+
+        def step() -> tuple[Tensor, ...]:
+            output = function(inputs, *leaves)
+            return output, *torch.autograd.grad(output, leaves, inputs.grad_output)
+
+        return step
+
+    def canonical(result: tuple[Tensor, ...], inputs: AttentionInputs) -> dict[str, Tensor]:
+        keys = ("output", *(f"grad_{name}" for name in names))
+        return dict(zip(keys, (tensor.detach() for tensor in result), strict=False))
+
+    return Contender(prepare, canonical)
+
+
+def _grid_sample_path(inputs: AttentionInputs, value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+    """The pure-PyTorch path that every public model falls back to: one `grid_sample` a level."""
+    B, _, H, D = value.shape
+    Q, P = locations.shape[1], locations.shape[4]
+    grids = 2 * locations - 1
+    sampled = []
+    for level, of_level in enumerate(value.split([h * w for h, w in inputs.shapes], dim=1)):
+        height, width = inputs.shapes[level]
+        image = of_level.flatten(2).transpose(1, 2).reshape(B * H, D, height, width)
+        grid = grids[:, :, :, level].transpose(1, 2).flatten(0, 1)
+        sampled.append(grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False))
+    flat = weights.transpose(1, 2).reshape(B * H, 1, Q, len(inputs.shapes) * P)
+    output = (torch.stack(sampled, dim=-2).flatten(-2) * flat).sum(-1)
+    return output.view(B, H * D, Q).transpose(1, 2).contiguous()
+
+
+def _grid_sample_fused(inputs: AttentionInputs, value: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+    """The same with what the models do before it: locations from offsets, softmax of the logits."""
+    extent = torch.tensor([(w, h) for h, w in inputs.shapes], dtype=value.dtype)[:, None]
+    locations = inputs.reference_points[:, :, None, :, None] + offsets / extent
+    weights = logits.flatten(3).softmax(-1).view_as(logits)
+    return _grid_sample_path(inputs, value, locations, weights)
+
+
+def _ours_attention(inputs: AttentionInputs, value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+    return ms_deform_attn(value, inputs.shapes, locations, weights)
+
+
+def _ours_fused(inputs: AttentionInputs, value: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+    return ms_deform_attn_fused(value, inputs.shapes, inputs.reference_points, offsets, logits)
+
+
+def _torch_ms_deform_attn(module: Any) -> Contender:
+    def prepare(inputs: AttentionInputs, pass_: str, threads: int) -> Call:
+        shapes = torch.tensor(inputs.shapes)
+        starts = torch.tensor([0, *(h * w for h, w in inputs.shapes[:-1])]).cumsum(0)
+
+        def function(inputs: AttentionInputs, value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+            return module.ms_deform_attn(value, shapes, starts, locations, weights)
+
+        return _attention(_PLAIN, function).prepare(inputs, pass_, threads)
+
+    return Contender(prepare, _attention(_PLAIN, _ours_attention).canonical)
+
+
+def peers() -> list[Peer]:
+    ours, ours_fused = _attention(_PLAIN, _ours_attention), _attention(_FUSED, _ours_fused)
+    module, missing = import_peer("torch_ms_deform_attn")
+    operator = "ms_deform_attn"
+    return [
+        Peer(operator, goals.GRID_SAMPLE, _attention(_PLAIN, _grid_sample_path), ours, contract.ATTENTION),
+        Peer(
+            operator,
+            goals.TORCH_MS_DEFORM_ATTN,
+            _torch_ms_deform_attn(module),
+            ours,
+            contract.ATTENTION,
+            missing=missing,
+        ),
+        Peer(
+            operator,
+            f"{goals.GRID_SAMPLE}, fused form",
+            _attention(_FUSED, _grid_sample_fused),
+            ours_fused,
+            contract.FUSED_ATTENTION,
+            quick=False,
+        ),
+    ]

@@ -1,0 +1,176 @@
+"""Runs cases against peers: contract first, then the clock."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from detr_fast.benchmarking import goals
+from detr_fast.benchmarking.cases import CASES, AttentionInputs, Case
+from detr_fast.benchmarking.contract import ContractFailed
+from detr_fast.benchmarking.peers import Contender, Peer, all_peers
+from detr_fast.benchmarking.timing import interleaved, torch_threads
+
+Row = dict[str, Any]
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run and how long.
+
+    threads: the thread counts, each for ours and the peer alike.
+    operators: the operators to run (None: all).
+    budget_s: seconds of samples for one comparison, within `min_rounds` and `max_rounds` rounds.
+    checked_queries: attention is compared with its reference for so many random queries (None: all).
+    quick: only the peers of the quick run.
+    deadline_s: seconds after which no further comparison begins.
+    """
+
+    threads: Sequence[int] = (1, 2)
+    operators: Sequence[str] | None = None
+    budget_s: float = 4.0
+    min_rounds: int = 3
+    max_rounds: int = 31
+    checked_queries: int | None = None
+    quick: bool = False
+    deadline_s: float = float("inf")
+
+
+def run(plan: Plan, cases: Sequence[Case] = CASES, peers: Sequence[Peer] | None = None) -> Iterator[Row]:
+    """One row a comparison.
+
+    A row has operator, case, pass, threads and peer. Timed rows add ours_ms, peer_ms and ratio = peer_ms /
+    ours_ms with their spreads and rounds; others have ratio None and say why under `failed` (a result broke
+    the contract, so nothing was timed) or `left_out` (time was up). Rows with a goal carry it.
+    """
+    started = time.perf_counter()
+    peers = all_peers() if peers is None else peers
+    for case in cases:
+        if plan.operators is not None and case.operator not in plan.operators:
+            continue
+        chosen = [
+            p for p in peers if p.operator == case.operator and not p.missing and (p.quick or not plan.quick)
+        ]
+        if not chosen:
+            continue
+        inputs = case.inputs(torch.Generator().manual_seed(SEED))
+        for pass_ in case.passes:
+            comparison = _Comparison(plan, case, pass_, inputs, started)
+            for threads in plan.threads:
+                with torch_threads(threads):
+                    for peer in chosen:
+                        yield comparison.row(peer, threads)
+
+
+def left_out_peers(plan: Plan, peers: Sequence[Peer] | None = None) -> dict[str, str]:
+    """The peers that this environment lacks, with the reasons."""
+    peers = all_peers() if peers is None else peers
+    wanted = [p for p in peers if plan.operators is None or p.operator in plan.operators]
+    return {peer.name: peer.missing for peer in wanted if peer.missing}
+
+
+def median_rows(rows: Sequence[Row]) -> list[Row]:
+    """For each assignment peer and thread count the median ratio over all cases but the smallest."""
+    groups: dict[tuple[str, int], list[float | None]] = {}
+    for row in rows:
+        if row["operator"] == "linear_assignment" and row["case"] != "1x1 random":
+            groups.setdefault((row["peer"], row["threads"]), []).append(row["ratio"])
+    medians = []
+    for (peer, threads), ratios in groups.items():
+        timed = [ratio for ratio in ratios if ratio is not None]
+        if len(timed) != len(ratios):
+            continue
+        summary: Row = {
+            "operator": "linear_assignment",
+            "case": f"median of {len(timed)} cases",
+            "pass": "forward",
+            "threads": threads,
+            "peer": peer,
+            "ratio": statistics.median(timed),
+        }
+        if peer == goals.SCIPY and threads == 2:
+            summary["goal"] = goals.ASSIGNMENT_MEDIAN
+        medians.append(summary)
+    return medians
+
+
+class _Comparison:
+    """One case and pass, whose reference is computed once for all peers and thread counts."""
+
+    def __init__(self, plan: Plan, case: Case, pass_: str, inputs: Any, started: float) -> None:
+        self.plan, self.case, self.pass_, self.inputs, self.started = plan, case, pass_, inputs, started
+        self.to_check = inputs
+        if plan.checked_queries is not None and isinstance(inputs, AttentionInputs):
+            self.to_check = inputs.sampled(plan.checked_queries, torch.Generator().manual_seed(SEED))
+        self.expected: dict[int, Any] = {}
+
+    def row(self, peer: Peer, threads: int) -> Row:
+        row: Row = {
+            "operator": self.case.operator,
+            "case": self.case.name,
+            "pass": self.pass_,
+            "threads": threads,
+            "peer": peer.name,
+        }
+        goal = goals.goal(self.case.operator, self.case.name, self.pass_, peer.name, threads)
+        if goal is not None:
+            row["goal"] = goal
+        try:
+            return {**row, **self._measure(peer, threads)}
+        except _TimeIsUp:
+            return {**row, "ratio": None, "left_out": "time was up"}
+        except ContractFailed as error:
+            return {**row, "ratio": None, "failed": str(error)}
+
+    def _measure(self, peer: Peer, threads: int) -> Row:
+        if self._remaining_s() <= 0:
+            raise _TimeIsUp
+        if id(peer.contract) not in self.expected:
+            with torch_threads(os.cpu_count() or 1):
+                self.expected[id(peer.contract)] = peer.contract.expected(self.to_check, self.pass_)
+        ours_s = self._check("detr_fast", peer.ours, peer, threads)
+        theirs_s = self._check(peer.name, peer.theirs, peer, threads)
+        if (ours_s + theirs_s) * self.plan.min_rounds > self._remaining_s():
+            raise _TimeIsUp
+        timing = interleaved(
+            peer.ours.prepare(self.inputs, self.pass_, threads),
+            peer.theirs.prepare(self.inputs, self.pass_, threads),
+            budget_s=self.plan.budget_s,
+            min_rounds=self.plan.min_rounds,
+            max_rounds=self.plan.max_rounds,
+            first_s=(ours_s, theirs_s),
+        )
+        return {
+            "ours_ms": timing.ours_ms,
+            "peer_ms": timing.peer_ms,
+            "ratio": timing.ratio,
+            "ours_spread": round(timing.ours_spread, 3),
+            "peer_spread": round(timing.peer_spread, 3),
+            "rounds": timing.rounds,
+        }
+
+    def _check(self, name: str, contender: Contender, peer: Peer, threads: int) -> float:
+        """Seconds of a first call, whose result has met the contract."""
+        call = contender.prepare(self.to_check, self.pass_, threads)
+        start = time.perf_counter()
+        result = call()
+        seconds = time.perf_counter() - start
+        try:
+            peer.contract.verify(self.expected[id(peer.contract)], contender.canonical(result, self.to_check))
+        except ContractFailed as error:
+            raise ContractFailed(f"{name}: {error}") from None
+        return seconds
+
+    def _remaining_s(self) -> float:
+        return self.plan.deadline_s - (time.perf_counter() - self.started)
+
+
+class _TimeIsUp(Exception):
+    """The plan's deadline has come."""
