@@ -66,10 +66,17 @@ class SetCriterion(nn.Module):
         self,
         outputs: Predictions | Mapping[str, Any],
         targets: PackedTargets | Sequence[Mapping[str, Tensor]],
+        *,
+        joined_sizes: Sequence[int] | None = None,
     ) -> dict[str, Tensor]:
         """
         outputs: predictions with K + 1 classes, or the official dict; half precision is raised to float32.
         targets: packed, or the official list of dicts with `labels` [T] in [0, K) and `boxes` [T, 4] cxcywh.
+        joined_sizes: where gradients are accumulated, the number of targets of every image of the joined
+            batch; the losses are then this part's share, and their sum over the parts is the joined batch's.
+
+        Losses are normalised by the joined batch of all ranks and scaled by the number of ranks: the mean of
+        the ranks' gradients, which DistributedDataParallel takes, is the joined batch's gradient.
 
         Returns scalars under the official names: `loss_ce`, `class_error`, `loss_bbox`, `loss_giou` and
         `cardinality_error` of the last decoder layer, and with suffix `_0`, `_1`, ... of the layers before it
@@ -88,14 +95,19 @@ class SetCriterion(nn.Module):
         )
         query = self.matcher.match(Predictions(logits, boxes), targets).query
 
+        sizes = targets.sizes if joined_sizes is None else joined_sizes
+        num_boxes, class_weight = self._normalizers(sizes, logits)
+
         by_layer: dict[str, Tensor] = {}
         last: dict[str, Tensor] = {}
         if "labels" in self.losses:
             slots = matched_slots(logits.shape, targets.batch_index, query)
-            by_layer["loss_ce"] = classification_loss(logits, targets.labels, slots, self.eos_coef)
+            by_layer["loss_ce"] = classification_loss(
+                logits, targets.labels, slots, self.eos_coef, class_weight
+            )
             last["class_error"] = classification_error(logits[-1:], targets, query[-1:])[0]
         if "boxes" in self.losses:
-            losses = box_losses(boxes, targets, query, _mean_num_boxes(targets))
+            losses = box_losses(boxes, targets, query, num_boxes)
             by_layer["loss_bbox"], by_layer["loss_giou"] = losses
         if "cardinality" in self.losses:
             by_layer["cardinality_error"] = cardinality_error(logits, targets.batch_index)
@@ -115,6 +127,19 @@ class SetCriterion(nn.Module):
         if not by_weight:
             raise ValueError(f"losses: expected some of {sorted(self.weight_dict)}; got {sorted(losses)}")
         return torch.stack([weight * torch.stack(terms).sum() for weight, terms in by_weight.items()]).sum()
+
+    def _normalizers(self, sizes: Sequence[int], logits: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        """Number of boxes, at least 1, and summed class weights of the joined batch, means over the ranks."""
+        queries = logits.shape[2]
+        matched = sum(min(size, queries) for size in sizes)
+        weight = matched + self.eos_coef * (len(sizes) * queries - matched)
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return float(max(sum(sizes), 1)), weight
+        # filled on the device: a copy from the host would wait for it
+        totals = torch.stack([torch.full((), float(x), device=logits.device) for x in (sum(sizes), weight)])
+        torch.distributed.all_reduce(totals)
+        num_boxes, weight = (totals / torch.distributed.get_world_size()).unbind()
+        return num_boxes.clamp(min=1), weight
 
     def _check(self, outputs: Predictions, targets: PackedTargets) -> None:
         logits, boxes, labels = outputs.logits, outputs.boxes, targets.labels
@@ -138,14 +163,3 @@ class SetCriterion(nn.Module):
 def _suffixes(layers: int) -> list[str]:
     """Of the loss names, in the order of the decoder layers."""
     return [*(f"_{layer}" for layer in range(layers - 1)), ""]
-
-
-def _mean_num_boxes(targets: PackedTargets) -> Tensor | float:
-    """Targets of the batch, averaged over the ranks of a distributed run, at least 1."""
-    count = float(sum(targets.sizes))
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return max(count, 1.0)
-    # filled on the device: a copy from the host would wait for it
-    total = torch.full((), count, device=targets.labels.device)
-    torch.distributed.all_reduce(total)
-    return (total / torch.distributed.get_world_size()).clamp(min=1)

@@ -14,10 +14,13 @@ from detr_fast.boxes import box_cxcywh_to_xyxy, paired_generalized_box_iou
 from detr_fast.structures import PackedTargets
 
 
-def classification_loss(logits: Tensor, labels: Tensor, slots: Tensor, eos_coef: float) -> Tensor:
+def classification_loss(
+    logits: Tensor, labels: Tensor, slots: Tensor, eos_coef: float, class_weight: Tensor | float
+) -> Tensor:
     """Cross-entropy over classes and "no object", the mean weighted by class (eos_coef for "no object").
 
     logits: [L, B, Q, K + 1]; labels: [sumT] in [0, K); slots: as `matched_slots` gives.
+    class_weight: what to divide by, the weights' sum over the queries of the whole batch.
     A label out of range gives NaN.
     """
     layers, queries, no_object = logits.shape[0], logits.shape[1] * logits.shape[2], logits.shape[3] - 1
@@ -26,7 +29,7 @@ def classification_loss(logits: Tensor, labels: Tensor, slots: Tensor, eos_coef:
     wanted = wanted.scatter(1, slots, labels.where(known, no_object).expand(layers, -1))[:, :-1]
     entropy = F.cross_entropy(logits.reshape(-1, no_object + 1), wanted.reshape(-1), reduction="none")
     weight = torch.where(wanted == no_object, eos_coef, 1.0).to(entropy.dtype)
-    loss = (weight * entropy.view(layers, queries)).sum(1) / weight.sum(1)
+    loss = (weight * entropy.view(layers, queries)).sum(1) / class_weight
     return loss.where(known.all(), torch.nan)
 
 

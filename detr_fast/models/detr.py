@@ -13,11 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detr_fast.models.conv_stem import ConvStem
 from detr_fast.models.position_encoding import PositionEncodingLearned, PositionEncodingSine
 from detr_fast.models.resnet import ARCHITECTURES, ResNet
 from detr_fast.models.transformer import ACTIVATIONS, Transformer
 from detr_fast.structures import PaddedImages, Predictions
 
+BACKBONES = (*ARCHITECTURES, "conv_stem")
 POSITION_EMBEDDINGS = {"sine": PositionEncodingSine, "learned": PositionEncodingLearned}
 
 
@@ -25,6 +27,7 @@ POSITION_EMBEDDINGS = {"sine": PositionEncodingSine, "learned": PositionEncoding
 class DETRConfig:
     """The sizes of a DETR; names and defaults are those of the official options.
 
+    backbone: a ResNet, or "conv_stem" for small images without pre-trained weights.
     num_classes: the largest category id + 1; "no object" comes on top.
     dilation: stride 16 instead of 32 in the last backbone stage ("DC5").
     pre_norm: layers normalise their input rather than their output.
@@ -48,7 +51,7 @@ class DETRConfig:
 
     def __post_init__(self) -> None:
         for name, known in (
-            ("backbone", ARCHITECTURES),
+            ("backbone", BACKBONES),
             ("position_embedding", POSITION_EMBEDDINGS),
             ("activation", ACTIVATIONS),
         ):
@@ -75,7 +78,7 @@ class DETRConfig:
             raise ValueError(f"hidden_dim: expected a multiple of 4 for the positions; got {self.hidden_dim}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: expected 0 <= dropout < 1; got {self.dropout!r}")
-        if self.dilation and not ARCHITECTURES[self.backbone].bottleneck:
+        if self.dilation and not (self.backbone in ARCHITECTURES and ARCHITECTURES[self.backbone].bottleneck):
             raise ValueError(f"dilation: expected a backbone with bottlenecks; got {self.backbone}")
 
     @classmethod
@@ -127,12 +130,14 @@ class DETR(nn.Module):
         super().__init__()
         self.config = config
         channels = config.hidden_dim
-        resnet = ResNet(config.backbone, config.dilation)
+        body = ConvStem() if config.backbone == "conv_stem" else ResNet(config.backbone, config.dilation)
         if backbone_weights is not None:
-            resnet.load_torchvision(backbone_weights)
+            if not isinstance(body, ResNet):
+                raise ValueError(f"backbone_weights: expected a ResNet backbone; got {config.backbone}")
+            body.load_torchvision(backbone_weights)
         position_encoding = POSITION_EMBEDDINGS[config.position_embedding](channels)
-        self.backbone = nn.ModuleList([nn.Sequential(OrderedDict(body=resnet)), position_encoding])
-        self.input_proj = nn.Conv2d(resnet.channels[-1], channels, kernel_size=1)
+        self.backbone = nn.ModuleList([nn.Sequential(OrderedDict(body=body)), position_encoding])
+        self.input_proj = nn.Conv2d(body.channels[-1], channels, kernel_size=1)
         self.transformer = Transformer(
             channels,
             config.nheads,
