@@ -15,7 +15,6 @@ from pycocotools import mask as coco_mask
 
 # Ids with gaps, as COCO's own: code that confuses labels with positions fails on this data set.
 CATEGORIES = {1: "disc", 2: "rectangle", 4: "triangle", 5: "star", 7: "cross"}
-MAX_OBJECTS = 6
 # An object may be hidden by later ones, but not so far that it cannot be told any more.
 MIN_VISIBLE = 0.4
 
@@ -30,13 +29,14 @@ def write_shapes_dataset(
     image_size: int = 128,
     seed: int = 0,
     class_colors: bool = True,
+    max_objects: int = 6,
+    object_sizes: tuple[float, float] = (0.1, 0.75),
 ) -> Path:
     """Writes a data set in the COCO 2017 layout: `annotations/instances_{train,val}2017.json`, `train2017/`
     and `val2017/` with JPEG files.
 
-    Each image has 1 to 6 filled shapes of five categories (disc, rectangle, triangle, star, cross), turned
-    at random, a tenth to three quarters of the image in size, on a noisy background; later shapes cover
-    earlier ones. Box, area and segmentation describe the *visible* pixels exactly; the segmentation is
+    Each image has filled shapes of five categories (disc, rectangle, triangle, star, cross), turned at
+    random, on a noisy background; later shapes cover earlier ones. Box, area and segmentation describe the *visible* pixels exactly; the segmentation is
     a polygon where the whole shape is visible and a run-length encoding where it is partly covered. The
     category ids have gaps. The same arguments give the same bytes (with the same Pillow), and the first
     images do not depend on how many follow.
@@ -48,6 +48,8 @@ def write_shapes_dataset(
         image_size: width and height in pixels, at least 32.
         seed: of everything random.
         class_colors: a category keeps to a band of hues; otherwise its shape alone tells it.
+        max_objects: shapes an image, at least one.
+        object_sizes: smallest and largest longer side of a shape, as fractions of the image.
 
     Returns:
         root.
@@ -56,6 +58,10 @@ def write_shapes_dataset(
         raise ValueError(f"train_images, val_images: expected >= 1; got {train_images} and {val_images}")
     if image_size < 32:
         raise ValueError(f"image_size: expected >= 32 pixels; got {image_size}")
+    if max_objects < 1:
+        raise ValueError(f"max_objects: expected >= 1; got {max_objects}")
+    if not 0 < object_sizes[0] <= object_sizes[1] <= 1:
+        raise ValueError(f"object_sizes: expected 0 < smallest <= largest <= 1; got {object_sizes}")
     root = Path(root)
     (root / "annotations").mkdir(parents=True, exist_ok=True)
     first_id = 1
@@ -65,9 +71,9 @@ def write_shapes_dataset(
         annotations: list[dict[str, Any]] = []
         for i in range(count):
             rng = np.random.default_rng([seed, split, i])
-            pixels, objects = _draw_scene(image_size, rng, class_colors)
+            pixels, objects = _draw_scene(image_size, rng, class_colors, max_objects, object_sizes)
             file_name = f"{i + 1:012d}.jpg"
-            Image.fromarray(pixels).save(root / name / file_name, quality=95)
+            Image.fromarray(pixels).save(root / name / file_name, quality=95, subsampling=0)
             image_id = first_id + i
             images.append(
                 {
@@ -95,7 +101,11 @@ def write_shapes_dataset(
 
 
 def _draw_scene(
-    size: int, rng: np.random.Generator, class_colors: bool
+    size: int,
+    rng: np.random.Generator,
+    class_colors: bool,
+    max_objects: int,
+    object_sizes: tuple[float, float],
 ) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
     """An image [size, size, 3] and its objects as COCO annotations without ids."""
     pixels = _background(size, rng)
@@ -103,10 +113,10 @@ def _draw_scene(
     polygons: list[NDArray[np.float64]] = []
     whole: list[Mask] = []
     visible: list[Mask] = []
-    wanted = int(rng.integers(1, MAX_OBJECTS + 1))
+    wanted = int(rng.integers(1, max_objects + 1))
     for _ in range(4 * wanted):
         category = int(rng.choice(list(CATEGORIES)))
-        polygon = _place(_outline(CATEGORIES[category], rng), size, rng)
+        polygon = _place(_outline(CATEGORIES[category], rng), size, object_sizes, rng)
         mask = coco_mask.decode(coco_mask.frPyObjects([polygon.ravel().tolist()], size, size))[..., 0] > 0
         covered = [part & ~mask for part in visible]
         if any(part.sum() < MIN_VISIBLE * shape.sum() for part, shape in zip(covered, whole, strict=True)):
@@ -158,14 +168,16 @@ def _outline(shape: str, rng: np.random.Generator) -> NDArray[np.float64]:
     return np.stack([np.cos(angles), np.sin(angles)], 1) * np.resize(radii, corners)[:, None]
 
 
-def _place(outline: NDArray[np.float64], size: int, rng: np.random.Generator) -> NDArray[np.float64]:
+def _place(
+    outline: NDArray[np.float64], size: int, object_sizes: tuple[float, float], rng: np.random.Generator
+) -> NDArray[np.float64]:
     """Turns the outline, scales its longer side to 0.1 .. 0.75 of the image (uniform in the logarithm) and
     moves it to a random place inside. Corners are rounded to 1/100 pixel, as they are written."""
     angle = rng.uniform(0, 2 * math.pi)
     cos, sin = math.cos(angle), math.sin(angle)
     points = outline @ np.array([[cos, sin], [-sin, cos]])
     points -= points.min(0)
-    points *= size * math.exp(rng.uniform(math.log(0.1), math.log(0.75))) / points.max()
+    points *= size * math.exp(rng.uniform(*map(math.log, object_sizes))) / points.max()
     return np.round(points + rng.uniform(0, size - points.max(0)), 2)
 
 
@@ -173,7 +185,7 @@ def _color(category: int, rng: np.random.Generator, class_colors: bool) -> NDArr
     hue = rng.uniform()
     if class_colors:
         hue = (list(CATEGORIES).index(category) + 0.6 * hue) / len(CATEGORIES)
-    return 255 * np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.55, 1.0), rng.uniform(0.6, 1.0)))
+    return 255 * np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.6, 1.0), rng.uniform(0.7, 1.0)))
 
 
 def _paint(

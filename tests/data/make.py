@@ -1,0 +1,59 @@
+"""Small COCO data sets for the tests of this folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+CATEGORIES = [{"id": 3, "name": "car"}, {"id": 7, "name": "bus"}]
+
+
+def image(image_id: int, width: int = 60, height: int = 40, file_name: str | None = None) -> dict[str, Any]:
+    return {
+        "id": image_id,
+        "file_name": file_name or f"{image_id}.png",
+        "width": width,
+        "height": height,
+    }
+
+
+def annotation(
+    annotation_id: int, image_id: int, bbox: Any, category_id: int = 3, iscrowd: int = 0
+) -> dict[str, Any]:
+    area = bbox[2] * bbox[3] if len(bbox) == 4 else 0
+    return {
+        "id": annotation_id,
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": bbox,
+        "area": area,
+        "iscrowd": iscrowd,
+    }
+
+
+def write_json(path: Path, images: Any, annotations: Any, categories: Any = CATEGORIES) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return path
+
+
+def write_images(folder: Path, images: list[dict[str, Any]]) -> Path:
+    """Each image differs from the others, so that samples can be told apart."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for entry in images:
+        pixels = np.random.default_rng(entry["id"]).integers(
+            0, 256, (entry["height"], entry["width"], 3), dtype=np.uint8
+        )
+        Image.fromarray(pixels).save(folder / entry["file_name"])
+    return folder
+
+
+def write_dataset(root: Path, images: list[dict[str, Any]], annotations: Any, split: str = "train") -> Path:
+    """The COCO 2017 layout."""
+    write_images(root / f"{split}2017", images)
+    write_json(root / "annotations" / f"instances_{split}2017.json", images, annotations)
+    return root
