@@ -10,11 +10,13 @@
 #include <algorithm>
 #include <array>
 #include <initializer_list>
+#include <memory>
 #include <new>
 #include <numeric>
 #include <string>
 #include <vector>
 
+#include "box_match_cost/box_match_cost.h"
 #include "common/isa.h"
 #include "linear_assignment/linear_assignment.h"
 #if DETR_FAST_WITH_CUDA
@@ -108,10 +110,52 @@ void bind_linear_assignment(py::module_& m) {
         "true where all are solved.");
 }
 
+void bind_box_match_cost(py::module_& m) {
+    m.def(
+        "box_match_cost",
+        [](uintptr_t logits, int logits_type, uintptr_t boxes, int boxes_type, uintptr_t target_labels,
+           uintptr_t target_boxes, const std::vector<int64_t>& sizes, int64_t layers, int64_t queries,
+           int64_t classes, bool focal, float w_class, float w_l1, float w_giou, float alpha, float gamma,
+           uintptr_t costs, int threads) -> int64_t {
+            std::vector<int64_t> first(sizes.size() + 1);
+            std::partial_sum(sizes.begin(), sizes.end(), first.begin() + 1);
+            const int64_t* labels = reinterpret_cast<const int64_t*>(target_labels);
+            for (int64_t t = 0; t < first.back(); ++t)
+                if (labels[t] < 0 || labels[t] >= classes) return t;
+            BoxMatchCost args{reinterpret_cast<const void*>(logits),
+                              Float(logits_type),
+                              reinterpret_cast<const void*>(boxes),
+                              Float(boxes_type),
+                              labels,
+                              reinterpret_cast<const float*>(target_boxes),
+                              first.data(),
+                              layers,
+                              static_cast<int64_t>(sizes.size()),
+                              queries,
+                              classes,
+                              focal,
+                              w_class,
+                              w_l1,
+                              w_giou,
+                              alpha,
+                              gamma,
+                              reinterpret_cast<float*>(costs),
+                              nullptr,
+                              threads};
+            const std::unique_ptr<float[]> workspace(new float[args.workspace_size()]);
+            args.workspace = workspace.get();
+            py::gil_scoped_release release;
+            DETR_FAST_CPU(box_match_cost)(args);
+            return -1;
+        },
+        "Fills costs [layers, targets, queries]; returns the first target whose label is no class, or -1.");
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
     m.doc() = "Native code of detr_fast.";
     bind_machine(m);
+    bind_box_match_cost(m);
     bind_linear_assignment(m);
 }

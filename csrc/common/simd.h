@@ -27,6 +27,14 @@ typedef double vdouble __attribute__((vector_size(kLanes * 4)));  // kLanes / 2 
 typedef int64_t vlong __attribute__((vector_size(kLanes * 4)));
 typedef uint16_t vhalf __attribute__((vector_size(kLanes * 2)));
 
+template <class To, class From>
+inline To bit_cast(const From& from) {
+    static_assert(sizeof(To) == sizeof(From), "");
+    To to;
+    std::memcpy(&to, &from, sizeof to);
+    return to;
+}
+
 inline vfloat splat(float x) { return vfloat{} + x; }
 
 inline vfloat load(const float* from) {
@@ -60,6 +68,61 @@ inline uint16_t float_to_bf16(float x) {
     std::memcpy(&bits, &x, sizeof bits);
     if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
     return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+inline vfloat load_fp16(const uint16_t* from) {
+    vhalf half;
+    std::memcpy(&half, from, sizeof half);
+    const vuint wide = __builtin_convertvector(half, vuint), magnitude = wide & 0x7fffu;
+    // exponent and mantissa moved into place; a product corrects the bias and normalises subnormals
+    const vfloat finite = bit_cast<vfloat>(magnitude << 13) * splat(0x1p112f);
+    const vuint special = 0x7f800000u | magnitude << 13;  // infinity or NaN
+    const vuint bits = magnitude >= 0x7c00u ? special : bit_cast<vuint>(finite);
+    return bit_cast<vfloat>(bits | (wide & 0x8000u) << 16);
+}
+
+inline float fp16_to_float(uint16_t half) {
+    uint16_t halves[kLanes] = {half};
+    return load_fp16(halves)[0];
+}
+
+// Where either is NaN, the second.
+inline vfloat min(vfloat a, vfloat b) { return a < b ? a : b; }
+inline vfloat max(vfloat a, vfloat b) { return a > b ? a : b; }
+
+inline vfloat abs(vfloat x) { return bit_cast<vfloat>(bit_cast<vuint>(x) & 0x7fffffffu); }
+
+// e^x to 1.2e-7 relative. Saturates at 2e38 above 88.3 and at 1e-38 below -87.3; NaN stays NaN.
+inline vfloat exp(vfloat x) {
+    x = max(splat(-87.3f), min(splat(88.3f), x));
+    // adding 1.5 * 2^23 rounds x / ln 2 to an integer, left in the low bits
+    const vfloat shifted = x * 1.44269504f + 12582912.0f;
+    const vfloat n = shifted - 12582912.0f;
+    const vfloat r = x - n * 0.693145752f - n * 1.42860677e-6f;
+    vfloat p = 0.0013814540579915047f * r + 0.00836874544620514f;
+    p = p * r + 0.04166838899254799f;
+    p = p * r + 0.1666652113199234f;
+    p = p * r + 0.4999999403953552f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    return p * bit_cast<vfloat>((bit_cast<vuint>(shifted) << 23) + (127u << 23));
+}
+
+// ln x to 1.2e-7 relative, for normal finite x > 0.
+inline vfloat log(vfloat x) {
+    // x = m * 2^n with m in [sqrt(1/2), sqrt(2))
+    const vuint bits = bit_cast<vuint>(x) - 0x3f3504f3u;
+    const vfloat n = __builtin_convertvector(bit_cast<vint>(bits) >> 23, vfloat);
+    const vfloat u = bit_cast<vfloat>((bits & 0x7fffffu) + 0x3f3504f3u) - 1.0f;
+    vfloat p = -0.07634497433900833f * u + 0.1276157796382904f;
+    p = p * u - 0.13160182535648346f;
+    p = p * u + 0.14201757311820984f;
+    p = p * u - 0.16623356938362122f;
+    p = p * u + 0.20001226663589478f;
+    p = p * u - 0.2500081956386566f;
+    p = p * u + 0.3333333134651184f;
+    const vfloat square = u * u;
+    return n * 0.693145752f + (u + (p * u * square - 0.5f * square + n * 1.42860677e-6f));
 }
 
 inline float sum(vfloat x) {

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from detr_fast.ops.backend import Backend, Operator
-from detr_fast.ops.box_match_cost import reference
+from detr_fast.ops.box_match_cost import native, reference
 
 ClassCost = Literal["softmax", "focal"]
 
 OPERATOR = Operator(
     "box_match_cost",
+    Backend("native", native, native.why_not),
     Backend("reference", reference, lambda device, dtype: None),
 )
 

@@ -1,0 +1,67 @@
+"""The compiled CPU backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from detr_fast import extension
+from detr_fast.ops.box_match_cost.reference import label_error
+
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as enum Float in csrc
+
+
+def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why this backend cannot take tensors of `device` and `dtype`, or None."""
+    if device.type != "cpu":
+        return f"runs on the CPU, not on {device.type}"
+    if dtype not in _DTYPES:
+        return f"computes in float32, not in {dtype}"
+    return extension.why_not()
+
+
+def box_match_cost(
+    logits: Tensor,
+    boxes: Tensor,
+    target_labels: Tensor,
+    target_boxes: Tensor,
+    sizes: Sequence[int],
+    class_cost: str,
+    w_class: float,
+    w_l1: float,
+    w_giou: float,
+    alpha: float,
+    gamma: float,
+) -> Tensor:
+    """[..., sumT, Q] costs; arguments as the public function's, already checked."""
+    shape = logits.shape
+    logits = logits.contiguous()
+    boxes = boxes.contiguous() if boxes.dtype in _DTYPES else boxes.float().contiguous()
+    target_labels = target_labels.contiguous()
+    target_boxes = target_boxes.float().contiguous()
+    costs = torch.empty((*shape[:-3], target_labels.shape[0], shape[-2]), dtype=torch.float32, device="cpu")
+    bad = extension.extension().box_match_cost(
+        logits.data_ptr(),
+        _DTYPES[logits.dtype],
+        boxes.data_ptr(),
+        _DTYPES[boxes.dtype],
+        target_labels.data_ptr(),
+        target_boxes.data_ptr(),
+        sizes,
+        shape[0] if len(shape) == 4 else 1,
+        shape[-2],
+        shape[-1],
+        class_cost == "focal",
+        w_class,
+        w_l1,
+        w_giou,
+        alpha,
+        gamma,
+        costs.data_ptr(),
+        torch.get_num_threads(),
+    )
+    if bad >= 0:
+        raise label_error(target_labels, bad, shape[-1])
+    return costs
