@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 from types import ModuleType
 
 # torch comes first: its OpenMP runtime must be in the process before the extension asks for one.
 import torch  # noqa: F401
 
-_C: ModuleType | None
-_error: str | None
-
+_module: ModuleType | None = None
+_error: str | None = None
 try:
-    from detr_fast import _C
+    _module = importlib.import_module("detr_fast._C")
 except ImportError as error:
-    _C, _error = None, f"the compiled extension did not import: {error}"
-else:
-    _error = None
+    _error = f"the compiled extension did not import: {error}"
 
 
 def why_not() -> str | None:
@@ -25,6 +23,6 @@ def why_not() -> str | None:
 
 def extension() -> ModuleType:
     """The extension module; raises ImportError with the reason where it is missing."""
-    if _C is None:
+    if _module is None:
         raise ImportError(_error)
-    return _C
+    return _module
