@@ -15,6 +15,7 @@ from pycocotools import mask as coco_mask
 
 # Ids with gaps, as COCO's own: code that confuses labels with positions fails on this data set.
 CATEGORIES = {1: "disc", 2: "rectangle", 4: "triangle", 5: "star", 7: "cross"}
+MAX_OBJECTS = 6
 # An object may be hidden by later ones, but not so far that it cannot be told any more.
 MIN_VISIBLE = 0.4
 
@@ -29,17 +30,17 @@ def write_shapes_dataset(
     image_size: int = 128,
     seed: int = 0,
     class_colors: bool = True,
-    max_objects: int = 6,
+    max_objects: int = MAX_OBJECTS,
     object_sizes: tuple[float, float] = (0.1, 0.75),
 ) -> Path:
     """Writes a data set in the COCO 2017 layout: `annotations/instances_{train,val}2017.json`, `train2017/`
     and `val2017/` with JPEG files.
 
     Each image has filled shapes of five categories (disc, rectangle, triangle, star, cross), turned at
-    random, on a noisy background; later shapes cover earlier ones. Box, area and segmentation describe the *visible* pixels exactly; the segmentation is
-    a polygon where the whole shape is visible and a run-length encoding where it is partly covered. The
-    category ids have gaps. The same arguments give the same bytes (with the same Pillow), and the first
-    images do not depend on how many follow.
+    random, on a noisy background; later shapes cover earlier ones. Box, area and segmentation describe the
+    *visible* pixels exactly; the segmentation is a polygon where the whole shape is visible and a run-length
+    encoding where it is partly covered. The category ids have gaps. The same arguments give the same bytes
+    (with the same Pillow), and the first images do not depend on how many follow.
 
     Args:
         root: the folder, made if missing.
@@ -48,7 +49,7 @@ def write_shapes_dataset(
         image_size: width and height in pixels, at least 32.
         seed: of everything random.
         class_colors: a category keeps to a band of hues; otherwise its shape alone tells it.
-        max_objects: shapes an image, at least one.
+        max_objects: most shapes an image; each count from 1 on is as likely.
         object_sizes: smallest and largest longer side of a shape, as fractions of the image.
 
     Returns:
@@ -119,7 +120,9 @@ def _draw_scene(
         polygon = _place(_outline(CATEGORIES[category], rng), size, object_sizes, rng)
         mask = coco_mask.decode(coco_mask.frPyObjects([polygon.ravel().tolist()], size, size))[..., 0] > 0
         covered = [part & ~mask for part in visible]
-        if any(part.sum() < MIN_VISIBLE * shape.sum() for part, shape in zip(covered, whole, strict=True)):
+        if not mask.any() or any(
+            part.sum() < MIN_VISIBLE * shape.sum() for part, shape in zip(covered, whole, strict=True)
+        ):
             continue
         _paint(pixels, mask, _color(category, rng, class_colors), rng)
         categories.append(category)
@@ -171,13 +174,15 @@ def _outline(shape: str, rng: np.random.Generator) -> NDArray[np.float64]:
 def _place(
     outline: NDArray[np.float64], size: int, object_sizes: tuple[float, float], rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Turns the outline, scales its longer side to 0.1 .. 0.75 of the image (uniform in the logarithm) and
+    """Turns the outline, scales its longer side to a fraction of the image (uniform in the logarithm) and
     moves it to a random place inside. Corners are rounded to 1/100 pixel, as they are written."""
     angle = rng.uniform(0, 2 * math.pi)
     cos, sin = math.cos(angle), math.sin(angle)
     points = outline @ np.array([[cos, sin], [-sin, cos]])
     points -= points.min(0)
-    points *= size * math.exp(rng.uniform(*map(math.log, object_sizes))) / points.max()
+    points *= (
+        size * math.exp(rng.uniform(math.log(object_sizes[0]), math.log(object_sizes[1]))) / points.max()
+    )
     return np.round(points + rng.uniform(0, size - points.max(0)), 2)
 
 

@@ -59,6 +59,21 @@ def test_objects_stand_out(tmp_path: Path) -> None:
     assert np.mean(outside) < 0.005
 
 
+def test_number_and_size_of_objects(tmp_path: Path) -> None:
+    options = {"train_images": 30, "val_images": 1, "image_size": 64}
+    root = write_shapes_dataset(tmp_path, **options, max_objects=2, object_sizes=(0.3, 0.5))
+    train = build_detection_dataset(root, "train", train=False, scales=(64,))
+    train.transforms = None
+    targets = [target for _, target in train]
+    assert {len(target["labels"]) for target in targets} == {1, 2}
+    alone = torch.cat([target["boxes"] for target in targets if len(target["labels"]) == 1])
+    longer_side = (alone[:, 2:] - alone[:, :2]).max(1).values
+    assert longer_side.min() >= 0.3 * 64 - 2
+    assert longer_side.max() <= 0.5 * 64 + 2
+    specks = write_shapes_dataset(tmp_path, **options, object_sizes=(0.001, 0.001))
+    assert len(build_detection_dataset(specks, "train", train=False)) == 30, "too small to see: left out"
+
+
 def test_same_seed_same_bytes(tmp_path: Path) -> None:
     first = contents(
         write_shapes_dataset(tmp_path / "a", train_images=6, val_images=3, image_size=64, seed=5)
@@ -98,3 +113,7 @@ def test_bad_arguments(tmp_path: Path) -> None:
         write_shapes_dataset(tmp_path, train_images=0, val_images=1)
     with pytest.raises(ValueError, match="image_size: expected >= 32 pixels; got 8"):
         write_shapes_dataset(tmp_path, train_images=1, val_images=1, image_size=8)
+    with pytest.raises(ValueError, match="max_objects: expected >= 1; got 0"):
+        write_shapes_dataset(tmp_path, train_images=1, val_images=1, max_objects=0)
+    with pytest.raises(ValueError, match="object_sizes: expected 0 < smallest <= largest <= 1"):
+        write_shapes_dataset(tmp_path, train_images=1, val_images=1, object_sizes=(0.5, 0.1))
