@@ -48,7 +48,7 @@ class TrainBatches(Sampler[list[int]]):
             )
 
     def set_epoch(self, epoch: int, *, skip_batches: int = 0) -> None:
-        """Chooses the order of the next iteration and how many of its batches are left out."""
+        """Chooses the order and how many batches at its start are left out, until the next call."""
         self._sampler.set_epoch(epoch)
         self._skip_batches = skip_batches
 

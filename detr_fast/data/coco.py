@@ -91,7 +91,7 @@ class CocoDetection(Dataset[tuple[Any, Target]]):
         }
         self.label_to_category = {label: category for category, label in self.category_to_label.items()}
         self.category_names = {label: names[category] for label, category in self.label_to_category.items()}
-        needed = max(self.label_to_category, default=-1) + 1
+        needed = max(self.label_to_category) + 1
         self.num_classes = needed if num_classes is None else num_classes
 
         images = _images_by_id(content["images"], where)
@@ -124,7 +124,9 @@ class CocoDetection(Dataset[tuple[Any, Target]]):
             if box is None:
                 removed += 1
                 continue
-            area = annotation.get("area", (box[2] - box[0]) * (box[3] - box[1]))
+            area = annotation.get("area")
+            if not isinstance(area, (int, float)):
+                area = (box[2] - box[0]) * (box[3] - box[1])
             rows.append((index, label, area, *box))
         if removed:
             logger.warning("%s: left out %d boxes without an area inside their image", where, removed)
@@ -251,8 +253,9 @@ def _read_json(path: Path) -> dict[str, list[dict[str, Any]]]:
                 f"{path}: not a COCO instances file: expected an object with the lists 'images', "
                 f"'annotations' and 'categories'; {key!r} is missing or not a list"
             )
-    if not content["images"]:
-        raise ValueError(f"{path}: an empty data set: 'images' has no entries")
+    for key in ("images", "categories"):
+        if not content[key]:
+            raise ValueError(f"{path}: an empty data set: {key!r} has no entries")
     return content
 
 

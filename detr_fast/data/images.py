@@ -48,8 +48,6 @@ def load_image(path: str | Path, *, exif_transpose: bool = False) -> Image.Image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image.copy()
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:

@@ -78,6 +78,13 @@ def test_images_without_annotations_are_kept(tmp_path: Path) -> None:
         assert target["labels"].shape == target["area"].shape == (0,)
 
 
+def test_area_of_the_box_where_none_is_given(tmp_path: Path) -> None:
+    rows = [annotation(1, 1, [0, 0, 5, 4]), annotation(2, 1, [-2, 0, 5, 4])]
+    del rows[0]["area"]
+    rows[1]["area"] = None
+    assert dataset(tmp_path, [image(1)], rows)[0][1]["area"].tolist() == [20, 12]
+
+
 def test_contiguous_labels(tmp_path: Path) -> None:
     rows = [annotation(1, 1, [0, 0, 5, 5], 7), annotation(2, 1, [0, 0, 6, 6], 3)]
     data = dataset(tmp_path, [image(1)], rows, contiguous=True)
@@ -110,7 +117,8 @@ BOX = [0, 0, 5, 5]
 @pytest.mark.parametrize(
     ("images", "annotations", "categories", "message"),
     [
-        ([], [], CATEGORIES, "empty data set"),
+        ([], [], CATEGORIES, "an empty data set: 'images' has no entries"),
+        ([image(1)], [], [], "an empty data set: 'categories' has no entries"),
         ({}, [], CATEGORIES, "'images' is missing or not a list"),
         ([image(1)], None, CATEGORIES, "'annotations' is missing or not a list"),
         ([image(1)], [], "car", "'categories' is missing or not a list"),
