@@ -19,6 +19,7 @@
 #include "box_match_cost/box_match_cost.h"
 #include "common/isa.h"
 #include "linear_assignment/linear_assignment.h"
+#include "ms_deform_attn/ms_deform_attn.h"
 #if DETR_FAST_WITH_CUDA
 #include "common/cuda_info.h"
 #endif
@@ -151,11 +152,55 @@ void bind_box_match_cost(py::module_& m) {
         "Fills costs [layers, targets, queries]; returns the first target whose label is no class, or -1.");
 }
 
+void bind_ms_deform_attn(py::module_& m) {
+    // shape: B, Q, H, D, N, P, S, reference_dims, followed by the N pairs (height, width)
+    const auto inputs = [](const std::vector<int64_t>& shape, bool bf16, uintptr_t value,
+                           uintptr_t coordinates, uintptr_t weights, uintptr_t references, int threads) {
+        return MsDeformAttnInputs{{shape[0], shape[1], shape[2], shape[3], shape[4], shape[5], shape[6],
+                                   shape.data() + 8, static_cast<int>(shape[7])},
+                                  reinterpret_cast<const void*>(value),
+                                  bf16,
+                                  reinterpret_cast<const float*>(coordinates),
+                                  reinterpret_cast<const float*>(weights),
+                                  reinterpret_cast<const float*>(references),
+                                  threads};
+    };
+    m.def("ms_deform_attn_fwd",
+          [inputs](const std::vector<int64_t>& shape, bool bf16, uintptr_t value, uintptr_t coordinates,
+                   uintptr_t weights, uintptr_t references, int threads, uintptr_t out) {
+              bool ok = true;
+              {
+                  py::gil_scoped_release release;
+                  const auto in = inputs(shape, bf16, value, coordinates, weights, references, threads);
+                  DETR_FAST_CPU(ms_deform_attn_fwd)(in, reinterpret_cast<void*>(out), ok);
+              }
+              if (!ok) throw std::bad_alloc();
+          });
+    m.def("ms_deform_attn_bwd",
+          [inputs](const std::vector<int64_t>& shape, bool bf16, uintptr_t value, uintptr_t coordinates,
+                   uintptr_t weights, uintptr_t references, int threads, uintptr_t grad_out,
+                   uintptr_t grad_value, uintptr_t grad_coordinates, uintptr_t grad_weights,
+                   uintptr_t grad_references, uintptr_t reference_parts) {
+              bool ok = true;
+              {
+                  py::gil_scoped_release release;
+                  const auto in = inputs(shape, bf16, value, coordinates, weights, references, threads);
+                  const MsDeformAttnGradients grad{
+                      reinterpret_cast<const void*>(grad_out),    reinterpret_cast<void*>(grad_value),
+                      reinterpret_cast<float*>(grad_coordinates), reinterpret_cast<float*>(grad_weights),
+                      reinterpret_cast<float*>(grad_references),  reinterpret_cast<float*>(reference_parts)};
+                  DETR_FAST_CPU(ms_deform_attn_bwd)(in, grad, ok);
+              }
+              if (!ok) throw std::bad_alloc();
+          });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
     m.doc() = "Native code of detr_fast.";
     bind_machine(m);
+    bind_ms_deform_attn(m);
     bind_box_match_cost(m);
     bind_linear_assignment(m);
 }

@@ -5,6 +5,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
 #ifndef DETR_FAST_ISA
 #define DETR_FAST_ISA baseline
 #endif
@@ -129,6 +133,28 @@ inline float sum(vfloat x) {
     float total = 0;
     for (int lane = 0; lane < kLanes; ++lane) total += x[lane];
     return total;
+}
+
+typedef float vquad __attribute__((vector_size(16)));
+
+// The sums of four vectors.
+inline vquad sum4(vfloat a, vfloat b, vfloat c, vfloat d) {
+#if defined(__AVX__)
+#if defined(__AVX512F__)
+    const auto fold = [](vfloat x) {
+        __m256 half[2];
+        std::memcpy(half, &x, sizeof half);
+        return _mm256_add_ps(half[0], half[1]);
+    };
+#else
+    const auto fold = [](vfloat x) { return (__m256)x; };
+#endif
+    const __m256 ab = _mm256_hadd_ps(fold(a), fold(b)), cd = _mm256_hadd_ps(fold(c), fold(d));
+    const __m256 abcd = _mm256_hadd_ps(ab, cd);
+    return (vquad)_mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1));
+#else
+    return vquad{sum(a), sum(b), sum(c), sum(d)};
+#endif
 }
 
 }  // namespace DETR_FAST_ISA

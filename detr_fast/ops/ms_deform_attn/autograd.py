@@ -27,6 +27,9 @@ OPERATOR = Operator(
 )
 
 
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
 def call(
     value: Tensor,
     spatial_shapes: Tensor | Sequence[Sequence[int]],
@@ -36,7 +39,8 @@ def call(
     backend: str | None,
 ) -> Tensor:
     """Checks, chooses the backend and the way to it."""
-    if torch.compiler.is_compiling() or type(value) not in (Tensor, torch.nn.Parameter):
+    special = isinstance(value, Tensor) and type(value) not in _PLAIN
+    if special or torch.compiler.is_compiling():
         if isinstance(spatial_shapes, Tensor):
             return _operator(value, spatial_shapes, (), coordinates, weights, reference_points, backend)
         sizes = [side for size in spatial_shapes for side in size]
@@ -131,7 +135,7 @@ def _reference_backward(
             out, [leaf for leaf in leaves if leaf is not None and leaf.requires_grad], grad_out
         )
     )
-    return [next(found) if need else None for need in needs]
+    return [next(found).contiguous() if need else None for need in needs]
 
 
 def _pairs(spatial_shapes: Tensor | None, sizes: Sequence[int]) -> tuple[tuple[int, int], ...]:

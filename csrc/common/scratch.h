@@ -1,0 +1,14 @@
+// Working memory that a thread keeps between calls, so that large buffers meet the page-fault handler once.
+#pragma once
+
+#include <cstddef>
+
+namespace detr_fast {
+
+// At least `bytes` bytes, aligned to 64, contents undefined. Each thread owns one buffer for each slot; it
+// only grows, lives as long as the thread and is valid until the thread's next call for the slot.
+// nullptr where memory ran out.
+enum class ScratchSlot { rows, plan, count };
+void* scratch(ScratchSlot slot, size_t bytes);
+
+}  // namespace detr_fast

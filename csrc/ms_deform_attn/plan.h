@@ -1,0 +1,217 @@
+// Where samples lie and how much their corners weigh, for a block of queries, before any value is read.
+//
+// A sample at pixel coordinate (x, y) reads a 2x2 window whose first pixel is clamped into the level, so
+// that no corner needs a test. The share of a pixel is the tent max(0, 1 - |distance|) of both axes: that
+// is bilinear interpolation inside, and pixels of the window that the sample does not touch get zero.
+#pragma once
+
+#include <cstring>
+
+#include "common/scratch.h"
+#include "common/simd.h"
+#include "ms_deform_attn/ms_deform_attn.h"
+
+namespace detr_fast {
+namespace DETR_FAST_ISA {
+namespace {
+
+inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+inline vint truncate(vfloat x) { return __builtin_convertvector(x, vint); }
+inline vfloat to_float(vint x) { return __builtin_convertvector(x, vfloat); }
+// zero for NaN
+inline vfloat tent(vfloat t) { return max(1.0f - abs(t), splat(0)); }
+inline float tent(float t) { return t > -1 && t < 1 ? (t < 0 ? 1 + t : 1 - t) : 0.0f; }
+
+// Whether bilinear interpolation reads the pixel at distance -t, be it with zero share.
+inline bool touches(float t) { return t >= -1 && t < 1; }
+
+// All lanes zero; false for NaN.
+inline bool all_zero(vfloat x) {
+    const vint nonzero = x != 0.0f;
+    vint any = nonzero;
+    for (int step = kLanes / 2; step; step /= 2) {
+        vint moved = any;
+        for (int lane = 0; lane < step; ++lane) moved[lane] = any[lane + step];
+        any |= moved;
+    }
+    return any[0] == 0;
+}
+
+struct Plan {
+    // A row holds the samples of one query over `heads` heads, `samples` = N * P a head, padded to vectors.
+    int64_t heads, samples, row, queries;
+
+    // constants of a row's samples
+    float *last_x, *last_y;  // largest coordinate of the window's first pixel
+    float *next_x, *next_y;  // distance to its second pixel: 1, or out of reach where the level has but one
+    float *base_x, *base_y;
+    int32_t *columns, *start;
+
+    // [queries][row]; pixel coordinate = coordinate * scale + base
+    float *scale_x, *scale_y;
+    float *x, *y;  // relative to the window's first pixel
+    float* weight;
+    float* share[4];  // weight times bilinear share of the corners: top left, top right, bottom left, ...
+    int32_t* pixel;   // the window's first pixel
+};
+
+// The smallest row of `heads` heads.
+inline int64_t plan_row(const MsDeformAttnShape& s, int64_t heads) {
+    return round_up(heads * s.levels * s.points, kLanes);
+}
+
+// Finds room for a plan of up to `queries` queries and for `extra` floats more, zeroed; nullptr where memory
+// ran out, else the latter.
+inline float* make_plan(Plan& plan, const MsDeformAttnShape& s, int64_t heads, int64_t queries,
+                        int64_t extra) {
+    plan.heads = heads;
+    plan.samples = s.levels * s.points;
+    plan.row = plan_row(s, heads);
+    plan.queries = queries;
+    const int64_t block = plan.row * queries;
+    const size_t bytes = sizeof(float) * (8 * plan.row + 10 * block + plan.samples + extra);
+    float* memory = static_cast<float*>(scratch(ScratchSlot::plan, bytes));
+    if (!memory) return nullptr;
+    std::memset(memory, 0, bytes);
+    auto take = [&](int64_t count) {
+        float* taken = memory;
+        memory += count;
+        return taken;
+    };
+    float** constants[] = {&plan.last_x, &plan.last_y, &plan.next_x,
+                           &plan.next_y, &plan.base_x, &plan.base_y};
+    for (float** field : constants) *field = take(plan.row);
+    plan.columns = reinterpret_cast<int32_t*>(take(plan.row));
+    plan.start = reinterpret_cast<int32_t*>(take(plan.row));
+    float** varying[] = {&plan.scale_x,  &plan.scale_y,  &plan.x,        &plan.y,       &plan.weight,
+                         &plan.share[0], &plan.share[1], &plan.share[2], &plan.share[3]};
+    for (float** field : varying) *field = take(block);
+    plan.pixel = reinterpret_cast<int32_t*>(take(block + plan.samples));  // prefetching looks a head further
+
+    constexpr float out_of_reach = 1e30f;
+    for (int64_t i = 0, head = 0; head < heads; ++head) {
+        int64_t first = 0;
+        for (int64_t n = 0; n < s.levels; ++n) {
+            const int64_t height = s.sizes[2 * n], width = s.sizes[2 * n + 1];
+            for (int64_t p = 0; p < s.points; ++p, ++i) {
+                plan.last_x[i] = width > 1 ? static_cast<float>(width - 2) : 0;
+                plan.last_y[i] = height > 1 ? static_cast<float>(height - 2) : 0;
+                plan.next_x[i] = width > 1 ? 1 : out_of_reach;
+                plan.next_y[i] = height > 1 ? 1 : out_of_reach;
+                plan.base_x[i] = plan.base_y[i] = -0.5f;
+                plan.columns[i] = static_cast<int32_t>(width);
+                plan.start[i] = static_cast<int32_t>(first);
+                for (int64_t q = 0; q < queries; ++q) {
+                    plan.scale_x[q * plan.row + i] = s.reference_dims == 2 ? 1 : static_cast<float>(width);
+                    plan.scale_y[q * plan.row + i] = s.reference_dims == 2 ? 1 : static_cast<float>(height);
+                }
+            }
+            first += height * width;
+        }
+    }
+    return memory;
+}
+
+// Sets base (and, for boxes, scale) of a row from one query's reference points [N, reference_dims].
+inline void place_references(const Plan& plan, const MsDeformAttnShape& s, const float* reference,
+                             int64_t row) {
+    float *scale_x = plan.scale_x + row, *scale_y = plan.scale_y + row;
+    int64_t i = 0;
+    for (int64_t n = 0; n < s.levels; ++n, reference += s.reference_dims) {
+        const float height = static_cast<float>(s.sizes[2 * n]),
+                    width = static_cast<float>(s.sizes[2 * n + 1]);
+        const float x = reference[0] * width - 0.5f, y = reference[1] * height - 0.5f;
+        for (int64_t p = 0; p < s.points; ++p) {
+            plan.base_x[i + p] = x;
+            plan.base_y[i + p] = y;
+        }
+        if (s.reference_dims == 4) {
+            const float half = 0.5f / static_cast<float>(s.points);
+            for (int64_t p = 0; p < s.points; ++p) {
+                scale_x[i + p] = half * reference[2] * width;
+                scale_y[i + p] = half * reference[3] * height;
+            }
+        }
+        i += s.points;
+    }
+    for (; i < plan.heads * plan.samples; i += plan.samples) {
+        const size_t bytes = sizeof(float) * plan.samples;
+        std::memcpy(plan.base_x + i, plan.base_x, bytes);
+        std::memcpy(plan.base_y + i, plan.base_y, bytes);
+        if (s.reference_dims == 4) {
+            std::memcpy(scale_x + i, scale_x, bytes);
+            std::memcpy(scale_y + i, scale_y, bytes);
+        }
+    }
+}
+
+// weight[heads][samples] = softmax of logits over samples; `row` floats may be written.
+inline void softmax(const float* logits, int64_t heads, int64_t samples, int64_t row, float* weight) {
+    for (int64_t h = 0; h < heads; ++h) {
+        const float* from = logits + h * samples;
+        float largest = from[0];
+        for (int64_t k = 1; k < samples; ++k) largest = from[k] > largest ? from[k] : largest;
+        for (int64_t k = 0; k < samples; ++k) weight[h * samples + k] = from[k] - largest;
+    }
+    for (int64_t i = heads * samples; i < row; ++i) weight[i] = 0;
+    for (int64_t i = 0; i < row; i += kLanes) {
+        const vfloat x = load(weight + i);
+        store(weight + i, x < -87.0f ? splat(0) : exp(x));
+    }
+    for (int64_t h = 0; h < heads; ++h) {
+        float* w = weight + h * samples;
+        float total = 0;
+        for (int64_t k = 0; k < samples; ++k) total += w[k];
+        const float scale = 1 / total;
+        for (int64_t k = 0; k < samples; ++k) w[k] *= scale;
+    }
+}
+
+// Fills row `q` of the plan from one query's coordinates, weights and references, from its first head on.
+// Returns whether all shares are finite.
+inline bool plan_query(const Plan& plan, const MsDeformAttnShape& s, const float* coordinates,
+                       const float* weights, const float* reference, int64_t q) {
+    const int64_t row = q * plan.row, used = plan.heads * plan.samples;
+    float *xs = plan.x + row, *ys = plan.y + row, *weight = plan.weight + row;
+    if (reference) {
+        place_references(plan, s, reference, row);
+        softmax(weights, plan.heads, plan.samples, plan.row, weight);
+    } else {
+        std::memcpy(weight, weights, sizeof(float) * used);
+    }
+    const float *scale_x = plan.scale_x + row, *scale_y = plan.scale_y + row;
+    for (int64_t i = 0; i < used; ++i) {
+        xs[i] = coordinates[2 * i] * scale_x[i] + plan.base_x[i];
+        ys[i] = coordinates[2 * i + 1] * scale_y[i] + plan.base_y[i];
+    }
+    vfloat bad = splat(0);
+    for (int64_t i = 0; i < used; i += kLanes) {
+        // a NaN coordinate becomes pixel 0 with zero shares
+        vfloat x = load(xs + i), y = load(ys + i);
+        const vint column = truncate(min(max(x, splat(0)), load(plan.last_x + i)));
+        const vint line = truncate(min(max(y, splat(0)), load(plan.last_y + i)));
+        x -= to_float(column);
+        y -= to_float(line);
+        store(xs + i, x);
+        store(ys + i, y);
+        vint columns, start;
+        std::memcpy(&columns, plan.columns + i, sizeof columns);
+        std::memcpy(&start, plan.start + i, sizeof start);
+        const vint pixel = start + line * columns + column;
+        std::memcpy(plan.pixel + row + i, &pixel, sizeof pixel);
+        const vfloat w = load(weight + i);
+        const vfloat left = tent(x), right = tent(x - load(plan.next_x + i));
+        const vfloat top = tent(y) * w, bottom = tent(y - load(plan.next_y + i)) * w;
+        const vfloat shares[4] = {top * left, top * right, bottom * left, bottom * right};
+        for (int corner = 0; corner < 4; ++corner) {
+            store(plan.share[corner] + row + i, shares[corner]);
+            bad += shares[corner] - shares[corner];
+        }
+    }
+    return all_zero(bad);
+}
+
+}  // namespace
+}  // namespace DETR_FAST_ISA
+}  // namespace detr_fast
