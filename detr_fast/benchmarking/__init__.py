@@ -4,7 +4,7 @@
 >>> report = run_benchmarks(quick_plan())
 """
 
-from detr_fast.benchmarking.report import merge_reports, quick_plan, run_benchmarks
+from detr_fast.benchmarking.report import quick_plan, run_benchmarks
 from detr_fast.benchmarking.suite import Plan
 
-__all__ = ["Plan", "merge_reports", "quick_plan", "run_benchmarks"]
+__all__ = ["Plan", "quick_plan", "run_benchmarks"]

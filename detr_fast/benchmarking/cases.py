@@ -174,7 +174,7 @@ class DetectionInputs:
 
 @dataclass(frozen=True)
 class DetectionCase:
-    """What a matcher and a criterion see in one training step."""
+    """What a matcher and a criterion see in one training step; every image has a target."""
 
     name: str
     images: int

@@ -58,22 +58,6 @@ def run_benchmarks(
     return report
 
 
-def merge_reports(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One report from several runs on one machine; a later run's row replaces an earlier one's."""
-    rows: dict[tuple[Any, ...], Row] = {}
-    for report in reports:
-        for row in report["rows"]:
-            rows[tuple(row[key] for key in ("operator", "case", "pass", "threads", "peer"))] = row
-    measured = {row["peer"] for row in rows.values()}
-    missing = {
-        name: why
-        for report in reports
-        for name, why in report["missing_peers"].items()
-        if name not in measured
-    }
-    return {"rows": list(rows.values()), "missing_peers": missing, "machine": reports[-1]["machine"]}
-
-
 def format_row(row: Row) -> str:
     """One line of the table."""
     cells = [row["operator"], row["case"], row["pass"], str(row["threads"]), row["peer"]]

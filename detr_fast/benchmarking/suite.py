@@ -13,7 +13,7 @@ import torch
 
 from detr_fast.benchmarking import goals
 from detr_fast.benchmarking.cases import CASES, AttentionInputs, Case
-from detr_fast.benchmarking.contract import ContractFailed
+from detr_fast.benchmarking.contract import Contract, ContractFailed
 from detr_fast.benchmarking.peers import Contender, Peer, all_peers
 from detr_fast.benchmarking.timing import interleaved, torch_threads
 
@@ -62,11 +62,13 @@ def run(plan: Plan, cases: Sequence[Case] = CASES, peers: Sequence[Peer] | None 
             continue
         inputs = case.inputs(torch.Generator().manual_seed(SEED))
         for pass_ in case.passes:
-            comparison = _Comparison(plan, case, pass_, inputs, started)
+            comparison = Comparison(case, pass_, inputs, plan.checked_queries)
             for threads in plan.threads:
-                with torch_threads(threads):
-                    for peer in chosen:
-                        yield comparison.row(peer, threads)
+                for peer in chosen:
+                    remaining_s = plan.deadline_s - (time.perf_counter() - started)
+                    with torch_threads(threads):
+                        row = comparison.row(peer, plan, threads, remaining_s)
+                    yield row
 
 
 def left_out_peers(plan: Plan, peers: Sequence[Peer] | None = None) -> dict[str, str]:
@@ -101,17 +103,18 @@ def median_rows(rows: Sequence[Row]) -> list[Row]:
     return medians
 
 
-class _Comparison:
+class Comparison:
     """One case and pass, whose reference is computed once for all peers and thread counts."""
 
-    def __init__(self, plan: Plan, case: Case, pass_: str, inputs: Any, started: float) -> None:
-        self.plan, self.case, self.pass_, self.inputs, self.started = plan, case, pass_, inputs, started
-        self.to_check = inputs
-        if plan.checked_queries is not None and isinstance(inputs, AttentionInputs):
-            self.to_check = inputs.sampled(plan.checked_queries, torch.Generator().manual_seed(SEED))
-        self.expected: dict[int, Any] = {}
+    def __init__(self, case: Case, pass_: str, inputs: Any, checked_queries: int | None = None) -> None:
+        self.case, self.pass_, self.inputs = case, pass_, inputs
+        self._to_check = inputs
+        if checked_queries is not None and isinstance(inputs, AttentionInputs):
+            self._to_check = inputs.sampled(checked_queries, torch.Generator().manual_seed(SEED))
+        self._expected: dict[int, Any] = {}
 
-    def row(self, peer: Peer, threads: int) -> Row:
+    def row(self, peer: Peer, plan: Plan, threads: int, remaining_s: float) -> Row:
+        """Checks and times one peer and ours; see `run` for what the row holds."""
         row: Row = {
             "operator": self.case.operator,
             "case": self.case.name,
@@ -122,32 +125,27 @@ class _Comparison:
         goal = goals.goal(self.case.operator, self.case.name, self.pass_, peer.name, threads)
         if goal is not None:
             row["goal"] = goal
-        try:
-            return {**row, **self._measure(peer, threads)}
-        except _TimeIsUp:
+        if remaining_s <= 0:
             return {**row, "ratio": None, "left_out": "time was up"}
+        try:
+            first_s = (
+                self.check(peer.ours, peer.contract, threads),
+                self.check(peer.theirs, peer.contract, threads),
+            )
         except ContractFailed as error:
             return {**row, "ratio": None, "failed": str(error)}
-
-    def _measure(self, peer: Peer, threads: int) -> Row:
-        if self._remaining_s() <= 0:
-            raise _TimeIsUp
-        if id(peer.contract) not in self.expected:
-            with torch_threads(os.cpu_count() or 1):
-                self.expected[id(peer.contract)] = peer.contract.expected(self.to_check, self.pass_)
-        ours_s = self._check("detr_fast", peer.ours, peer, threads)
-        theirs_s = self._check(peer.name, peer.theirs, peer, threads)
-        if (ours_s + theirs_s) * self.plan.min_rounds > self._remaining_s():
-            raise _TimeIsUp
+        if sum(first_s) * plan.min_rounds > remaining_s:
+            return {**row, "ratio": None, "left_out": "time was up"}
         timing = interleaved(
             peer.ours.prepare(self.inputs, self.pass_, threads),
             peer.theirs.prepare(self.inputs, self.pass_, threads),
-            budget_s=self.plan.budget_s,
-            min_rounds=self.plan.min_rounds,
-            max_rounds=self.plan.max_rounds,
-            first_s=(ours_s, theirs_s),
+            budget_s=plan.budget_s,
+            min_rounds=plan.min_rounds,
+            max_rounds=plan.max_rounds,
+            first_s=first_s,
         )
         return {
+            **row,
             "ours_ms": timing.ours_ms,
             "peer_ms": timing.peer_ms,
             "ratio": timing.ratio,
@@ -156,21 +154,19 @@ class _Comparison:
             "rounds": timing.rounds,
         }
 
-    def _check(self, name: str, contender: Contender, peer: Peer, threads: int) -> float:
-        """Seconds of a first call, whose result has met the contract."""
-        call = contender.prepare(self.to_check, self.pass_, threads)
-        start = time.perf_counter()
-        result = call()
-        seconds = time.perf_counter() - start
+    def check(self, contender: Contender, contract: Contract, threads: int) -> float:
+        """Seconds of a first call, whose result has met the contract; raises ContractFailed otherwise."""
+        if id(contract) not in self._expected:
+            with torch_threads(os.cpu_count() or 1):
+                self._expected[id(contract)] = contract.expected(self._to_check, self.pass_)
         try:
-            peer.contract.verify(self.expected[id(peer.contract)], contender.canonical(result, self.to_check))
+            call = contender.prepare(self._to_check, self.pass_, threads)
+            start = time.perf_counter()
+            result = call()
+            seconds = time.perf_counter() - start
+            contract.verify(self._expected[id(contract)], contender.canonical(result, self._to_check))
         except ContractFailed as error:
-            raise ContractFailed(f"{name}: {error}") from None
+            raise ContractFailed(f"{contender.name}: {error}") from None
+        except Exception as error:  # a crash of one contender must not end the benchmark of the others
+            raise ContractFailed(f"{contender.name} raised {type(error).__name__}: {error}") from error
         return seconds
-
-    def _remaining_s(self) -> float:
-        return self.plan.deadline_s - (time.perf_counter() - self.started)
-
-
-class _TimeIsUp(Exception):
-    """The plan's deadline has come."""

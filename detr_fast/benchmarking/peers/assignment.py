@@ -28,7 +28,7 @@ def _ours_assignment(query_major: bool) -> Contender:
             return lambda: linear_assignment(costs.mT.reshape(-1, costs.shape[1]), inputs.sizes)
         return lambda: linear_assignment(inputs.target_major, inputs.sizes)
 
-    return Contender(prepare, _split_queries)
+    return Contender("detr_fast, (Q, T) matrices" if query_major else "detr_fast", prepare, _split_queries)
 
 
 def _batch(inputs: AssignmentInputs, query_major: bool) -> Any:
@@ -48,7 +48,7 @@ def _scipy(query_major: bool) -> Contender:
             result = [(columns, rows) for rows, columns in result]
         return from_pairs(result, inputs.sizes)
 
-    return Contender(prepare, canonical)
+    return Contender(goals.SCIPY if query_major else "scipy, (T, Q) matrices", prepare, canonical)
 
 
 def _lap(module: Any) -> Contender:
@@ -56,7 +56,9 @@ def _lap(module: Any) -> Contender:
         costs = _batch(inputs, query_major=False)
         return lambda: [module.lapjv(cost, extend_cost=True, return_cost=False)[0] for cost in costs]
 
-    return Contender(prepare, lambda result, inputs: [torch.as_tensor(x, dtype=torch.int64) for x in result])
+    return Contender(
+        "lap", prepare, lambda result, inputs: [torch.as_tensor(x, dtype=torch.int64) for x in result]
+    )
 
 
 def _lapx(module: Any) -> Contender:
@@ -66,7 +68,9 @@ def _lapx(module: Any) -> Contender:
         costs = _batch(inputs, query_major=False)
         return lambda: module.lapjvr_batch(costs, extend_cost=True, return_cost=False, n_threads=threads)
 
-    return Contender(prepare, lambda result, inputs: from_pairs(zip(*result, strict=True), inputs.sizes))
+    return Contender(
+        "lapx", prepare, lambda result, inputs: from_pairs(zip(*result, strict=True), inputs.sizes)
+    )
 
 
 def _py_lap_solver(module: Any) -> Contender:
@@ -77,7 +81,9 @@ def _py_lap_solver(module: Any) -> Contender:
         costs = _batch(inputs, query_major=False)
         return lambda: solver.batch_solve(costs)
 
-    return Contender(prepare, lambda result, inputs: list(torch.as_tensor(result, dtype=torch.int64)))
+    return Contender(
+        goals.PY_LAP_SOLVER, prepare, lambda result, inputs: list(torch.as_tensor(result, dtype=torch.int64))
+    )
 
 
 def _set_bundled_openmp_threads(module_file: Path, threads: int) -> None:
@@ -93,13 +99,13 @@ def peers() -> list[Peer]:
     pls, no_pls = import_peer("py_lap_solver.solvers")
     target_major, query_major = _ours_assignment(query_major=False), _ours_assignment(query_major=True)
 
-    def peer(name: str, theirs: Contender, ours: Contender = target_major, **options: Any) -> Peer:
-        return Peer("linear_assignment", name, theirs, ours, contract.ASSIGNMENT, **options)
+    def peer(theirs: Contender, ours: Contender = target_major, **options: Any) -> Peer:
+        return Peer("linear_assignment", theirs, ours, contract.ASSIGNMENT, **options)
 
     return [
-        peer(goals.SCIPY, _scipy(query_major=True), query_major),
-        peer("scipy, (T, Q) matrices", _scipy(query_major=False)),
-        peer(goals.PY_LAP_SOLVER, _py_lap_solver(pls), missing=no_pls),
-        peer("lapx", _lapx(lapx), missing=no_lapx),
-        peer("lap", _lap(lap), missing=no_lap, quick=False),
+        peer(_scipy(query_major=True), query_major),
+        peer(_scipy(query_major=False)),
+        peer(_py_lap_solver(pls), missing=no_pls),
+        peer(_lapx(lapx), missing=no_lapx),
+        peer(_lap(lap), missing=no_lap, quick=False),
     ]

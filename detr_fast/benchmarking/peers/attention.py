@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,11 +19,11 @@ _PLAIN = ("value", "locations", "weights")
 _FUSED = ("value", "offsets", "logits")
 
 
-def _attention(names: tuple[str, ...], function: Callable[..., Tensor]) -> Contender:
+def _attention(name: str, names: tuple[str, ...], function: Callable[..., Tensor]) -> Contender:
     """`function(inputs, *tensors)` with or without its backward pass."""
 
     def prepare(inputs: AttentionInputs, pass_: str, threads: int) -> Call:
-        tensors = [getattr(inputs, name) for name in names]
+        tensors = [getattr(inputs, of) for of in names]
         if pass_ == FORWARD:
             return lambda: (function(inputs, *tensors),)
         leaves = [tensor.detach().requires_grad_() for tensor in tensors]
@@ -34,10 +35,10 @@ def _attention(names: tuple[str, ...], function: Callable[..., Tensor]) -> Conte
         return step
 
     def canonical(result: tuple[Tensor, ...], inputs: AttentionInputs) -> dict[str, Tensor]:
-        keys = ("output", *(f"grad_{name}" for name in names))
+        keys = ("output", *(f"grad_{of}" for of in names))
         return dict(zip(keys, (tensor.detach() for tensor in result), strict=False))
 
-    return Contender(prepare, canonical)
+    return Contender(name, prepare, canonical)
 
 
 def _grid_sample_path(inputs: AttentionInputs, value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
@@ -72,39 +73,22 @@ def _ours_fused(inputs: AttentionInputs, value: Tensor, offsets: Tensor, logits:
     return ms_deform_attn_fused(value, inputs.shapes, inputs.reference_points, offsets, logits)
 
 
-def _torch_ms_deform_attn(module: Any) -> Contender:
-    def prepare(inputs: AttentionInputs, pass_: str, threads: int) -> Call:
-        shapes = torch.tensor(inputs.shapes)
-        starts = torch.tensor([0, *(h * w for h, w in inputs.shapes[:-1])]).cumsum(0)
-
-        def function(inputs: AttentionInputs, value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
-            return module.ms_deform_attn(value, shapes, starts, locations, weights)
-
-        return _attention(_PLAIN, function).prepare(inputs, pass_, threads)
-
-    return Contender(prepare, _attention(_PLAIN, _ours_attention).canonical)
+def _torch_ms_deform_attn(module: Any, inputs: AttentionInputs, *tensors: Tensor) -> Tensor:
+    shapes = torch.tensor(inputs.shapes)
+    starts = torch.tensor([0, *(h * w for h, w in inputs.shapes[:-1])]).cumsum(0)
+    output: Tensor = module.ms_deform_attn(tensors[0], shapes, starts, *tensors[1:])
+    return output
 
 
 def peers() -> list[Peer]:
-    ours, ours_fused = _attention(_PLAIN, _ours_attention), _attention(_FUSED, _ours_fused)
+    ours = _attention("detr_fast", _PLAIN, _ours_attention)
+    ours_fused = _attention("detr_fast, fused form", _FUSED, _ours_fused)
+    path = _attention(goals.GRID_SAMPLE, _PLAIN, _grid_sample_path)
+    path_fused = _attention(f"{goals.GRID_SAMPLE}, fused form", _FUSED, _grid_sample_fused)
     module, missing = import_peer("torch_ms_deform_attn")
-    operator = "ms_deform_attn"
+    other = _attention(goals.TORCH_MS_DEFORM_ATTN, _PLAIN, partial(_torch_ms_deform_attn, module))
     return [
-        Peer(operator, goals.GRID_SAMPLE, _attention(_PLAIN, _grid_sample_path), ours, contract.ATTENTION),
-        Peer(
-            operator,
-            goals.TORCH_MS_DEFORM_ATTN,
-            _torch_ms_deform_attn(module),
-            ours,
-            contract.ATTENTION,
-            missing=missing,
-        ),
-        Peer(
-            operator,
-            f"{goals.GRID_SAMPLE}, fused form",
-            _attention(_FUSED, _grid_sample_fused),
-            ours_fused,
-            contract.FUSED_ATTENTION,
-            quick=False,
-        ),
+        Peer("ms_deform_attn", path, ours, contract.ATTENTION),
+        Peer("ms_deform_attn", other, ours, contract.ATTENTION, missing=missing),
+        Peer("ms_deform_attn", path_fused, ours_fused, contract.FUSED_ATTENTION, quick=False),
     ]

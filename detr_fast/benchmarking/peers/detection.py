@@ -64,7 +64,7 @@ def _from_layers(result: list[official_detr.Indices], inputs: DetectionInputs) -
     ]
 
 
-def _criterion(losses_of: Callable[[DetectionInputs, Tensor, Tensor], Any]) -> Contender:
+def _criterion(name: str, losses_of: Callable[[DetectionInputs, Tensor, Tensor], Any]) -> Contender:
     """Losses of all layers and the gradients of their weighted total."""
 
     def prepare(inputs: DetectionInputs, pass_: str, threads: int) -> Call:
@@ -77,7 +77,7 @@ def _criterion(losses_of: Callable[[DetectionInputs, Tensor, Tensor], Any]) -> C
 
         return step
 
-    return Contender(prepare)
+    return Contender(name, prepare)
 
 
 def _ours_losses(inputs: DetectionInputs, logits: Tensor, boxes: Tensor) -> dict[str, Tensor]:
@@ -96,31 +96,36 @@ def _official_losses(inputs: DetectionInputs, logits: Tensor, boxes: Tensor) -> 
 
 
 def peers() -> list[Peer]:
-    official = goals.OFFICIAL_DETR
-    official_match = Contender(_official_match, _from_layers)
+    official, by_layer = goals.OFFICIAL_DETR, "called layer by layer"
+
+    def costs(result: Tensor, inputs: DetectionInputs) -> dict[str, Tensor]:
+        return {"costs": result}
+
     return [
         Peer(
             "box_match_cost",
-            official,
-            Contender(_official_cost, _diagonal_blocks),
-            Contender(_ours_cost, lambda result, inputs: {"costs": result}),
+            Contender(official, _official_cost, _diagonal_blocks),
+            Contender("detr_fast", _ours_cost, costs),
             contract.COSTS,
             quick=False,
         ),
-        Peer("matcher", official, official_match, Contender(_ours_match, _from_matches), contract.MATCHER),
         Peer(
             "matcher",
-            f"{official}, called layer by layer",
-            official_match,
-            Contender(_ours_drop_in, _from_layers),
+            Contender(official, _official_match, _from_layers),
+            Contender("detr_fast", _ours_match, _from_matches),
+            contract.MATCHER,
+        ),
+        Peer(
+            "matcher",
+            Contender(f"{official}, {by_layer}", _official_match, _from_layers),
+            Contender(f"detr_fast, {by_layer}", _ours_drop_in, _from_layers),
             contract.MATCHER,
             quick=False,
         ),
         Peer(
             "criterion",
-            official,
-            _criterion(_official_losses),
-            _criterion(_ours_losses),
+            _criterion(official, _official_losses),
+            _criterion("detr_fast", _ours_losses),
             contract.CRITERION,
             quick=False,
         ),

@@ -23,6 +23,7 @@ class Contender:
     canonical: (result, inputs) -> the form that the contract compares; not timed.
     """
 
+    name: str
     prepare: Callable[[Any, str, int], Call]
     canonical: Callable[[Any, Any], Any] = lambda result, inputs: result
 
@@ -36,12 +37,15 @@ class Peer:
     """
 
     operator: str
-    name: str
     theirs: Contender
     ours: Contender
     contract: Contract
     quick: bool = True
     missing: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.theirs.name
 
 
 def import_peer(module: str) -> tuple[Any, str | None]:
