@@ -1,0 +1,261 @@
+"""The set criterion against a loop over layers and images, in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from detr_fast.boxes import box_cxcywh_to_xyxy, generalized_box_iou
+from detr_fast.criterion import SetCriterion, detection_weights
+from detr_fast.criterion.losses import classification_loss, matched_slots
+from detr_fast.matcher import HungarianMatcher
+from detr_fast.structures import PackedTargets, Predictions
+
+K = 7
+
+
+def random_batch(
+    sizes: list[int], rng: torch.Generator, layers: int = 3, queries: int = 9
+) -> tuple[Predictions, list[dict[str, Tensor]]]:
+    shape = (layers, len(sizes), queries)
+    logits = 3 * torch.randn(*shape, K + 1, generator=rng, dtype=torch.float64)
+    boxes = torch.rand(*shape, 4, generator=rng, dtype=torch.float64) * 0.5 + 0.2
+    targets = [
+        {
+            "labels": torch.randint(K, (size,), generator=rng),
+            "boxes": torch.rand(size, 4, generator=rng, dtype=torch.float64) * 0.5 + 0.2,
+        }
+        for size in sizes
+    ]
+    return Predictions(logits.requires_grad_(), boxes.requires_grad_()), targets
+
+
+def make_criterion(layers: int = 3, **options) -> SetCriterion:
+    return SetCriterion(K, HungarianMatcher(1, 5, 2), detection_weights(layers), **options)
+
+
+def pairs_ref(logits: Tensor, boxes: Tensor, target: dict[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """The cheapest pairs (query, target) of one image."""
+    l1 = torch.cdist(boxes, target["boxes"], p=1)
+    giou = generalized_box_iou(box_cxcywh_to_xyxy(boxes), box_cxcywh_to_xyxy(target["boxes"]))
+    return linear_sum_assignment(5 * l1 - 2 * giou - logits.softmax(-1)[:, target["labels"]])
+
+
+def losses_ref(predictions: Predictions, targets: list[dict[str, Tensor]], eos: float) -> dict[str, Tensor]:
+    losses: dict[str, Tensor] = {}
+    num_boxes = max(1, sum(len(target["labels"]) for target in targets))
+    layers = len(predictions.logits)
+    for layer in range(layers):
+        name = "" if layer == layers - 1 else f"_{layer}"
+        ce = l1 = giou = cardinality = torch.zeros((), dtype=torch.float64)
+        weight_sum = right = matched = 0.0
+        for b, target in enumerate(targets):
+            logits, boxes = predictions.logits[layer, b], predictions.boxes[layer, b]
+            query, index = pairs_ref(logits.detach(), boxes.detach(), target)
+            classes = torch.full((len(logits),), K)
+            classes[query] = target["labels"][index]
+            weight = torch.where(classes == K, eos, 1.0).double()
+            ce = ce + (weight * F.cross_entropy(logits, classes, reduction="none")).sum()
+            weight_sum += float(weight.sum())
+            for q, t in zip(query, index, strict=True):
+                wanted = target["boxes"][t]
+                l1 = l1 + (boxes[q] - wanted).abs().sum()
+                corners = box_cxcywh_to_xyxy(torch.stack((boxes[q], wanted)))
+                giou = giou + 1 - generalized_box_iou(corners[:1], corners[1:])[0, 0]
+                right += float(logits[q].argmax() == target["labels"][t])
+                matched += 1
+            detected = (logits.argmax(-1) != K).sum()
+            cardinality = cardinality + (detected - len(target["labels"])).abs() / len(targets)
+        losses[f"loss_ce{name}"] = ce / weight_sum
+        losses[f"loss_bbox{name}"] = l1 / num_boxes
+        losses[f"loss_giou{name}"] = giou / num_boxes
+        losses[f"cardinality_error{name}"] = cardinality
+    losses["class_error"] = torch.tensor(100 - 100 * right / max(1.0, matched), dtype=torch.float64)
+    return losses
+
+
+RAGGED = {
+    "ragged": [3, 0, 5],
+    "one": [4],
+    "no-targets": [0, 0],
+    "more-targets-than-queries": [13, 2],
+    "as-many": [9, 9],
+}
+
+
+@pytest.mark.parametrize("sizes", RAGGED.values(), ids=RAGGED)
+@pytest.mark.parametrize("layers", [1, 3])
+def test_losses_and_gradients(sizes: list[int], layers: int, rng: torch.Generator) -> None:
+    predictions, targets = random_batch(sizes, rng, layers)
+    criterion = make_criterion(layers, eos_coef=0.3)
+    found, expected = criterion(predictions, targets), losses_ref(predictions, targets, 0.3)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, check_dtype="error" not in name)
+    expected_total = sum(expected[name] * weight for name, weight in criterion.weight_dict.items())
+    total = criterion.total(found)
+    torch.testing.assert_close(total, expected_total)
+    inputs = (predictions.logits, predictions.boxes)
+    for mine, reference in zip(
+        torch.autograd.grad(total, inputs),
+        torch.autograd.grad(expected_total, inputs, allow_unused=True, materialize_grads=True),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, reference)
+
+
+def test_forms_of_input_agree(rng: torch.Generator) -> None:
+    predictions, targets = random_batch([2, 0, 4], rng)
+    criterion = make_criterion()
+    expected = criterion(predictions, PackedTargets.from_list(targets))
+    for outputs in (predictions, predictions.as_dict()):
+        found = criterion(outputs, targets)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    last = criterion(predictions.as_dict(aux=False), targets)
+    assert set(last) == {"loss_ce", "class_error", "loss_bbox", "loss_giou", "cardinality_error"}
+    assert all(torch.equal(last[name], expected[name]) for name in last)
+
+
+def test_subset_of_losses(rng: torch.Generator) -> None:
+    predictions, targets = random_batch([2, 1], rng)
+    assert set(make_criterion(losses=["boxes"])(predictions, targets)) == {
+        f"{name}{suffix}" for name in ("loss_bbox", "loss_giou") for suffix in ("", "_0", "_1")
+    }
+    cardinality = make_criterion(losses=["cardinality"])
+    losses = cardinality(predictions, targets)
+    assert set(losses) == {"cardinality_error", "cardinality_error_0", "cardinality_error_1"}
+    with pytest.raises(ValueError, match=r"losses: expected some of .*loss_ce.*; got \['cardinality_error'"):
+        cardinality.total(losses)
+
+
+def test_default_weights() -> None:
+    assert detection_weights(2) == {
+        "loss_ce": 1,
+        "loss_bbox": 5,
+        "loss_giou": 2,
+        "loss_ce_0": 1,
+        "loss_bbox_0": 5,
+        "loss_giou_0": 2,
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_precision_of_losses(dtype: torch.dtype, rng: torch.Generator) -> None:
+    """Half-precision predictions give float32 losses, equal to those of the widened predictions."""
+    predictions, targets = random_batch([2, 3], rng)
+    half = Predictions(predictions.logits.detach().to(dtype), predictions.boxes.detach().to(dtype))
+    targets = [{"labels": t["labels"], "boxes": t["boxes"].float()} for t in targets]
+    found = make_criterion()(half, targets)
+    expected = make_criterion()(Predictions(half.logits.float(), half.boxes.float()), targets)
+    for name, value in found.items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, expected[name])
+
+
+@pytest.mark.parametrize("where", ["logits", "boxes"])
+def test_nan_predictions_reach_the_loss(where: str, rng: torch.Generator) -> None:
+    predictions, targets = random_batch([3, 2], rng)
+    with torch.no_grad():
+        getattr(predictions, where)[0] = torch.nan
+    losses = make_criterion()(predictions, targets)
+    poisoned = "loss_ce_0" if where == "logits" else "loss_bbox_0"
+    assert losses[poisoned].isnan()
+    assert all(value.isfinite() for name, value in losses.items() if not name.endswith("_0"))
+    assert make_criterion().total(losses).isnan()
+
+
+@pytest.mark.parametrize("label", [-1, K, K + 5])
+def test_labels_out_of_range(label: int, rng: torch.Generator) -> None:
+    predictions, targets = random_batch([3, 2], rng)
+    targets[1]["labels"][0] = label
+    with pytest.raises(ValueError, match=rf"targets: expected labels in \[0, {K}\); got {label}"):
+        make_criterion()(predictions, targets)
+    # where no label can be looked at, the loss tells
+    packed = PackedTargets.from_list(targets)
+    slots = matched_slots(predictions.logits.shape, packed.batch_index, torch.arange(5).expand(3, -1))
+    assert classification_loss(predictions.logits, packed.labels, slots, 0.1, 1.0).isnan().all()
+
+
+def test_wrong_input(rng: torch.Generator) -> None:
+    predictions, targets = random_batch([3, 2], rng)
+    criterion = make_criterion()
+    with pytest.raises(ValueError, match="targets: expected B = 2 images as outputs; got 1"):
+        criterion(predictions, targets[:1])
+    with pytest.raises(ValueError, match=rf"logits \[L, B, Q, K \+ 1\] with K = {K}; got \[3, 2, 9, {K}\]"):
+        criterion(Predictions(predictions.logits[..., 1:], predictions.boxes), targets)
+    with pytest.raises(ValueError, match=r"boxes \[3, 2, 9, 4\]; got \[3, 2, 8, 4\]"):
+        criterion(Predictions(predictions.logits, predictions.boxes[:, :, 1:]), targets)
+    with pytest.raises(ValueError, match="losses: expected some of labels, boxes, cardinality; got 'masks'"):
+        make_criterion(losses=["labels", "masks"])
+    with pytest.raises(ValueError, match="num_classes: expected at least 1; got 0"):
+        SetCriterion(0, HungarianMatcher(1, 5, 2), {})
+
+
+def test_parts_of_a_joined_batch_add_up(rng: torch.Generator) -> None:
+    predictions, targets = random_batch([3, 0, 5, 1], rng)
+    criterion = make_criterion()
+    whole = criterion(predictions, targets)
+    parts = [
+        criterion(
+            Predictions(predictions.logits[:, part], predictions.boxes[:, part]),
+            targets[part],
+            joined_sizes=[3, 0, 5, 1],
+        )
+        for part in (slice(0, 2), slice(2, 4))
+    ]
+    for name in criterion.weight_dict:
+        torch.testing.assert_close(sum(part[name] for part in parts), whole[name])
+
+
+@pytest.mark.parametrize("sizes", [[2, 2], [0, 0]])
+def test_normalisers_are_means_over_ranks(
+    sizes: list[int], rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if another rank had 6 targets, and class weights that add up to 4."""
+    predictions, targets = random_batch(sizes, rng)
+    criterion = make_criterion()
+    alone = criterion(predictions, targets)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda totals: totals.add_(torch.tensor([6, 4])))
+    together = criterion(predictions, targets)
+    boxes = sum(sizes)
+    weight = boxes + 0.1 * (2 * 9 - boxes)
+    for name, mine, mean in (
+        ("loss_bbox", max(1, boxes), (boxes + 6) / 2),
+        ("loss_giou_1", max(1, boxes), (boxes + 6) / 2),
+        ("loss_ce_0", weight, (weight + 4) / 2),
+    ):
+        torch.testing.assert_close(together[name] * mean, alone[name] * mine, rtol=1e-6, atol=0)
+
+
+class NoReadBack(TorchDispatchMode):
+    """Refuses what makes the host wait for a GPU: reading a value, or a shape that depends on one."""
+
+    FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "bincount", "is_nonzero", "unique")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert not any(name in str(func) for name in self.FORBIDDEN), func
+        if "index" in str(func):
+            flat = tree_flatten(args)[0]
+            assert not any(isinstance(x, Tensor) and x.dtype == torch.bool for x in flat[1:]), func
+        assert "device" not in (kwargs or {}) or kwargs["device"] in (None, torch.device("cpu"))
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_is_read_back(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictions, targets = random_batch([2, 0, 12], rng)
+    packed, criterion = PackedTargets.from_list(targets), make_criterion()
+    matches = criterion.matcher.match(predictions, packed)
+    monkeypatch.setattr(criterion.matcher, "match", lambda predictions, targets: matches)
+    # the check of labels looks at them, on the CPU only
+    monkeypatch.setattr(criterion, "_check", lambda outputs, targets: None)
+    with NoReadBack():
+        criterion.total(criterion(predictions, packed)).backward()
+    assert predictions.logits.grad is not None
