@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from detr_fast.ops import box_match_cost, linear_assignment
+from detr_fast.ops.box_match_cost import box_match_cost
+from detr_fast.ops.linear_assignment import linear_assignment
 from detr_fast.structures import Matches, PackedTargets, Predictions
 
 
