@@ -138,8 +138,8 @@ class SetCriterion(nn.Module):
         # filled on the device: a copy from the host would wait for it
         totals = torch.stack([torch.full((), float(x), device=logits.device) for x in (sum(sizes), weight)])
         torch.distributed.all_reduce(totals)
-        num_boxes, weight = (totals / torch.distributed.get_world_size()).unbind()
-        return num_boxes.clamp(min=1), weight
+        means = totals / torch.distributed.get_world_size()
+        return means[0].clamp(min=1), means[1]
 
     def _check(self, outputs: Predictions, targets: PackedTargets) -> None:
         logits, boxes, labels = outputs.logits, outputs.boxes, targets.labels

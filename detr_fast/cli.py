@@ -1,0 +1,267 @@
+"""`detr-fast`: train, eval, predict, bench, demo, doctor."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from typer.core import TyperGroup
+
+from detr_fast.benchmarking import Plan, quick_plan, run_benchmarks
+from detr_fast.data import build_detection_dataset
+from detr_fast.engine import (
+    MODELS,
+    NonFiniteLossError,
+    TrainConfig,
+    evaluate_detection,
+    format_metrics,
+    load_detector,
+    predict_files,
+)
+from detr_fast.engine.demo import run_demo
+from detr_fast.engine.distributed import is_main, pick_device, process_group
+from detr_fast.engine.doctor import diagnose
+from detr_fast.engine.recipe import ModelChoice, scales_for, train_on_coco
+from detr_fast.ops import BackendUnavailable
+
+# What a person can cause and mend; anything else is a defect and keeps its traceback.
+USER_ERRORS = (ValueError, TypeError, OSError, ImportError, BackendUnavailable, NonFiniteLossError)
+
+
+class _Commands(TyperGroup):
+    """Ends a user's error in one line and exit code 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except USER_ERRORS as error:
+            if ctx.params.get("debug"):
+                raise
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from error
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train, evaluate and use DETR detectors on fast operators.",
+)
+
+Data = Annotated[
+    Path, typer.Option(help="Data set in the COCO 2017 layout: annotations/, train2017/, val2017/.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Workers = Annotated[int, typer.Option(help="Processes that read images.")]
+Amp = Annotated[bool, typer.Option("--amp", help="Forward pass in bfloat16.")]
+Checkpoint = Annotated[Path, typer.Option(help="From `detr-fast train`, or an official DETR .pth file.")]
+Model = Annotated[
+    str | None, typer.Option(help=f"{', '.join(MODELS)}. Default: what the checkpoint says, else detr-r50.")
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: torch's choice.")]
+
+
+@app.callback()
+def _settings(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+
+
+@app.command()
+def train(
+    data: Data,
+    output: Annotated[Path, typer.Option(help="Folder for checkpoints, log and TensorBoard events.")],
+    model: Model = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Checkpoint to fine-tune; its class head may differ.")
+    ] = None,
+    backbone_weights: Annotated[
+        Path | None, typer.Option(help="ImageNet ResNet file of torchvision.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from OUTPUT/last.pt.")] = False,
+    num_classes: Annotated[
+        int | None, typer.Option(help="Default: the data's largest category id + 1.")
+    ] = None,
+    num_queries: Annotated[
+        int | None, typer.Option(help="Objects an image at most. Default: the model's.")
+    ] = None,
+    image_size: Annotated[
+        int, typer.Option(min=32, help="Largest short side in pixels; the others scale.")
+    ] = 800,
+    skip_bad_images: Annotated[
+        bool, typer.Option("--skip-bad-images", help="Log and skip, not stop.")
+    ] = False,
+    evaluate: Annotated[bool, typer.Option(help="Evaluate on the val split.")] = True,
+    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = TrainConfig.epochs,
+    batch_size: Annotated[
+        int, typer.Option(help="Images a process and backward pass.")
+    ] = TrainConfig.batch_size,
+    accumulate: Annotated[int, typer.Option(help="Backward passes a step.")] = TrainConfig.accumulate,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = TrainConfig.lr,
+    lr_backbone: Annotated[float, typer.Option(help="The backbone's.")] = TrainConfig.lr_backbone,
+    weight_decay: Annotated[float, typer.Option(help="AdamW's.")] = TrainConfig.weight_decay,
+    lr_drop: Annotated[
+        int, typer.Option(help="Epochs until both rates drop to a tenth.")
+    ] = TrainConfig.lr_drop,
+    warmup_steps: Annotated[int, typer.Option(help="Steps of rising rates.")] = TrainConfig.warmup_steps,
+    clip_max_norm: Annotated[
+        float, typer.Option(help="Gradient bound; 0: none.")
+    ] = TrainConfig.clip_max_norm,
+    amp: Amp = TrainConfig.amp,
+    ema: Annotated[
+        float, typer.Option(help="Decay of averaged weights, say 0.9997; 0: none.")
+    ] = TrainConfig.ema,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = TrainConfig.seed,
+    num_workers: Workers = TrainConfig.num_workers,
+    eval_every: Annotated[int, typer.Option(help="Epochs between evaluations.")] = TrainConfig.eval_every,
+    checkpoint_every: Annotated[
+        int, typer.Option(help="Steps between checkpoints; 0: one an epoch.")
+    ] = TrainConfig.checkpoint_every,
+    log_every: Annotated[int, typer.Option(help="Steps between log records.")] = TrainConfig.log_every,
+    device: Device = TrainConfig.device,
+    threads: Threads = None,
+) -> None:
+    """Train or fine-tune a DETR. Start it with torchrun for several processes."""
+    given = locals()
+    config = TrainConfig(**{field.name: given[field.name] for field in dataclasses.fields(TrainConfig)})
+    _set_threads(threads)
+    with process_group(pick_device(device)):
+        metrics = train_on_coco(
+            data,
+            output,
+            config,
+            ModelChoice(model, weights, backbone_weights, num_classes, num_queries),
+            image_size=image_size,
+            resume=resume,
+            skip_bad_images=skip_bad_images,
+            evaluate=evaluate,
+            echo=typer.echo,
+        )
+        if is_main():
+            if metrics:
+                typer.echo(format_metrics(metrics))
+            typer.echo(f"written: {output}")
+
+
+@app.command("eval")
+def evaluate_command(
+    checkpoint: Checkpoint,
+    data: Data,
+    split: Annotated[str, typer.Option(help="train or val.")] = "val",
+    model: Model = None,
+    image_size: Annotated[int | None, typer.Option(min=32, help="Short side; default: as trained.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a process.")] = TrainConfig.batch_size,
+    num_workers: Workers = TrainConfig.num_workers,
+    amp: Amp = False,
+    device: Device = TrainConfig.device,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the twelve numbers here too.")
+    ] = None,
+    threads: Threads = None,
+) -> None:
+    """Print COCO's twelve numbers of a checkpoint."""
+    if split not in ("train", "val"):
+        raise ValueError(f"split: expected 'train' or 'val'; got {split!r}")
+    _set_threads(threads)
+    where = pick_device(device)
+    with process_group(where):
+        detector = load_detector(checkpoint, model=model, device=where)
+        scales, max_size = (
+            ((detector.image_size,), detector.max_size) if image_size is None else scales_for(image_size)
+        )
+        dataset = build_detection_dataset(
+            data,
+            split,  # type: ignore[arg-type]
+            train=False,
+            scales=scales,
+            max_size=max_size,
+            num_classes=detector.model.config.num_classes,
+        )
+        metrics = evaluate_detection(
+            detector.model, dataset, device=where, batch_size=batch_size, num_workers=num_workers, amp=amp
+        )
+        if is_main():
+            typer.echo(format_metrics(metrics))
+            if json_file is not None:
+                _write_json(json_file, metrics)
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    checkpoint: Checkpoint,
+    output: Annotated[Path, typer.Option(help="Folder for predictions.json and overlay PNGs.")] = Path(
+        "predictions"
+    ),
+    threshold: Annotated[float, typer.Option(help="Lowest score, 0..1.")] = 0.5,
+    model: Model = None,
+    device: Device = TrainConfig.device,
+    threads: Threads = None,
+) -> None:
+    """Detect objects in images; write JSON and pictures with the boxes drawn."""
+    _set_threads(threads)
+    detector = load_detector(checkpoint, model=model, device=pick_device(device))
+    records = []
+    for record in predict_files(detector, images, threshold, output):
+        records.append(record)
+        found = ", ".join(f"{d['name']} {d['score']:.2f}" for d in record["detections"])
+        typer.echo(f"{record['file']}: {found or 'nothing found'}")
+    _write_json(output / "predictions.json", records)
+    typer.echo(f"written: {output}")
+
+
+@app.command()
+def bench(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The most telling comparisons, within 50 seconds.")
+    ] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,
+    threads: Annotated[list[int] | None, typer.Option(min=1, help="Thread counts; may be repeated.")] = None,
+    operator: Annotated[list[str] | None, typer.Option(help="Only these operators; may be repeated.")] = None,
+) -> None:
+    """Time the operators beside their peers: ratio = peer time / ours."""
+    plan = quick_plan(operator) if quick else Plan(operators=operator)
+    if threads:
+        plan = dataclasses.replace(plan, threads=tuple(threads))
+    report = run_benchmarks(plan, json_file, echo=typer.echo)
+    if any("failed" in row for row in report["rows"]):
+        raise ValueError("a result broke its operator's contract; see the rows marked FAILED")
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("runs/demo"),
+    threads: Threads = None,
+) -> None:
+    """Train a small DETR on drawn shapes, evaluate it, and time the operators; minutes."""
+    _set_threads(threads)
+    run_demo(output, echo=typer.echo)
+
+
+@app.command()
+def doctor() -> None:
+    """Tell which backend serves which operator on this machine, and why the others do not."""
+    for line in diagnose():
+        typer.echo(line)
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """The console command."""
+    app()

@@ -1,0 +1,372 @@
+"""Training a detector: one process or, under torchrun, several."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR
+from tqdm import tqdm
+
+from detr_fast.criterion import SetCriterion
+from detr_fast.data import CocoDetection, begin_epoch, build_loader
+from detr_fast.data.batching import Batch
+from detr_fast.engine.checkpointing import read_training_checkpoint, write_checkpoint
+from detr_fast.engine.distributed import is_main, pick_device, rank, world_size
+from detr_fast.engine.ema import averaged
+from detr_fast.engine.logs import RunLog
+from detr_fast.structures import PackedTargets, PaddedImages, Predictions
+
+Evaluate = Callable[[nn.Module], dict[str, float]]
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A loss term or the gradient became NaN or infinite; the message names the step and every term."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train; the defaults are the official DETR's.
+
+    epochs: passes over the data.
+    batch_size: images a process and backward pass.
+    accumulate: backward passes an optimizer step. The gradients are those of the joined batch.
+    lr, lr_backbone: AdamW's learning rate, and the one of parameters under `backbone.`.
+    weight_decay: AdamW's.
+    lr_drop: epochs after which both learning rates are divided by 10.
+    warmup_steps: optimizer steps over which the learning rates rise linearly from 0.
+    clip_max_norm: bound of the gradient's 2-norm; 0 leaves it alone.
+    amp: run the model's forward pass under bfloat16 autocast. The losses stay in float32.
+    ema: decay of the weights' moving average, which is then what gets evaluated; 0 keeps none.
+    seed: of the data's order, its augmentation and dropout.
+    num_workers: processes that read images; 0 reads in this one.
+    eval_every: epochs between evaluations; the last epoch is always evaluated.
+    checkpoint_every: optimizer steps between checkpoints inside an epoch; 0 writes one an epoch.
+    log_every: optimizer steps between log records. Losses are checked for NaN as often, and before
+        every checkpoint.
+    device: "auto", "cpu", "cuda" or "cuda:N".
+    """
+
+    epochs: int = 300
+    batch_size: int = 2
+    accumulate: int = 1
+    lr: float = 1e-4
+    lr_backbone: float = 1e-5
+    weight_decay: float = 1e-4
+    lr_drop: int = 200
+    warmup_steps: int = 0
+    clip_max_norm: float = 0.1
+    amp: bool = False
+    ema: float = 0.0
+    seed: int = 42
+    num_workers: int = 2
+    eval_every: int = 1
+    checkpoint_every: int = 0
+    log_every: int = 10
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate", "lr_drop", "eval_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected >= 1; got {getattr(self, name)}")
+        for name in ("lr", "lr_backbone", "weight_decay", "warmup_steps", "clip_max_norm", "num_workers",
+                     "checkpoint_every"):  # fmt: skip
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: expected a finite number >= 0; got {getattr(self, name)}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema: expected a decay in 0..1, below 1; got {self.ema}")
+
+
+# What may differ between an interrupted run and its continuation; everything else shapes the loss curve.
+_FREE_ON_RESUME = {"epochs", "num_workers", "eval_every", "checkpoint_every", "log_every", "device"}
+
+
+@dataclass
+class Progress:
+    """How far training has come."""
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+    best: float = -math.inf
+
+
+class Trainer:
+    """Trains a model that maps `PaddedImages` to `Predictions`.
+
+    The run's folder gets `last.pt` and, with an evaluation, `best.pt`, both written atomically, `log.jsonl`
+    and `tensorboard/`. A run that was killed goes on from `last.pt`, also inside an epoch, to the same
+    weights: the data's order, its augmentation and the random state of each step follow from the seed and
+    the position alone.
+
+    Args:
+        model: with the backbone's parameters under `backbone.`.
+        criterion: the losses.
+        dataset: training images.
+        config: see `TrainConfig`.
+        output: the run's folder; made where missing.
+        description: stored in the checkpoints under "detector", for whoever loads them.
+        evaluate: called with the model (or its moving average) in eval mode; on all ranks.
+        best_metric: the number of `evaluate` that decides which checkpoint is the best.
+        resume: a `last.pt` to go on from.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: SetCriterion,
+        dataset: CocoDetection,
+        config: TrainConfig,
+        output: str | Path,
+        *,
+        description: Mapping[str, Any] | None = None,
+        evaluate: Evaluate | None = None,
+        best_metric: str = "AP",
+        resume: str | Path | None = None,
+    ) -> None:
+        self.config = config
+        self.device = pick_device(config.device)
+        self.output = Path(output)
+        self.output.mkdir(parents=True, exist_ok=True)
+        self.description = dict(description or {})
+        self.evaluate = evaluate
+        self.best_metric = best_metric
+
+        self.loader = build_loader(
+            dataset,
+            config.batch_size,
+            train=True,
+            seed=config.seed,
+            num_workers=config.num_workers,
+            rank=rank(),
+            world_size=world_size(),
+            pin_memory=self.device.type == "cuda",
+        )
+        self.steps_per_epoch = len(self.loader) // config.accumulate
+        if self.steps_per_epoch == 0:
+            raise ValueError(
+                f"accumulate: an epoch has {len(self.loader)} batches of {config.batch_size} a process, "
+                f"which do not fill one step of {config.accumulate}"
+            )
+        self.model = model.to(self.device)
+        self.criterion = criterion.to(self.device)
+        self.average = averaged(self.model, config.ema) if config.ema else None
+        self.optimizer = torch.optim.AdamW(
+            _parameter_groups(self.model, config), lr=config.lr, weight_decay=config.weight_decay, fused=True
+        )
+        self.scheduler = LambdaLR(self.optimizer, self._lr_factor)
+        self.progress = Progress()
+        self._pending: list[tuple[int, dict[str, Tensor]]] = []
+        if resume is not None:
+            self._load(Path(resume))
+        self._distributed = (
+            DistributedDataParallel(
+                self.model, device_ids=[self.device] if self.device.type == "cuda" else None
+            )
+            if dist.is_initialized()
+            else None
+        )
+
+    def fit(self) -> dict[str, float]:
+        """Trains to the last epoch and returns the last evaluation's numbers.
+
+        Raises:
+            NonFiniteLossError: training broke down; the checkpoints are those from before.
+        """
+        resumed = self.progress.step > 0
+        self.log = RunLog(self.output, self.progress.step if resumed else None) if is_main() else None
+        metrics: dict[str, float] = {}
+        try:
+            while self.progress.epoch < self.config.epochs:
+                self._train_epoch()
+                self.progress.epoch += 1
+                self.progress.step_in_epoch = 0
+                metrics = self._evaluate_if_due() or metrics
+                self.save("last.pt")
+        finally:
+            if self.log is not None:
+                self.log.close()
+        return metrics
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The model that evaluation and prediction use: the moving average where there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def train_step(self, micro_batches: list[Batch]) -> dict[str, Tensor]:
+        """One optimizer step on the joined `micro_batches`; returns the loss terms, left on the device."""
+        self.optimizer.zero_grad(set_to_none=True)
+        terms = self.accumulate_gradients(micro_batches)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, self.config.clip_max_norm or math.inf)
+        self.optimizer.step()
+        self.scheduler.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return {**terms, "grad_norm": norm}
+
+    def accumulate_gradients(self, micro_batches: list[Batch]) -> dict[str, Tensor]:
+        """Adds the gradients of the joined `micro_batches` (of all ranks) to the parameters'.
+
+        Every loss is normalised by the joined batch, so splitting it changes memory, not gradients.
+        """
+        model = self._distributed or self.model
+        packed = [PackedTargets.from_list(targets) for _, targets in micro_batches]
+        sizes = [size for targets in packed for size in targets.sizes]
+        terms: dict[str, Tensor] = {}
+        for i, (images, _) in enumerate(micro_batches):
+            synchronise = self._distributed is None or i == len(micro_batches) - 1
+            with nullcontext() if synchronise else self._distributed.no_sync():  # type: ignore[union-attr]
+                predictions = self._forward(model, images.to(self.device, non_blocking=True))
+                targets = packed[i].to(self.device, non_blocking=True)
+                losses = self.criterion(predictions, targets, joined_sizes=sizes)
+                total = self.criterion.total(losses)
+                total.backward()
+            for name, value in {"loss": total, **losses}.items():
+                # What is no loss (class_error, cardinality_error) is a mean over images.
+                share = 1 if name == "loss" or name in self.criterion.weight_dict else 1 / len(micro_batches)
+                terms[name] = terms.get(name, 0) + value.detach() * share
+        return terms
+
+    def _forward(self, model: nn.Module, images: PaddedImages) -> Predictions:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
+            predictions = model(images)
+        return Predictions(predictions.logits.float(), predictions.boxes.float())
+
+    def _train_epoch(self) -> None:
+        config, progress = self.config, self.progress
+        self.model.train()
+        begin_epoch(self.loader, progress.epoch, skip_batches=progress.step_in_epoch * config.accumulate)
+        bar = tqdm(
+            desc=f"epoch {progress.epoch + 1}/{config.epochs}",
+            total=self.steps_per_epoch,
+            initial=progress.step_in_epoch,
+            unit="step",
+            disable=not is_main(),
+            leave=False,
+        )
+        started, first = time.perf_counter(), progress.step
+        with bar:
+            for micro_batches in self._steps():
+                _seed_step(config.seed, progress.step)
+                self._pending.append((progress.step + 1, self.train_step(micro_batches)))
+                progress.step += 1
+                progress.step_in_epoch += 1
+                bar.update()
+                checkpoint = config.checkpoint_every and progress.step % config.checkpoint_every == 0
+                if checkpoint or progress.step % config.log_every == 0:
+                    seconds = (time.perf_counter() - started) / (progress.step - first)
+                    means = self._check_and_log(seconds)
+                    bar.set_postfix(loss=f"{means['loss']:.3f}")
+                if checkpoint:
+                    self.save("last.pt")
+            if self._pending:
+                self._check_and_log((time.perf_counter() - started) / max(1, progress.step - first))
+
+    def _steps(self) -> Iterator[list[Batch]]:
+        """The rest of the epoch's batches, in groups of one optimizer step."""
+        batches = iter(self.loader)
+        for _ in range(self.steps_per_epoch - self.progress.step_in_epoch):
+            yield list(islice(batches, self.config.accumulate))
+
+    def _check_and_log(self, seconds_per_step: float) -> dict[str, float]:
+        """Reads the losses since the last call from the device, once, and logs their means."""
+        names = list(self._pending[0][1])
+        table = torch.stack([torch.stack([terms[name] for name in names]) for _, terms in self._pending])
+        if dist.is_initialized():
+            dist.all_reduce(table)
+            table /= world_size()
+        for (step, _), row in zip(self._pending, table.tolist(), strict=True):
+            if not all(map(math.isfinite, row)):
+                listing = ", ".join(f"{name} = {value:g}" for name, value in zip(names, row, strict=True))
+                raise NonFiniteLossError(f"step {step} (epoch {self.progress.epoch + 1}): {listing}")
+        self._pending.clear()
+        means = dict(zip(names, table.mean(0).tolist(), strict=True))
+        if self.log is not None:
+            rates = {"lr": self.optimizer.param_groups[0]["lr"], "seconds_per_step": seconds_per_step}
+            self.log.write("train", self.progress.step, {"epoch": self.progress.epoch + 1, **means, **rates})
+        return means
+
+    def _evaluate_if_due(self) -> dict[str, float] | None:
+        done = self.progress.epoch
+        if self.evaluate is None or (done % self.config.eval_every and done != self.config.epochs):
+            return None
+        metrics = self.evaluate(self.evaluated_model.eval())
+        if self.log is not None:
+            self.log.write("eval", self.progress.step, {"epoch": done, **metrics})
+        if metrics[self.best_metric] > self.progress.best:
+            self.progress.best = metrics[self.best_metric]
+            self.save("best.pt")
+        return metrics
+
+    def _lr_factor(self, step: int) -> float:
+        warmup = min(1.0, (step + 1) / self.config.warmup_steps) if self.config.warmup_steps else 1.0
+        return warmup * (0.1 if step >= self.config.lr_drop * self.steps_per_epoch else 1.0)
+
+    def save(self, name: str) -> None:
+        """Writes a checkpoint into the run's folder (rank 0 does, all may call)."""
+        if not is_main():
+            return
+        content = {
+            "model": self.evaluated_model.state_dict(),
+            "detector": self.description,
+            "training": {
+                # What is trained, where "model" is its moving average.
+                "model": None if self.average is None else self.model.state_dict(),
+                "ema_updates": None if self.average is None else self.average.n_averaged,
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+                "progress": dataclasses.asdict(self.progress),
+                "config": dataclasses.asdict(self.config),
+                "images_per_step": self._images_per_step,
+            },
+        }
+        write_checkpoint(self.output / name, content)
+
+    @property
+    def _images_per_step(self) -> int:
+        return self.config.batch_size * self.config.accumulate * world_size()
+
+    def _load(self, path: Path) -> None:
+        content = read_training_checkpoint(path)
+        training = content["training"]
+        now, then = dataclasses.asdict(self.config), training["config"]
+        changed = {k: (then.get(k), now[k]) for k in now.keys() - _FREE_ON_RESUME if then.get(k) != now[k]}
+        if training["images_per_step"] != self._images_per_step:
+            changed["images a step"] = (training["images_per_step"], self._images_per_step)
+        if content["detector"] != self.description:
+            changed["the model or the data's categories"] = ("those of the checkpoint", "others")
+        if changed:
+            listing = "; ".join(f"{k}: {old} then, {new} now" for k, (old, new) in sorted(changed.items()))
+            raise ValueError(f"{path}: cannot be resumed with other settings: {listing}")
+        self.evaluated_model.load_state_dict(content["model"])
+        if self.average is not None:
+            self.model.load_state_dict(training["model"])
+            self.average.n_averaged.copy_(training["ema_updates"])
+        self.optimizer.load_state_dict(training["optimizer"])
+        self.scheduler.load_state_dict(training["scheduler"])
+        self.progress = Progress(**training["progress"])
+
+
+def _parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    backbone = [p for name, p in named if name.startswith("backbone.")]
+    others = [p for name, p in named if not name.startswith("backbone.")]
+    groups = [{"params": others, "lr": config.lr}, {"params": backbone, "lr": config.lr_backbone}]
+    return [group for group in groups if group["params"]]
+
+
+def _seed_step(seed: int, step: int) -> None:
+    """Gives each step and rank its own random state, so a resumed run needs none from the checkpoint."""
+    torch.manual_seed(hash((seed, step, rank())) & 0x7FFF_FFFF_FFFF_FFFF)
