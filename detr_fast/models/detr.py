@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detr_fast.checkpoints import describe
 from detr_fast.models.conv_stem import ConvStem
 from detr_fast.models.position_encoding import PositionEncodingLearned, PositionEncodingSine
 from detr_fast.models.resnet import ARCHITECTURES, ResNet
@@ -114,7 +115,9 @@ class DETRConfig:
                 "num_classes": state["class_embed.weight"].shape[0] - 1,
             }
         except (KeyError, StopIteration) as error:
-            raise ValueError(f"state: expected an official DETR state dict; it lacks {error}") from error
+            raise ValueError(
+                f"state: expected an official DETR state dict; got what looks like {describe(state)}"
+            ) from error
         return cls(**{**sizes, **overrides})
 
 
