@@ -289,4 +289,4 @@ MATCH_COST = (
 MATCHER = _detection_cases("matcher", (FORWARD,))
 CRITERION = _detection_cases("criterion", (FORWARD_BACKWARD,))
 
-CASES: tuple[Case, ...] = (*ASSIGNMENT, *MATCH_COST, *MATCHER, *CRITERION, *ATTENTION)
+CASES: tuple[Case, ...] = (*MATCH_COST, *MATCHER, *CRITERION, *ATTENTION, *ASSIGNMENT)

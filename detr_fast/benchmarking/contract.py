@@ -120,7 +120,7 @@ def _matching(costs: Iterator[Tensor], tolerance: float) -> _MatchingExpected:
 
 
 def _assignment_expected(inputs: AssignmentInputs, pass_: str) -> _MatchingExpected:
-    return _matching(iter(inputs.target_major.double().split(inputs.sizes)), 1e-9)
+    return _matching(iter(inputs.target_major.double().split(inputs.sizes)), 1e-6)
 
 
 def _matcher_expected(inputs: DetectionInputs, pass_: str) -> _MatchingExpected:

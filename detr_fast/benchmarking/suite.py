@@ -28,6 +28,7 @@ class Plan:
     threads: the thread counts, each for ours and the peer alike.
     operators: the operators to run (None: all).
     budget_s: seconds of samples for one comparison, within `min_rounds` and `max_rounds` rounds.
+    patience_s: how long each sample waits for other processes to stop.
     checked_queries: attention is compared with its reference for so many random queries (None: all).
     quick: only the peers of the quick run.
     deadline_s: seconds after which no further comparison begins.
@@ -38,17 +39,25 @@ class Plan:
     budget_s: float = 4.0
     min_rounds: int = 3
     max_rounds: int = 31
+    patience_s: float = 0.3
     checked_queries: int | None = None
     quick: bool = False
     deadline_s: float = float("inf")
+
+    def __post_init__(self) -> None:
+        known = sorted({case.operator for case in CASES})
+        for operator in self.operators or ():
+            if operator not in known:
+                raise ValueError(f"operators: expected some of {', '.join(known)}; got {operator!r}")
 
 
 def run(plan: Plan, cases: Sequence[Case] = CASES, peers: Sequence[Peer] | None = None) -> Iterator[Row]:
     """One row a comparison.
 
     A row has operator, case, pass, threads and peer. Timed rows add ours_ms, peer_ms and ratio = peer_ms /
-    ours_ms with their spreads and rounds; others have ratio None and say why under `failed` (a result broke
-    the contract, so nothing was timed) or `left_out` (time was up). Rows with a goal carry it.
+    ours_ms with the rest of `Timing`. Others have ratio None and say why: `failed` or `peer_failed` (our or
+    the peer's result broke the contract, so nothing was timed) or `left_out` (time was up). Rows with a
+    goal carry it.
     """
     started = time.perf_counter()
     peers = all_peers() if peers is None else peers
@@ -128,13 +137,14 @@ class Comparison:
         if remaining_s <= 0:
             return {**row, "ratio": None, "left_out": "time was up"}
         try:
-            first_s = (
-                self.check(peer.ours, peer.contract, threads),
-                self.check(peer.theirs, peer.contract, threads),
-            )
+            ours_s = self.check(peer.ours, peer.contract, threads)
         except ContractFailed as error:
             return {**row, "ratio": None, "failed": str(error)}
-        if sum(first_s) * plan.min_rounds > remaining_s:
+        try:
+            peer_s = self.check(peer.theirs, peer.contract, threads)
+        except ContractFailed as error:
+            return {**row, "ratio": None, "peer_failed": str(error)}
+        if (ours_s + peer_s) * plan.min_rounds > remaining_s:
             return {**row, "ratio": None, "left_out": "time was up"}
         timing = interleaved(
             peer.ours.prepare(self.inputs, self.pass_, threads),
@@ -142,7 +152,8 @@ class Comparison:
             budget_s=plan.budget_s,
             min_rounds=plan.min_rounds,
             max_rounds=plan.max_rounds,
-            first_s=first_s,
+            patience_s=plan.patience_s,
+            first_s=(ours_s, peer_s),
         )
         return {
             **row,
@@ -152,6 +163,7 @@ class Comparison:
             "ours_spread": round(timing.ours_spread, 3),
             "peer_spread": round(timing.peer_spread, 3),
             "rounds": timing.rounds,
+            "busy": round(timing.busy, 3),
         }
 
     def check(self, contender: Contender, contract: Contract, threads: int) -> float:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +25,8 @@ SETTLE_S = 0.01
 class Timing:
     """Medians of interleaved samples, in milliseconds a call.
 
-    Spreads are the interquartile range over the median: a large one says that the machine was not quiet.
+    Spreads are the interquartile range over the median. busy: the share of samples that began while another
+    process ran. Either says that the machine was not quiet.
     """
 
     ours_ms: float
@@ -32,6 +34,7 @@ class Timing:
     ours_spread: float
     peer_spread: float
     rounds: int
+    busy: float
 
     @property
     def ratio(self) -> float:
@@ -57,11 +60,13 @@ def interleaved(
     budget_s: float = 4.0,
     min_rounds: int = 3,
     max_rounds: int = 31,
+    patience_s: float = 0.0,
     first_s: tuple[float, float] | None = None,
 ) -> Timing:
     """Samples `ours`, `peer`, `ours`, `peer`, ... and takes the median of each.
 
     The number of rounds fills `budget_s` seconds, but stays within `min_rounds` and `max_rounds`.
+    patience_s: how long each sample waits for other processes to stop.
     first_s: what a first call of each took, where the caller has made one; it saves a slow warm-up.
     """
     first_s = first_s or (_time(ours, 1), _time(peer, 1))
@@ -70,14 +75,40 @@ def interleaved(
     round_s = sum(_round_s(*both) for both in zip(estimates, calls, strict=True))
     rounds = max(min_rounds, min(max_rounds, int(budget_s / round_s)))
     samples: tuple[list[float], list[float]] = ([], [])
+    busy = 0
     for _ in range(rounds):
         for which, function in enumerate((ours, peer)):
-            time.sleep(SETTLE_S)
+            busy += not _settle(patience_s)
             if estimates[which] < REWARM_BELOW_S:
                 function()
             samples[which].append(_time(function, calls[which]))
     medians = [statistics.median(sample) for sample in samples]
-    return Timing(1e3 * medians[0], 1e3 * medians[1], _spread(samples[0]), _spread(samples[1]), rounds)
+    return Timing(
+        ours_ms=1e3 * medians[0],
+        peer_ms=1e3 * medians[1],
+        ours_spread=_spread(samples[0]),
+        peer_spread=_spread(samples[1]),
+        rounds=rounds,
+        busy=busy / (2 * rounds),
+    )
+
+
+def _settle(patience_s: float) -> bool:
+    """Pauses until no other process runs, but at most `patience_s` longer than usual; whether none runs."""
+    patience_ends = time.perf_counter() + patience_s
+    while True:
+        time.sleep(SETTLE_S)
+        quiet = _running_tasks() <= 1
+        if quiet or time.perf_counter() >= patience_ends:
+            return quiet
+
+
+def _running_tasks() -> int:
+    """Tasks that run or wait for a core, ours included; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0])
+    except OSError:
+        return 0
 
 
 def _estimate(function: Callable[[], Any], first_s: float) -> float:

@@ -40,14 +40,14 @@ def script(name: str) -> ModuleType:
 def tiny_report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     monkeypatch.setattr(report, "run", lambda plan: run(plan, TINY))
     out = tmp_path / "results" / "tiny.json"
-    returned = run_benchmarks(Plan(threads=(1,), budget_s=0.0), out, echo=lambda line: None)
+    returned = run_benchmarks(Plan(threads=(1,), budget_s=0, patience_s=0), out, echo=lambda line: None)
     written = json.loads(out.read_text())
     assert written == json.loads(json.dumps(returned))
     return written
 
 
 def test_ratio_is_peer_time_over_ours() -> None:
-    assert Timing(ours_ms=2.0, peer_ms=30.0, ours_spread=0, peer_spread=0, rounds=3).ratio == 15.0
+    assert Timing(ours_ms=2.0, peer_ms=30.0, ours_spread=0, peer_spread=0, rounds=3, busy=0).ratio == 15.0
 
 
 def test_interleaved_samples_alternate_and_count() -> None:
@@ -77,7 +77,7 @@ def test_threads_are_restored() -> None:
         fail()
     assert seen == [before + 1]
     assert torch.get_num_threads() == before
-    list(run(Plan(threads=(before + 1,), budget_s=0), TINY[1:]))
+    list(run(Plan(threads=(before + 1,), budget_s=0, patience_s=0), TINY[1:]))
     assert torch.get_num_threads() == before
 
 
@@ -89,7 +89,7 @@ def test_report_rows(tiny_report: dict[str, Any]) -> None:
     }
     assert {row["peer"] for row in timed} == usable
     for row in timed:
-        assert "failed" not in row, row
+        assert not {"failed", "peer_failed"} & row.keys(), row
         assert {
             "operator",
             "case",
@@ -126,7 +126,8 @@ def test_every_line_of_the_table_is_told(tiny_report: dict[str, Any]) -> None:
         assert row["peer"] in report.format_row(row)
     failed = {"operator": "o", "case": "c", "pass": "p", "threads": 1, "peer": "x", "ratio": None}
     assert report.format_row({**failed, "failed": "wrong"}).endswith("FAILED: wrong")
-    assert report.format_row({**failed, "left_out": "time was up"}).endswith("time was up")
+    assert report.format_row({**failed, "left_out": "time was up"}).endswith("left out: time was up")
+    assert report.format_row({**failed, "peer_failed": "crash"}).endswith("peer failed: crash")
     assert report.format_row({**failed, "ratio": 12.0, "goal": 10.0}).endswith("10x met")
     assert report.format_row({**failed, "ratio": 9.0, "goal": 10.0}).endswith("10x missed")
 
@@ -168,6 +169,8 @@ def test_quick_plan_is_bounded() -> None:
     assert plan.quick
     assert plan.deadline_s <= 45
     assert plan.operators == ["matcher"]
+    with pytest.raises(ValueError, match=r"operators: expected some of .*; got 'softmax'"):
+        quick_plan(["softmax"])
 
 
 def test_machine_shares_one_openmp_runtime_with_torch() -> None:

@@ -18,14 +18,13 @@ from detr_fast.ops import linear_assignment
 
 
 def _split_queries(result: Tensor, inputs: AssignmentInputs) -> Sequence[Tensor]:
-    return result.split(inputs.sizes)
+    return result.flatten().split(inputs.sizes)
 
 
 def _ours_assignment(query_major: bool) -> Contender:
     def prepare(inputs: AssignmentInputs, pass_: str, threads: int) -> Call:
         if query_major:
-            costs = inputs.query_major
-            return lambda: linear_assignment(costs.mT.reshape(-1, costs.shape[1]), inputs.sizes)
+            return lambda: linear_assignment(inputs.query_major.transpose(1, 2), inputs.sizes[:1])
         return lambda: linear_assignment(inputs.target_major, inputs.sizes)
 
     return Contender("detr_fast, (Q, T) matrices" if query_major else "detr_fast", prepare, _split_queries)
@@ -104,7 +103,7 @@ def peers() -> list[Peer]:
 
     return [
         peer(_scipy(query_major=True), query_major),
-        peer(_scipy(query_major=False)),
+        peer(_scipy(query_major=False), quick=False),
         peer(_py_lap_solver(pls), missing=no_pls),
         peer(_lapx(lapx), missing=no_lapx),
         peer(_lap(lap), missing=no_lap, quick=False),
