@@ -13,10 +13,10 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from detr_fast.data import CocoDetection, build_loader
-from detr_fast.engine.distributed import gather, is_main, rank, world_size
+from detr_fast.engine.distributed import gather, rank, world_size
+from detr_fast.engine.progress import progress
 from detr_fast.postprocess import postprocess_detection
 
 # The order of COCOeval.stats: name, the words of COCO's table (metric, IoU, area, detections an image).
@@ -69,7 +69,7 @@ def evaluate_detection(
     training = model.training
     model.eval()
     detections: list[dict[str, Any]] = []
-    for images, targets in tqdm(loader, desc="evaluate", unit="batch", disable=not is_main(), leave=False):
+    for images, targets in progress(loader, desc="evaluate", unit="batch"):
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
             predictions = model(images.to(device))
         sizes = torch.stack([target["orig_size"] for target in targets])

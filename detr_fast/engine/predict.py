@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from detr_fast.data import image_to_tensor, load_image, resized_size
 from detr_fast.engine.detector import Detector
 from detr_fast.engine.draw import draw_detections
+from detr_fast.engine.progress import progress
 from detr_fast.postprocess import postprocess_detection
 from detr_fast.structures import PaddedImages
 
@@ -74,7 +74,7 @@ def predict_files(
         FileNotFoundError, ImageError: naming the file.
     """
     names = _overlay_names([Path(file) for file in files])
-    for file, name in zip(tqdm(files, desc="predict", unit="image", leave=False), names, strict=True):
+    for file, name in zip(progress(files, desc="predict", unit="image"), names, strict=True):
         image = load_image(file, exif_transpose=True)
         detections = detect(detector, image, threshold)
         if overlays is not None:

@@ -17,7 +17,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
-from tqdm import tqdm
 
 from detr_fast.criterion import SetCriterion
 from detr_fast.data import CocoDetection, begin_epoch, build_loader
@@ -26,6 +25,7 @@ from detr_fast.engine.checkpointing import read_training_checkpoint, write_check
 from detr_fast.engine.distributed import is_main, pick_device, rank, world_size
 from detr_fast.engine.ema import averaged
 from detr_fast.engine.logs import RunLog
+from detr_fast.engine.progress import progress
 from detr_fast.structures import PackedTargets, PaddedImages, Predictions
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
@@ -245,34 +245,32 @@ class Trainer:
         return Predictions(predictions.logits.float(), predictions.boxes.float())
 
     def _train_epoch(self) -> None:
-        config, progress = self.config, self.progress
+        config, done = self.config, self.progress
         self.model.train()
-        begin_epoch(self.loader, progress.epoch, skip_batches=progress.step_in_epoch * config.accumulate)
-        bar = tqdm(
-            desc=f"epoch {progress.epoch + 1}/{config.epochs}",
+        begin_epoch(self.loader, done.epoch, skip_batches=done.step_in_epoch * config.accumulate)
+        bar = progress(
+            desc=f"epoch {done.epoch + 1}/{config.epochs}",
             total=self.steps_per_epoch,
-            initial=progress.step_in_epoch,
+            initial=done.step_in_epoch,
             unit="step",
-            disable=not is_main(),
-            leave=False,
         )
-        started, first = time.perf_counter(), progress.step
+        started, first = time.perf_counter(), done.step
         with bar:
             for micro_batches in self._steps():
-                _seed_step(config.seed, progress.step)
-                self._pending.append((progress.step + 1, self.train_step(micro_batches)))
-                progress.step += 1
-                progress.step_in_epoch += 1
+                _seed_step(config.seed, done.step)
+                self._pending.append((done.step + 1, self.train_step(micro_batches)))
+                done.step += 1
+                done.step_in_epoch += 1
                 bar.update()
-                checkpoint = config.checkpoint_every and progress.step % config.checkpoint_every == 0
-                if checkpoint or progress.step % config.log_every == 0:
-                    seconds = (time.perf_counter() - started) / (progress.step - first)
+                checkpoint = config.checkpoint_every and done.step % config.checkpoint_every == 0
+                if checkpoint or done.step % config.log_every == 0:
+                    seconds = (time.perf_counter() - started) / (done.step - first)
                     means = self._check_and_log(seconds)
                     bar.set_postfix(loss=f"{means['loss']:.3f}")
                 if checkpoint:
                     self.save("last.pt")
             if self._pending:
-                self._check_and_log((time.perf_counter() - started) / max(1, progress.step - first))
+                self._check_and_log((time.perf_counter() - started) / max(1, done.step - first))
 
     def _steps(self) -> Iterator[list[Batch]]:
         """The rest of the epoch's batches, in groups of one optimizer step."""
