@@ -76,12 +76,13 @@ void bind_linear_assignment(py::module_& m) {
         "linear_assignment",
         [](uintptr_t costs, bool is_double, std::array<int64_t, 3> strides, int64_t layers, int64_t queries,
            const std::vector<int64_t>& sizes, uintptr_t query, uintptr_t status, int threads) {
-            const int64_t images = static_cast<int64_t>(sizes.size());
+            const int64_t images = static_cast<int64_t>(sizes.size()), problems = layers * images;
             std::vector<int64_t> first(images + 1), order(images);
             std::partial_sum(sizes.begin(), sizes.end(), first.begin() + 1);
             std::iota(order.begin(), order.end(), 0);
             std::stable_sort(order.begin(), order.end(),
                              [&](int64_t a, int64_t b) { return sizes[a] > sizes[b]; });
+            std::vector<int32_t> own_status(status ? 0 : problems);
             AssignmentBatch batch{reinterpret_cast<const void*>(costs),
                                   is_double,
                                   strides[0],
@@ -94,21 +95,23 @@ void bind_linear_assignment(py::module_& m) {
                                   first.data(),
                                   order.data(),
                                   reinterpret_cast<int64_t*>(query),
-                                  reinterpret_cast<int32_t*>(status),
+                                  status ? reinterpret_cast<int32_t*>(status) : own_status.data(),
                                   threads};
-            AssignmentStatus worst = AssignmentStatus::solved;
             {
                 py::gil_scoped_release release;
                 DETR_FAST_CPU(linear_assignment)(batch);
-                for (int64_t p = 0; p < layers * images; ++p)
-                    worst = std::max(worst, static_cast<AssignmentStatus>(batch.status[p]));
             }
-            if (worst == AssignmentStatus::out_of_memory) throw std::bad_alloc();
-            return worst == AssignmentStatus::solved;
+            int64_t infeasible = -1;
+            for (int64_t p = problems - 1; p >= 0; --p) {
+                if (batch.status[p] == static_cast<int32_t>(AssignmentStatus::out_of_memory))
+                    throw std::bad_alloc();
+                if (batch.status[p] == static_cast<int32_t>(AssignmentStatus::infeasible)) infeasible = p;
+            }
+            return infeasible;
         },
         "costs [layers, targets, queries], element strides -> query [layers, targets], status [layers, "
-        "images]; "
-        "true where all are solved.");
+        "images] or 0; "
+        "returns the first infeasible problem, counted over layers and images, or -1.");
 }
 
 void bind_box_match_cost(py::module_& m) {

@@ -1,4 +1,4 @@
-// Successive shortest augmenting paths with the targets (the shorter side) as rows.
+// Successive shortest augmenting paths with the shorter side (the targets, as a rule) as rows.
 //
 // Why it is exact and why it is fast. A column nobody owns has dual v = 0 all along, and an owned column
 // stays owned. So a shortest path runs over the owned columns only (`slots`, at most one a row), and it
@@ -6,7 +6,9 @@
 // dual: a scan is O(rows), not O(columns). Each path keeps the reduced costs c[i][j] - u[i] - v[j] >= 0,
 // with equality on the matching and v <= 0, which proves the matching optimal at the end. Bidding before
 // the paths keeps the same conditions: a row that takes its best column lowers that column's v until the
-// column is worth as much as the row's second best, so no row that is already matched loses.
+// column is worth as much as the row's second best, so no row that is already matched loses. A lower bound
+// of the second best will do; as v <= 0 the second cheapest raw cost is one, and most rows bid without
+// looking at any dual.
 //
 // Duals and path lengths are double whatever the costs are, as in scipy. Every minimum takes the lowest
 // index among equals, so the answer does not depend on the instruction set.
@@ -65,7 +67,8 @@ class Scratch {
         used_ = 0;
         if (bytes <= size_) return true;
         std::free(start_);
-        start_ = static_cast<char*>(std::malloc(bytes));
+        bytes = (bytes + 63) / 64 * 64;
+        start_ = static_cast<char*>(std::aligned_alloc(64, bytes));
         size_ = start_ ? bytes : 0;
         return start_ != nullptr;
     }
@@ -98,73 +101,128 @@ struct Matrix {
     const Cost* data;
     int64_t row_stride, column_stride;
     int rows, columns;
-    const Cost* row(int i) const { return data + i * row_stride; }
+    Cost at(int i, int j) const { return data[i * row_stride + j * column_stride]; }
 };
 
-// A row's two cheapest columns among those free at the time; as free columns only get fewer, `first`
-// bounds the row's cheapest free column from below later on too.
+// A row's two cheapest columns among those free at the time, the lower index first among equals. As free
+// columns only get fewer, `first` bounds the row's cheapest free column from below later on too.
 template <class Cost>
 struct Cheapest {
-    Cost first, second;
-    int first_at, second_at;
+    Cost first = static_cast<Cost>(kInf), second = static_cast<Cost>(kInf);
+    int first_at = -1, second_at = -1;
+
+    void insert(Cost x, int64_t at) {
+        if (x < first || (x == first && at < first_at)) {
+            second = first, second_at = first_at;
+            first = x, first_at = static_cast<int>(at);
+        } else if (x < second || (x == second && at < second_at)) {
+            second = x, second_at = static_cast<int>(at);
+        }
+    }
 };
 
+// The same for as many rows, or parts of a row, as there are lanes.
 template <class Cost>
-inline bool before(Cost a, int64_t a_at, Cost b, int64_t b_at) {
-    return a < b || (a == b && a_at < b_at);
-}
+struct Cheapests {
+    typedef typename Simd<Cost>::Value Value;
+    typedef typename Simd<Cost>::Index Index;
+    Value first = Value{} + static_cast<Cost>(kInf), second = first;
+    Index first_at = Index{} - 1, second_at = first_at;
+    Index odd{};  // costs beyond `largest` were seen, or infinities or NaN
 
-// `taken` is +inf at columns that are not free, else 0.
-template <class Cost>
-Cheapest<Cost> two_cheapest(const Cost* costs, const Cost* taken, int columns) {
-    typedef Simd<Cost> S;
-    typedef typename S::Value Value;
-    typedef typename S::Index Index;
-    const Cost inf = static_cast<Cost>(kInf);
-    Value first = Value{} + inf, second = Value{} + inf;
-    Index at{}, first_at{}, second_at{};
-    for (int lane = 0; lane < S::lanes; ++lane) at[lane] = lane;
-    const auto visit = [&](Value x) {
+    void insert(Value x, Index at) {
         const Index is_first = x < first, is_second = x < second;
         second = is_first ? first : is_second ? x : second;
         second_at = is_first ? first_at : is_second ? at : second_at;
         first = is_first ? x : first;
         first_at = is_first ? at : first_at;
-        at += S::lanes;
-    };
+    }
+    void check(Value x) { odd |= ~((x <= Simd<Cost>::largest) & (x >= -Simd<Cost>::largest)); }
+    Cheapest<Cost> lane(int l) const {
+        return {first[l], second[l], static_cast<int>(first_at[l]), static_cast<int>(second_at[l])};
+    }
+};
+
+// Of one row of adjacent costs. `taken` is +inf at columns that are not free, else 0; without it all are
+// free, and `*odd` tells of costs that the solver must not see.
+template <class Cost>
+Cheapest<Cost> two_cheapest(const Cost* costs, int columns, const Cost* taken, bool* odd) {
+    typedef Simd<Cost> S;
+    typedef typename S::Value Value;
+    Cheapests<Cost> lanes;
+    typename S::Index at{};
+    for (int l = 0; l < S::lanes; ++l) at[l] = l;
     int j = 0;
-    for (; j + S::lanes <= columns; j += S::lanes)
-        visit(load_as<Value>(costs + j) + load_as<Value>(taken + j));
-    if (j < columns) {
-        Value rest = Value{} + inf;
-        for (int lane = 0; j + lane < columns; ++lane) rest[lane] = costs[j + lane] + taken[j + lane];
-        visit(rest);
-    }
-    Cheapest<Cost> c{inf, inf, -1, -1};
-    const auto insert = [&](Cost x, typename S::Int x_at) {
-        if (!(x < inf)) return;
-        if (c.first_at < 0 || before(x, x_at, c.first, c.first_at)) {
-            c.second = c.first, c.second_at = c.first_at;
-            c.first = x, c.first_at = static_cast<int>(x_at);
-        } else if (c.second_at < 0 || before(x, x_at, c.second, c.second_at)) {
-            c.second = x, c.second_at = static_cast<int>(x_at);
+    if (taken) {
+        for (; j + S::lanes <= columns; j += S::lanes, at += S::lanes)
+            lanes.insert(load_as<Value>(costs + j) + load_as<Value>(taken + j), at);
+    } else {
+        for (; j + S::lanes <= columns; j += S::lanes, at += S::lanes) {
+            const Value x = load_as<Value>(costs + j);
+            lanes.check(x);
+            lanes.insert(x, at);
         }
-    };
-    for (int lane = 0; lane < S::lanes; ++lane) {
-        insert(first[lane], first_at[lane]);
-        insert(second[lane], second_at[lane]);
     }
-    return c;
+    if (j < columns) {
+        Value x = Value{} + static_cast<Cost>(kInf);
+        for (int l = 0; j + l < columns; ++l) {
+            x[l] = costs[j + l];
+            if (taken)
+                x[l] += taken[j + l];
+            else
+                *odd |= !(x[l] <= S::largest && x[l] >= -S::largest);
+        }
+        lanes.insert(x, at);
+    }
+    Cheapest<Cost> cheapest;
+    for (int l = 0; l < S::lanes; ++l) {
+        if (!taken) *odd |= lanes.odd[l] != 0;
+        cheapest.insert(lanes.first[l], lanes.first_at[l]);
+        cheapest.insert(lanes.second[l], lanes.second_at[l]);
+    }
+    return cheapest;
+}
+
+// Of all rows where the rows lie side by side: `lanes` rows at a time, and a few columns for all of them
+// before the next, so that the costs are read once and in order.
+template <class Cost>
+void two_cheapest_of_lanes(const Matrix<Cost>& costs, Cheapests<Cost>* blocks) {
+    typedef Simd<Cost> S;
+    typedef typename S::Value Value;
+    constexpr int kColumns = 16;
+    const Cost* end = &costs.data[(costs.columns - 1) * costs.column_stride + costs.rows];
+    for (int i = 0; i < costs.rows; i += S::lanes) blocks[i / S::lanes] = {};
+    for (int j0 = 0; j0 < costs.columns; j0 += kColumns) {
+        const int j1 = j0 + kColumns < costs.columns ? j0 + kColumns : costs.columns;
+        for (int i = 0; i < costs.rows; i += S::lanes) {
+            Cheapests<Cost> block = blocks[i / S::lanes];
+            typename S::Index at = typename S::Index{} + j0;
+            for (int j = j0; j < j1; ++j, at += 1) {
+                const Cost* from = costs.data + j * costs.column_stride + i;
+                Value x{};
+                if (end - from >= S::lanes)
+                    x = load_as<Value>(from);
+                else  // a full vector would reach beyond the costs
+                    for (int l = 0; from + l < end; ++l) x[l] = from[l];
+                block.check(x);
+                block.insert(x, at);
+            }
+            blocks[i / S::lanes] = block;
+        }
+    }
 }
 
 template <class Cost>
 class Solver {
   public:
-    static size_t bytes(int rows, int columns) {
-        const size_t n = padded(rows);
+    static size_t bytes(const Matrix<Cost>& costs) {
+        const size_t n = padded(costs.rows);
         return 2 * Scratch::bytes<double>(n) + Scratch::bytes<int64_t>(n) + 3 * Scratch::bytes<int>(n) +
-               Scratch::bytes<Row>(n) + Scratch::bytes<Scanned>(n) + Scratch::bytes<Cost>(columns) +
-               Scratch::bytes<Cost>(rows * n);
+               Scratch::bytes<Row>(n) + Scratch::bytes<Scanned>(n) + Scratch::bytes<Cost>(costs.columns) +
+               Scratch::bytes<Cost>(costs.rows * n) +
+               (adjacent(costs) ? 0
+                                : Scratch::bytes<Cheapests<Cost>>(n / Simd<Cost>::lanes) +
+                                      Scratch::bytes<bool>(n) + Scratch::bytes<Cost>(n * costs.columns));
     }
 
     Solver(const Matrix<Cost>& costs, Scratch& scratch) : costs_(costs), stride_(padded(costs.rows)) {
@@ -179,16 +237,45 @@ class Solver {
         taken_ = scratch.take<Cost>(costs.columns);
         core_ = scratch.take<Cost>(costs.rows * stride_);
         std::memset(taken_, 0, costs.columns * sizeof(Cost));
-        for (int s = 0; s < stride_; ++s) v_[s] = -kInf;
+        for (int64_t s = 0; s < stride_; ++s) v_[s] = -kInf;
+        if (adjacent(costs)) return;
+        blocks_ = scratch.take<Cheapests<Cost>>(stride_ / Simd<Cost>::lanes);
+        packed_ = scratch.take<bool>(stride_);
+        packed_rows_ = scratch.take<Cost>(stride_ * costs.columns);
+        std::memset(packed_, 0, stride_ * sizeof(bool));
     }
 
-    // False where a row cannot be matched at a finite cost.
-    bool run() {
-        for (int i = 0; i < costs_.rows; ++i) {
-            rows_[i] = Row{two_cheapest(costs_.row(i), taken_, costs_.columns), 0, -1, 0};
-            waiting_[i] = i;
+    // Finds the cheapest columns of every row; false where some cost is beyond `largest` or not finite.
+    bool prepare() {
+        bool odd = false;
+        if (adjacent(costs_) || costs_.row_stride != 1) {
+            for (int i = 0; i < costs_.rows; ++i)
+                rows_[i] = Row{two_cheapest<Cost>(row(i), costs_.columns, nullptr, &odd), 0, -1, 0};
+            return !odd;
         }
-        int waiting = costs_.rows;
+        constexpr int lanes = Simd<Cost>::lanes;
+        two_cheapest_of_lanes(costs_, blocks_);
+        for (int i = 0; i < costs_.rows; i += lanes) {
+            const int count = i + lanes < costs_.rows ? lanes : costs_.rows - i;
+            const Cheapests<Cost>& block = blocks_[i / lanes];
+            for (int l = 0; l < count; ++l) {
+                rows_[i + l] = Row{block.lane(l), 0, -1, 0};
+                odd |= block.odd[l] != 0;
+            }
+        }
+        return !odd;
+    }
+
+    // After `prepare`: false where a row cannot be matched at a finite cost.
+    bool run() {
+        int waiting = 0;
+        for (int i = 0; i < costs_.rows; ++i) {
+            const Cheapest<Cost>& free = rows_[i].free;
+            if (free.second_at >= 0 && is_free(free.first_at))
+                give(add_slot(free.first_at, static_cast<double>(free.first) - free.second), i);
+            else
+                waiting_[waiting++] = i;
+        }
         for (int round = 0; round < kBiddingRounds && waiting; ++round) {
             int left = 0;
             for (int w = 0; w < waiting; ++w) {
@@ -205,8 +292,10 @@ class Solver {
     int column_of(int row) const { return column_[rows_[row].slot]; }
 
   private:
-    static constexpr int kBiddingRounds = 3;
+    static constexpr int kBiddingRounds = 2;
     static constexpr int kUnknown = -2;
+    static constexpr int kPad = 16;  // a multiple of all lane counts
+    static constexpr int kTile = 4;  // rows copied together: few rows need it, and a cache line holds several
 
     struct Row {
         Cheapest<Cost> free;
@@ -219,33 +308,53 @@ class Solver {
         int slot;
     };
 
-    static int64_t padded(int n) { return (n + 15) / 16 * 16; }
+    static int64_t padded(int n) { return (n + kPad - 1) / kPad * kPad; }
+    static bool adjacent(const Matrix<Cost>& costs) { return costs.column_stride == 1; }
     bool is_free(int column) const { return taken_[column] == 0; }
     double u(int i) const { return rows_[i].matched - v_[rows_[i].slot]; }
+
+    // Row i with its columns side by side, copied with its neighbours when first needed.
+    const Cost* row(int i) {
+        if (adjacent(costs_)) return costs_.data + i * costs_.row_stride;
+        if (!packed_[i / kTile]) {
+            packed_[i / kTile] = true;
+            pack(i / kTile * kTile);
+        }
+        return packed_rows_ + int64_t{i} * costs_.columns;
+    }
+
+    void pack(int begin) {
+        const int end = begin + kTile < costs_.rows ? begin + kTile : costs_.rows;
+        for (int j0 = 0; j0 < costs_.columns; j0 += kTile) {
+            const int j1 = j0 + kTile < costs_.columns ? j0 + kTile : costs_.columns;
+            for (int i = begin; i < end; ++i)
+                for (int j = j0; j < j1; ++j) packed_rows_[int64_t{i} * costs_.columns + j] = costs_.at(i, j);
+        }
+    }
 
     // The costs of row i at the owned columns, side by side; a row is filled when first needed.
     const Cost* core(int i) {
         Cost* costs = core_ + i * stride_;
-        const Cost* all = costs_.row(i);
-        for (int& s = rows_[i].core; s < slots_; ++s) costs[s] = all[column_[s]];
+        for (int& s = rows_[i].core; s < slots_; ++s) costs[s] = costs_.at(i, column_[s]);
         return costs;
     }
 
-    // Brings row i's cheapest free column up to date, and on request the second cheapest.
-    void refresh(Cheapest<Cost>& c, int i, bool both) {
+    // Brings row i's cheapest free column up to date; of the second one only the bound stays true.
+    void refresh(Cheapest<Cost>& c, int i) {
         const auto stale = [&](int at) { return at == kUnknown || (at >= 0 && !is_free(at)); };
-        if (!both && stale(c.first_at) && c.second_at >= 0 && is_free(c.second_at)) {
+        if (!stale(c.first_at)) return;
+        if (c.second_at >= 0 && is_free(c.second_at)) {
             c.first = c.second, c.first_at = c.second_at;
             c.second_at = kUnknown;
-        } else if (stale(c.first_at) || (both && stale(c.second_at))) {
-            c = two_cheapest(costs_.row(i), taken_, costs_.columns);
+        } else {
+            c = two_cheapest<Cost>(row(i), costs_.columns, taken_, nullptr);
         }
     }
 
     void give(int slot, int i) {
         owner_[slot] = i;
         rows_[i].slot = slot;
-        rows_[i].matched = costs_.row(i)[column_[slot]];
+        rows_[i].matched = costs_.at(i, column_[slot]);
     }
 
     int add_slot(int column, double v) {
@@ -259,7 +368,7 @@ class Solver {
     // no column now: the former owner, i itself where nothing was gained, or -1.
     int bid(int i) {
         Cheapest<Cost>& free = rows_[i].free;
-        refresh(free, i, true);
+        refresh(free, i);
         double best = free.first, second = free.second;
         int slot = -1;
         const Cost* costs = core(i);
@@ -293,7 +402,7 @@ class Solver {
         for (;;) {
             Cheapest<Cost>& free = rows_[i].free;
             if (offset + free.first < shortest) {
-                refresh(free, i, false);
+                refresh(free, i);
                 if (offset + free.first < shortest) shortest = offset + free.first, last = i;
             }
             const int s = scan(i, offset);
@@ -344,7 +453,7 @@ class Solver {
         int64_t best_at = -1;
         for (int lane = 0; lane < lanes; ++lane)
             if (nearest[lane] < kInf &&
-                (best_at < 0 || before(nearest[lane], nearest_at[lane], best, best_at)))
+                (nearest[lane] < best || (nearest[lane] == best && nearest_at[lane] < best_at)))
                 best = nearest[lane], best_at = nearest_at[lane];
         return static_cast<int>(best_at);
     }
@@ -358,37 +467,10 @@ class Solver {
     Row* rows_;
     Scanned* scanned_;
     Cost *taken_, *core_;
+    Cheapests<Cost>* blocks_ = nullptr;
+    bool* packed_ = nullptr;  // of each tile of rows, where their columns are not side by side
+    Cost* packed_rows_ = nullptr;
 };
-
-template <class Cost>
-bool all_plain(const Matrix<Cost>& costs) {
-    typedef Simd<Cost> S;
-    typedef typename S::Value Value;
-    typename S::Index bad{};
-    bool bad_rest = false;
-    for (int i = 0; i < costs.rows; ++i) {
-        const Cost* row = costs.row(i);
-        int j = 0;
-        for (; j + S::lanes <= costs.columns; j += S::lanes) {
-            const Value x = load_as<Value>(row + j);
-            bad |= ~((x <= S::largest) & (x >= -S::largest));
-        }
-        for (; j < costs.columns; ++j) bad_rest |= !(row[j] <= S::largest && row[j] >= -S::largest);
-    }
-    for (int lane = 0; lane < S::lanes; ++lane) bad_rest |= bad[lane] != 0;
-    return !bad_rest;
-}
-
-// A row-major copy.
-template <class Cost>
-void pack(const Matrix<Cost>& from, Cost* to) {
-    constexpr int tile = 16;
-    for (int j0 = 0; j0 < from.columns; j0 += tile)
-        for (int i0 = 0; i0 < from.rows; i0 += tile)
-            for (int i = i0; i < i0 + tile && i < from.rows; ++i)
-                for (int j = j0; j < j0 + tile && j < from.columns; ++j)
-                    to[int64_t{i} * from.columns + j] = from.row(i)[j * from.column_stride];
-}
 
 // A row-major copy in which NaN and -inf cost more than any assignment of finite entries can,
 // R * max - (R - 1) * min, and costs near the end of the range are scaled by a power of two.
@@ -398,7 +480,7 @@ void pack_penalised(const Matrix<Cost>& from, double* to) {
     double* out = to;
     for (int i = 0; i < from.rows; ++i)
         for (int j = 0; j < from.columns; ++j) {
-            const double x = *out++ = from.row(i)[j * from.column_stride];
+            const double x = *out++ = from.at(i, j);
             if (!std::isfinite(x)) continue;
             low = x < low ? x : low;
             high = x > high ? x : high;
@@ -411,35 +493,29 @@ void pack_penalised(const Matrix<Cost>& from, double* to) {
     for (double* x = to; x < out; ++x) *x = std::isnan(*x) || *x == -kInf ? penalty : *x * scale;
 }
 
+template <class Cost, class Write>
+AssignmentStatus finish(Solver<Cost>& solver, int rows, const Write& write) {
+    if (!solver.run()) return AssignmentStatus::infeasible;
+    for (int i = 0; i < rows; ++i) write(i, solver.column_of(i));
+    return AssignmentStatus::solved;
+}
+
 // Writes the column of each row where there is a finite assignment.
 template <class Cost, class Write>
-AssignmentStatus solve(Matrix<Cost> costs, Scratch& scratch, const Write& write) {
+AssignmentStatus solve(const Matrix<Cost>& costs, Scratch& scratch, const Write& write) {
+    if (!scratch.reserve(Solver<Cost>::bytes(costs))) return AssignmentStatus::out_of_memory;
+    Solver<Cost> solver(costs, scratch);
+    if (solver.prepare()) return finish(solver, costs.rows, write);
     const size_t cells = static_cast<size_t>(costs.rows) * costs.columns;
-    const bool copied = costs.column_stride != 1;
-    const auto search = [&](auto& solver) {
-        if (!solver.run()) return AssignmentStatus::infeasible;
-        for (int i = 0; i < costs.rows; ++i) write(i, solver.column_of(i));
-        return AssignmentStatus::solved;
-    };
-    const size_t largest = Scratch::bytes<double>(cells) + Solver<double>::bytes(costs.rows, costs.columns);
-    if (!scratch.reserve((copied ? Scratch::bytes<Cost>(cells) : 0) +
-                         Solver<Cost>::bytes(costs.rows, costs.columns)))
+    Matrix<double> finite{nullptr, costs.columns, 1, costs.rows, costs.columns};
+    if (!scratch.reserve(Scratch::bytes<double>(cells) + Solver<double>::bytes(finite)))
         return AssignmentStatus::out_of_memory;
-    Matrix<Cost> rows = costs;
-    if (copied) {
-        Cost* to = scratch.take<Cost>(cells);
-        pack(costs, to);
-        rows = {to, costs.columns, 1, costs.rows, costs.columns};
-    }
-    if (all_plain(rows)) {
-        Solver<Cost> solver(rows, scratch);
-        return search(solver);
-    }
-    if (!scratch.reserve(largest)) return AssignmentStatus::out_of_memory;
     double* to = scratch.take<double>(cells);
     pack_penalised(costs, to);
-    Solver<double> solver({to, costs.columns, 1, costs.rows, costs.columns}, scratch);
-    return search(solver);
+    finite.data = to;
+    Solver<double> careful(finite, scratch);
+    careful.prepare();
+    return finish(careful, costs.rows, write);
 }
 
 template <class Cost>

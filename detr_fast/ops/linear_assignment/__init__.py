@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
+from torch.nn import Parameter
 
 from detr_fast.ops.backend import Backend, Operator
 from detr_fast.ops.linear_assignment import native, reference
@@ -116,19 +117,21 @@ def linear_assignment(
         raise TypeError(f"costs: expected a floating point dtype; got {costs.dtype}")
     if isinstance(sizes, Tensor):
         raise TypeError("sizes: expected Python ints (the targets of each image); got a tensor")
-    sizes = [operator.index(size) for size in sizes]
+    sizes = list(map(operator.index, sizes))
     if costs.ndim < 2 or costs.shape[-2] != sum(sizes):
         raise ValueError(
             f"costs: expected [..., sumT, Q] with sumT = sum(sizes) = {sum(sizes)}; got {list(costs.shape)}"
         )
-    if any(size < 0 for size in sizes):
+    if sizes and min(sizes) < 0:
         raise ValueError(f"sizes: expected no negative number of targets; got {sizes}")
-    costs = costs.detach()
-    if costs.dtype not in (torch.float32, torch.float64):
+    if costs.requires_grad:
+        costs = costs.detach()
+    dtype = costs.dtype
+    if dtype is not torch.float32 and dtype is not torch.float64:
         costs = costs.float()
     if maximize:
         costs = -costs
-    if torch.compiler.is_compiling() or type(costs) is not Tensor:
+    if torch.compiler.is_compiling() or type(costs) not in (Tensor, Parameter):
         query, status = _custom_op(costs, sizes, not return_status, backend)
     else:
         query, status = OPERATOR.select(costs.device, costs.dtype, backend).solve(
@@ -141,13 +144,15 @@ def linear_assignment(
 def _custom_op(
     costs: Tensor, sizes: Sequence[int], check: bool, backend: str | None
 ) -> tuple[Tensor, Tensor]:
-    return OPERATOR.select(costs.device, costs.dtype, backend).solve(costs, sizes, check)
+    """As `linear_assignment`; with `check` an infeasible problem raises and the status is empty."""
+    query, status = OPERATOR.select(costs.device, costs.dtype, backend).solve(costs, sizes, check)
+    return query, costs.new_empty(0, dtype=torch.int32) if status is None else status
 
 
 @_custom_op.register_fake
 def _(costs: Tensor, sizes: Sequence[int], check: bool, backend: str | None) -> tuple[Tensor, Tensor]:
     query = costs.new_empty(costs.shape[:-1], dtype=torch.int64)
-    return query, costs.new_empty((*costs.shape[:-2], len(sizes)), dtype=torch.int32)
+    return query, costs.new_empty(0 if check else (*costs.shape[:-2], len(sizes)), dtype=torch.int32)
 
 
 def _one_matrix(matrix: Any, maximize: bool, backend: str | None) -> tuple[Any, Any]:

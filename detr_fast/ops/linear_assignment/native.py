@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from detr_fast import extension
-from detr_fast.ops.linear_assignment.reference import infeasible
+from detr_fast.ops.linear_assignment.reference import raise_infeasible
 
 
 def why_not() -> str | None:
@@ -16,24 +16,28 @@ def why_not() -> str | None:
     return extension.why_not()
 
 
-def solve(costs: Tensor, sizes: Sequence[int], check: bool) -> tuple[Tensor, Tensor]:
-    """costs [..., sumT, Q] float32 or float64 -> query [..., sumT] int64, status [..., B] int32."""
-    *leading, targets, queries = costs.shape
-    stacked = costs[None] if costs.ndim == 2 else costs.flatten(0, -3)
-    query = torch.empty((*leading, targets), dtype=torch.int64)
-    status = torch.empty((*leading, len(sizes)), dtype=torch.int32)
-    solved = extension.extension().linear_assignment(
-        stacked.data_ptr(),
+def solve(costs: Tensor, sizes: Sequence[int], check: bool) -> tuple[Tensor, Tensor | None]:
+    """costs [..., sumT, Q] float32 or float64 -> query [..., sumT] int64, status [..., B] int32 or None."""
+    shape = costs.shape
+    query = torch.empty(shape[:-1], dtype=torch.int64)
+    status = None if check else torch.empty((*shape[:-2], len(sizes)), dtype=torch.int32)
+    if costs.ndim == 2:
+        layers, strides = 1, (0, *costs.stride())
+    else:
+        if costs.ndim > 3:
+            costs = costs.flatten(0, -3)
+        layers, strides = costs.shape[0], costs.stride()
+    infeasible = extension.extension().linear_assignment(
+        costs.data_ptr(),
         costs.dtype == torch.float64,
-        stacked.stride(),
-        stacked.shape[0],
-        queries,
+        strides,
+        layers,
+        shape[-1],
         sizes,
         query.data_ptr(),
-        status.data_ptr(),
+        0 if status is None else status.data_ptr(),
         torch.get_num_threads(),
     )
-    if check and not solved:
-        *layer, image = torch.nonzero(status)[0].tolist()
-        raise ValueError(infeasible(tuple(layer), image))
+    if check and infeasible >= 0:
+        raise_infeasible(infeasible, shape[:-2], len(sizes))
     return query, status

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -10,13 +11,16 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 
-def solve(costs: Tensor, sizes: Sequence[int], check: bool) -> tuple[Tensor, Tensor]:
-    """costs [..., sumT, Q] -> query [..., sumT] int64, status [..., B] int32 (1 = infeasible)."""
+def solve(costs: Tensor, sizes: Sequence[int], check: bool) -> tuple[Tensor, Tensor | None]:
+    """costs [..., sumT, Q] -> query [..., sumT] int64, status [..., B] int32 (1 = infeasible).
+
+    With `check` an infeasible problem raises, and there is no status.
+    """
     host = costs.detach().cpu().double().numpy()
     query = np.full(host.shape[:-1], -1, dtype=np.int64)
     status = np.zeros((*host.shape[:-2], len(sizes)), dtype=np.int32)
     ends = np.cumsum(sizes, dtype=np.int64)
-    for problem in np.ndindex(status.shape):
+    for number, problem in enumerate(np.ndindex(status.shape)):
         *layer, image = problem
         start, end = ends[image] - sizes[image], ends[image]
         try:
@@ -24,10 +28,11 @@ def solve(costs: Tensor, sizes: Sequence[int], check: bool) -> tuple[Tensor, Ten
         except ValueError:
             status[problem] = 1
             if check:
-                raise ValueError(infeasible(tuple(layer), image)) from None
+                raise_infeasible(number, host.shape[:-2], len(sizes))
         else:
             query[(*layer, start + target)] = chosen
-    return torch.from_numpy(query).to(costs.device), torch.from_numpy(status).to(costs.device)
+    answer = torch.from_numpy(query).to(costs.device)
+    return answer, None if check else torch.from_numpy(status).to(costs.device)
 
 
 def finite_penalties(block: np.ndarray) -> np.ndarray:
@@ -41,7 +46,8 @@ def finite_penalties(block: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(block) | (block == -np.inf), penalty, block)
 
 
-def infeasible(layer: tuple[int, ...], image: int) -> str:
-    """What an error says about a problem without a finite solution."""
-    where = f"image {image}" + (f" of leading index {layer}" if layer else "")
-    return f"cost matrix is infeasible: {where} has no assignment that avoids all +inf costs"
+def raise_infeasible(problem: int, leading: Sequence[int], images: int) -> NoReturn:
+    """Says which problem, counted over the leading dimensions and images, has no finite solution."""
+    *layer, image = (int(i) for i in np.unravel_index(problem, (*leading, images)))
+    where = f"image {image}" + (f" of leading index {tuple(layer)}" if layer else "")
+    raise ValueError(f"cost matrix is infeasible: {where} has no assignment that avoids all +inf costs")
