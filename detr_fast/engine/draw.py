@@ -30,7 +30,7 @@ def draw_detections(
     font = ImageFont.load_default(size=max(9, short / 32))
     for box, label, caption in list(zip(boxes_xyxy, labels, captions, strict=True))[::-1]:
         color = class_color(label)
-        x0, y0, x1, y1 = box
+        x0, y0, x1, y1 = map(round, box)
         draw.rectangle((x0, y0, max(x0, x1), max(y0, y1)), outline=color, width=width)
         if caption:
             _write_caption(draw, (x0, y0), caption, color, font, canvas.size)

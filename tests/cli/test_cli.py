@@ -1,0 +1,212 @@
+"""Each command as a person calls it, and what it says to wrong input."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import Result
+from PIL import Image
+from typer.testing import CliRunner
+
+from detr_fast import cli
+from detr_fast.engine import MODELS
+from detr_fast.engine.logs import read_log
+from detr_fast.ops import OPERATORS
+from tests.engine.tiny import SIZE, write_data
+
+SMALL = ["--image-size", str(SIZE), "--num-workers", "0", "--device", "cpu"]
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def ok(*arguments: object) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def refused(*arguments: object) -> str:
+    """The one line that a user's error ends in."""
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    lines = [line for line in result.output.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, result.output
+    assert "Traceback" not in result.output
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("shapes"), train_images=4, val_images=2)
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run by `detr-fast train`."""
+    output = tmp_path_factory.mktemp("run")
+    text = ok(
+        "train", "--data", data, "--output", output, "--model", "detr-r18", "--num-queries", 4, "--epochs", 1,
+        "--accumulate", 2, "--ema", 0.9, "--amp", *SMALL,
+    )  # fmt: skip
+    assert "(AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ]" in text
+    return output
+
+
+def test_train_leaves_checkpoints_and_goes_on(data: Path, trained: Path) -> None:
+    assert {"last.pt", "best.pt", "log.jsonl", "tensorboard"} <= {path.name for path in trained.iterdir()}
+    again = ["train", "--data", data, "--output", trained, "--model", "detr-r18", "--num-queries", 4,
+             "--accumulate", 2, "--ema", 0.9, "--amp", *SMALL]  # fmt: skip
+    assert "holds a run already" in refused(*again, "--epochs", 2)
+    ok(*again, "--epochs", 2, "--resume")
+    assert [record["epoch"] for record in read_log(trained, "eval")] == [1, 2]
+    assert "lr: 0.0001 then, 0.5 now" in refused(*again, "--epochs", 3, "--resume", "--lr", 0.5)
+
+
+def test_eval_prints_twelve_numbers(data: Path, trained: Path, tmp_path: Path) -> None:
+    numbers = tmp_path / "new" / "numbers.json"
+    text = ok(
+        "eval", "--checkpoint", trained / "best.pt", "--data", data, "--json", numbers, "--num-workers", 0
+    )
+    assert len(text.strip().splitlines()) == 12
+    assert len(json.loads(numbers.read_text())) == 12
+
+
+def test_predict_writes_json_and_overlays(data: Path, trained: Path, tmp_path: Path) -> None:
+    images = sorted((data / "val2017").iterdir())
+    ok("predict", *images, "--checkpoint", trained / "last.pt", "--output", tmp_path, "--threshold", 0)
+    records = json.loads((tmp_path / "predictions.json").read_text())
+    assert [record["file"] for record in records] == [str(image) for image in images]
+    for record, image in zip(records, images, strict=True):
+        assert {"file", "width", "height", "detections"} == record.keys()
+        for detection in record["detections"]:
+            assert {"label", "category_id", "name", "score", "box_xyxy"} == detection.keys()
+        assert Image.open(tmp_path / f"{image.stem}.png").size == (SIZE, SIZE)
+
+
+def test_fine_tuning_from_other_classes(data: Path, trained: Path, tmp_path: Path) -> None:
+    arguments = [
+        "train", "--data", data, "--output", tmp_path, "--weights", trained / "best.pt",
+        "--epochs", 1, "--no-evaluate", "--num-classes", 20, *SMALL,
+    ]  # fmt: skip
+    assert "has 8 classes and the data 20: the class head starts afresh" in ok(*arguments)
+    assert not (tmp_path / "best.pt").exists()
+
+
+def test_doctor_names_every_operator_and_backend() -> None:
+    text = ok("doctor")
+    for operator in OPERATORS:
+        assert f"{operator.name} on cpu" in text
+    for backend in ("cuda", "triton", "native", "reference"):
+        assert text.count(f"  {backend} ") >= len(OPERATORS)
+    assert f"torch        {torch.__version__}" in text
+
+
+def test_bench_delegates_and_fails_with_a_broken_operator(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls = []
+
+    def fake(plan, json_path, echo):
+        calls.append((plan, json_path))
+        return {"rows": [{"failed": "wrong"}] if len(calls) == 2 else []}
+
+    monkeypatch.setattr(cli, "run_benchmarks", fake)
+    ok("bench", "--quick", "--json", tmp_path / "a.json", "--threads", 1, "--operator", "linear_assignment")
+    plan, path = calls[0]
+    assert (plan.quick, list(plan.threads), plan.operators) == (True, [1], ["linear_assignment"])
+    assert path == tmp_path / "a.json"
+    assert "contract" in refused("bench")
+
+
+def test_demo_takes_its_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = []
+    monkeypatch.setattr(cli, "run_demo", lambda output, echo: seen.append(output))
+    ok("demo", "--output", tmp_path)
+    assert seen == [tmp_path]
+
+
+def test_help_tells_the_commands_models_and_defaults() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from detr_fast.cli import main; main()", "--help"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    for command in ("train", "eval", "predict", "bench", "demo", "doctor"):
+        assert command in done.stdout
+    text = " ".join(ok("train", "--help").split())
+    assert "0.0001" in text
+    for name in MODELS:
+        assert name in text.replace("│ │ ", "")
+
+
+def test_wrong_data(trained: Path, data: Path, tmp_path: Path) -> None:
+    train = ["train", "--output", tmp_path / "run", *SMALL, "--data"]
+    assert "expected the COCO 2017 layout" in refused(*train, tmp_path / "absent")
+    broken = tmp_path / "broken"
+    (broken / "annotations").mkdir(parents=True)
+    (broken / "train2017").mkdir()
+    annotations = broken / "annotations" / "instances_train2017.json"
+    annotations.write_text("{")
+    assert "instances_train2017.json: not a JSON file" in refused(*train, broken)
+    annotations.write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
+    assert "empty data set" in refused(*train, broken)
+    assert "num_classes = 3" in refused(*train, data, "--num-classes", 3)
+    evaluate = ["eval", "--checkpoint", trained / "last.pt", "--data", data]
+    assert "split: expected 'train' or 'val'" in refused(*evaluate, "--split", "test")
+
+
+def test_damaged_image_stops_or_is_skipped(tmp_path: Path) -> None:
+    root = write_data(tmp_path / "data", train_images=4, val_images=1)
+    image = sorted((root / "train2017").iterdir())[1]
+    image.write_bytes(image.read_bytes()[:200])
+    train = [
+        "train", "--data", root, "--model", "detr-r18", "--num-queries", 4,
+        "--epochs", 1, "--no-evaluate", *SMALL,
+    ]  # fmt: skip
+    assert image.name in refused(*train, "--output", tmp_path / "a")
+    ok(*train, "--output", tmp_path / "b", "--skip-bad-images")
+
+
+def test_wrong_checkpoints(data: Path, trained: Path, tmp_path: Path) -> None:
+    evaluate = ["eval", "--data", data, "--num-workers", 0, "--checkpoint"]
+    assert "no such checkpoint" in refused(*evaluate, tmp_path / "absent.pt")
+    (tmp_path / "noise.pt").write_bytes(b"not a checkpoint")
+    assert "noise.pt" in refused(*evaluate, tmp_path / "noise.pt")
+    with (tmp_path / "code.pt").open("wb") as file:
+        pickle.dump({"model": cli.main}, file)
+    assert "could run code" in refused(*evaluate, tmp_path / "code.pt")
+    torch.save({"model": {"layer4.0.conv1.weight": torch.zeros(2)}}, tmp_path / "resnet.pt")
+    assert "resnet.pt" in refused(*evaluate, tmp_path / "resnet.pt")
+    assert "holds a DETR with resnet18" in refused(*evaluate, trained / "last.pt", "--model", "detr-r50")
+    content = torch.load(trained / "last.pt")
+    content["detector"]["config"]["num_classes"] = 3
+    for name in ("class_embed.weight", "class_embed.bias"):
+        content["model"][name] = content["model"][name][:4]
+    torch.save(content, tmp_path / "three.pt")
+    assert "num_classes = 3" in refused(*evaluate, tmp_path / "three.pt")
+
+
+def test_wrong_images_and_values(trained: Path, data: Path, tmp_path: Path) -> None:
+    predict = ["predict", "--checkpoint", trained / "last.pt", "--output", tmp_path / "out"]
+    assert "absent.jpg: no such image file" in refused(*predict, tmp_path / "absent.jpg")
+    (tmp_path / "text.jpg").write_text("words")
+    assert "text.jpg: not an image" in refused(*predict, tmp_path / "text.jpg")
+    image = next((data / "val2017").iterdir())
+    assert "threshold: expected a score in 0..1" in refused(*predict, image, "--threshold", 2)
+    assert "device: expected" in refused(*predict, image, "--device", "abacus")
+    train = ["train", "--data", data, "--output", tmp_path / "run", *SMALL]
+    assert "model: expected one of" in refused(*train, "--model", "yolo")
+    assert "epochs: expected >= 1" in refused(*train, "--epochs", 0)
+    assert "last.pt: no such checkpoint" in refused(*train, "--model", "detr-r18", "--resume")
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    result = run("--debug", "eval", "--checkpoint", tmp_path / "absent.pt", "--data", tmp_path)
+    assert isinstance(result.exception, FileNotFoundError)
