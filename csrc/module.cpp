@@ -10,7 +10,6 @@
 #include <algorithm>
 #include <array>
 #include <initializer_list>
-#include <memory>
 #include <new>
 #include <numeric>
 #include <string>
@@ -54,6 +53,7 @@ void bind_machine(py::module_& m) {
         },
         "Threads of the OpenMP runtime this module is bound to; 0 where built without OpenMP.");
     m.attr("with_cuda") = static_cast<bool>(DETR_FAST_WITH_CUDA);
+    m.attr("why_not_cuda") = DETR_FAST_WHY_NOT_CUDA;
 #if DETR_FAST_WITH_CUDA
     m.def(
         "cuda_info",
@@ -123,34 +123,27 @@ void bind_box_match_cost(py::module_& m) {
            uintptr_t costs, int threads) -> int64_t {
             std::vector<int64_t> first(sizes.size() + 1);
             std::partial_sum(sizes.begin(), sizes.end(), first.begin() + 1);
-            const int64_t* labels = reinterpret_cast<const int64_t*>(target_labels);
-            for (int64_t t = 0; t < first.back(); ++t)
-                if (labels[t] < 0 || labels[t] >= classes) return t;
-            BoxMatchCost args{reinterpret_cast<const void*>(logits),
-                              Float(logits_type),
-                              reinterpret_cast<const void*>(boxes),
-                              Float(boxes_type),
-                              labels,
-                              reinterpret_cast<const float*>(target_boxes),
-                              first.data(),
-                              layers,
-                              static_cast<int64_t>(sizes.size()),
-                              queries,
-                              classes,
-                              focal,
-                              w_class,
-                              w_l1,
-                              w_giou,
-                              alpha,
-                              gamma,
-                              reinterpret_cast<float*>(costs),
-                              nullptr,
-                              threads};
-            const std::unique_ptr<float[]> workspace(new float[args.workspace_size()]);
-            args.workspace = workspace.get();
+            const BoxMatchCost args{reinterpret_cast<const void*>(logits),
+                                    Float(logits_type),
+                                    reinterpret_cast<const void*>(boxes),
+                                    Float(boxes_type),
+                                    reinterpret_cast<const int64_t*>(target_labels),
+                                    reinterpret_cast<const float*>(target_boxes),
+                                    first.data(),
+                                    layers,
+                                    static_cast<int64_t>(sizes.size()),
+                                    queries,
+                                    classes,
+                                    focal,
+                                    w_class,
+                                    w_l1,
+                                    w_giou,
+                                    alpha,
+                                    gamma,
+                                    reinterpret_cast<float*>(costs),
+                                    threads};
             py::gil_scoped_release release;
-            DETR_FAST_CPU(box_match_cost)(args);
-            return -1;
+            return box_match_cost(args);
         },
         "Fills costs [layers, targets, queries]; returns the first target whose label is no class, or -1.");
 }

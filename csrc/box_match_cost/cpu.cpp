@@ -1,33 +1,20 @@
 #include <cfloat>
+#include <cmath>
 
 #include "box_match_cost/box_match_cost.h"
+#include "common/simd.h"
 
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
-#include "common/simd.h"
-
 namespace detr_fast {
 namespace DETR_FAST_ISA {
 namespace {
 
-constexpr int64_t kChunk = 128;  // queries that a thread takes at a time
 constexpr float kEps = 1e-8f;
 constexpr float kTiny = FLT_MIN;  // smaller areas count as zero
-
-struct Target {
-    float cx, cy, w, h;   // as given
-    float width, height;  // not below zero
-    float area;
-    int32_t label;
-};
-static_assert(sizeof(Target) == 8 * sizeof(float), "workspace_size() counts on it");
-
-// kLanes queries in registers.
-struct Queries {
-    vfloat cx, cy, w, h, width, height, area;
-};
+static_assert(kChunk % kLanes == 0 && kMaxLanes % kLanes == 0, "chunks and padded rows are whole vectors");
 
 // n numbers as float32: `from` itself where it holds such, else converted into `scratch`.
 const float* widen(const void* from, Float type, int64_t offset, int64_t n, float* scratch) {
@@ -47,6 +34,12 @@ const float* widen(const void* from, Float type, int64_t offset, int64_t n, floa
 // exp(row - shift) into `out`, which holds kLanes at least; returns the sum.
 inline __attribute__((always_inline)) float exp_row(const float* row, int64_t classes, float shift,
                                                     float* out) {
+    float padded[kLanes];
+    if (classes < kLanes) {
+        for (int i = 0; i < kLanes; ++i) padded[i] = i < classes ? row[i] : -INFINITY;
+        row = padded;
+        classes = kLanes;
+    }
     vfloat total{};
     int64_t k = 0;
     for (; k + kLanes <= classes; k += kLanes) {
@@ -54,18 +47,17 @@ inline __attribute__((always_inline)) float exp_row(const float* row, int64_t cl
         store(out + k, e);
         total += e;
     }
-    float result = sum(total);
-    if (k < classes) {
-        float rest[kLanes] = {};
-        for (int64_t i = k; i < classes; ++i) rest[i - k] = row[i] - shift;
-        store(out + k, exp(load(rest)));
-        for (int64_t i = k; i < classes; ++i) result += out[i];
+    if (k < classes) {  // the last vector overlaps the one before; its new lanes count
+        const int seen = static_cast<int>(k + kLanes - classes);
+        const vfloat e = exp(load(row + classes - kLanes) - shift);
+        store(out + classes - kLanes, e);
+        total += lane_index() >= seen ? e : vfloat{};
     }
-    return result;
+    return sum(total);
 }
 
-// Writes the numerators of softmax(row) and returns the factor that they lack.
-float softmax_row(const float* row, int64_t classes, float* out) {
+// Writes the numerators of softmax(row) and returns the denominator.
+__attribute__((noinline)) float softmax_row(const float* row, int64_t classes, float* out) {
     // Most rows need no shift by their maximum. A sum that shows saturation, underflow or NaN does.
     float total = exp_row(row, classes, 0.0f, out);
     if (!(total > 1e-20f && total < 1e37f)) {
@@ -73,7 +65,7 @@ float softmax_row(const float* row, int64_t classes, float* out) {
         for (int64_t k = 1; k < classes; ++k) highest = row[k] > highest ? row[k] : highest;
         total = exp_row(row, classes, highest, out);
     }
-    return 1 / total;
+    return total;
 }
 
 inline vfloat power(vfloat base, float exponent) {
@@ -88,79 +80,85 @@ inline vfloat focal(vfloat logit, float alpha, float gamma) {
     return (1 - alpha) * power(p, gamma) * log(not_p + kEps) - alpha * power(not_p, gamma) * log(p + kEps);
 }
 
-inline vfloat box_cost(const Queries& q, const Target& t, float w_l1, float w_giou) {
-    const vfloat dx = abs(q.cx - t.cx), dy = abs(q.cy - t.cy);
-    const vfloat l1 = dx + dy + abs(q.w - t.w) + abs(q.h - t.h);
-    // overlap and hull from sizes and distances: no digits cancel, as they do among corners of small boxes
-    const vfloat sum_x = q.width + t.width, sum_y = q.height + t.height;
-    const vfloat overlap_x = min(0.5f * sum_x - dx, min(q.width, splat(t.width)));
-    const vfloat overlap_y = min(0.5f * sum_y - dy, min(q.height, splat(t.height)));
-    const vfloat hull = (sum_x - overlap_x) * (sum_y - overlap_y);
-    const vfloat intersection = max(overlap_x, vfloat{}) * max(overlap_y, vfloat{});
-    const vfloat together = q.area + t.area - intersection;
-    const vfloat giou =
-        intersection / max(together, splat(kTiny)) - (hull - together) / max(hull, splat(kTiny));
-    return w_l1 * l1 - w_giou * giou;
+// The weighted class terms of `n` queries, from `first` on among [layers * images * queries]: a row of kChunk
+// for each of the labels.
+void class_terms(const BoxMatchCost& args, int64_t first, int n, const int32_t* labels, int64_t n_labels,
+                 int64_t row_size, float* rows, float* terms) {
+    const int64_t classes = args.classes;
+    for (int q = 0; q < n; q += kLanes) {
+        float denominators[kLanes];
+        const float* row[kLanes];
+        for (int i = 0; i < kLanes; ++i) {
+            if (q + i >= n) {  // lanes past the end repeat the last query
+                row[i] = row[i - 1];
+                denominators[i] = denominators[i - 1];
+                continue;
+            }
+            float* own = rows + i * row_size;
+            row[i] = widen(args.logits, args.logits_type, (first + q + i) * classes, classes,
+                           args.focal ? own : rows + kLanes * row_size);
+            if (args.focal) continue;
+            denominators[i] = softmax_row(row[i], classes, own);
+            row[i] = own;
+        }
+        const vfloat factor = args.focal ? splat(args.w_class) : -args.w_class / load(denominators);
+        for (int64_t slot = 0; slot < n_labels; ++slot) {
+            vfloat term;
+            for (int i = 0; i < kLanes; ++i) term[i] = row[i][labels[slot]];
+            if (args.focal) term = focal(term, args.alpha, args.gamma);
+            store(terms + slot * kChunk + q, factor * term);
+        }
+    }
 }
 
-// kLanes boxes; lanes past `n` repeat the last one.
-inline Queries load_queries(const float* boxes, int64_t n) {
-    Queries q;
-    for (int i = 0; i < kLanes; ++i) {
+// Boxes of a chunk, a row for each quantity.
+struct QueryBoxes {
+    float cx[kChunk], cy[kChunk], w[kChunk], h[kChunk];  // as given
+    float width[kChunk], height[kChunk], area[kChunk];   // not below zero
+};
+
+void load_boxes(const BoxMatchCost& args, int64_t first, int n, QueryBoxes& q) {
+    float scratch[4 * kChunk];
+    const float* boxes = widen(args.boxes, args.boxes_type, 4 * first, 4 * n, scratch);
+    for (int i = 0; i < kChunk; ++i) {
         const float* box = boxes + 4 * (i < n ? i : n - 1);
         q.cx[i] = box[0];
         q.cy[i] = box[1];
         q.w[i] = box[2];
         q.h[i] = box[3];
+        q.width[i] = box[2] > 0 ? box[2] : 0;
+        q.height[i] = box[3] > 0 ? box[3] : 0;
+        q.area[i] = q.width[i] * q.height[i];
     }
-    q.width = max(q.w, vfloat{});
-    q.height = max(q.h, vfloat{});
-    q.area = q.width * q.height;
-    return q;
 }
 
-// The costs of `n` <= kChunk queries from `first` on, a row of [layers * images * queries], against the
-// targets of their image. Returns whether all are finite.
-bool chunk_costs(const BoxMatchCost& args, int64_t first, int64_t n, const Target* targets, int64_t n_targets,
-                 float* costs, float* scratch) {
-    const int64_t classes = args.classes, stride = args.row_stride();
-    float box_scratch[4 * kChunk];
-    const float* boxes = widen(args.boxes, args.boxes_type, 4 * first, 4 * n, box_scratch);
+// One target against the queries of a chunk. Returns zeros, or NaN where a cost is not finite.
+vfloat target_costs(const BoxMatchPlan::Target& target, const QueryBoxes& q, const float* class_terms, int n,
+                    float w_l1, float w_giou, float* costs) {
+    const vfloat cx = splat(target.cx), cy = splat(target.cy), w = splat(target.w), h = splat(target.h);
+    const vfloat width = splat(target.width), height = splat(target.height), area = splat(target.area);
     vfloat nan_if_any{};
-    for (int64_t q = 0; q < n; q += kLanes) {
-        const int64_t lanes = n - q < kLanes ? n - q : kLanes;
-        const Queries queries = load_queries(boxes + 4 * q, lanes);
-        const float* rows[kLanes];
-        vfloat class_factor = splat(args.w_class);
-        for (int i = 0; i < kLanes; ++i) {
-            if (i >= lanes) {
-                rows[i] = rows[i - 1];
-                class_factor[i] = class_factor[i - 1];
-                continue;
-            }
-            float* out = scratch + i * stride;
-            rows[i] = widen(args.logits, args.logits_type, (first + q + i) * classes, classes,
-                            args.focal ? out : scratch + kLanes * stride);
-            if (!args.focal) {
-                class_factor[i] = -args.w_class * softmax_row(rows[i], classes, out);
-                rows[i] = out;
-            }
-        }
-        for (int64_t t = 0; t < n_targets; ++t) {
-            const Target& target = targets[t];
-            vfloat gathered;
-            for (int i = 0; i < kLanes; ++i) gathered[i] = rows[i][target.label];
-            if (args.focal) gathered = focal(gathered, args.alpha, args.gamma);
-            const vfloat cost = class_factor * gathered + box_cost(queries, target, args.w_l1, args.w_giou);
-            nan_if_any += cost * 0;
-            float* to = costs + t * args.queries + q;
-            if (lanes == kLanes)
-                store(to, cost);
-            else
-                std::memcpy(to, &cost, lanes * sizeof(float));
-        }
+    for (int i = 0; i < n; i += kLanes) {
+        const vfloat dx = abs(load(q.cx + i) - cx), dy = abs(load(q.cy + i) - cy);
+        const vfloat l1 = dx + dy + abs(load(q.w + i) - w) + abs(load(q.h + i) - h);
+        // overlap and hull from sizes and distances: no digits cancel, as they do among corners of small
+        // boxes
+        const vfloat sum_x = load(q.width + i) + width, sum_y = load(q.height + i) + height;
+        const vfloat overlap_x = min(0.5f * sum_x - dx, min(load(q.width + i), width));
+        const vfloat overlap_y = min(0.5f * sum_y - dy, min(load(q.height + i), height));
+        const vfloat hull = (sum_x - overlap_x) * (sum_y - overlap_y);
+        const vfloat intersection = max(overlap_x, vfloat{}) * max(overlap_y, vfloat{});
+        const vfloat together = load(q.area + i) + area - intersection;
+        const vfloat giou =
+            intersection / max(together, splat(kTiny)) - (hull - together) / max(hull, splat(kTiny));
+        const vfloat cost = load(class_terms + i) + w_l1 * l1 - w_giou * giou;
+        nan_if_any += cost * 0;
+        if (i + kLanes <= n)
+            store(costs + i, cost);
+        else
+            std::memcpy(costs + i, &cost, (n - i) * sizeof(float));
     }
-    return sum(nan_if_any) == 0;
+    return nan_if_any;
 }
 
 bool is_finite(float x) { return x - x == 0; }
@@ -183,39 +181,40 @@ void penalise_non_finite(float* costs, int64_t n_targets, int64_t queries) {
         if (!is_finite(costs[i])) costs[i] = any_finite ? static_cast<float>(penalty) : 0;
 }
 
-void prepare_targets(const BoxMatchCost& args, Target* targets) {
-    for (int64_t t = 0; t < args.first_target[args.images]; ++t) {
-        const float* box = args.target_boxes + 4 * t;
-        const float width = box[2] > 0 ? box[2] : 0, height = box[3] > 0 ? box[3] : 0;
-        targets[t] = {box[0], box[1], box[2],         box[3],
-                      width,  height, width * height, static_cast<int32_t>(args.target_labels[t])};
-    }
-}
-
 }  // namespace
 
-void box_match_cost(const BoxMatchCost& args) {
+void box_match_cost_kernel(const BoxMatchCost& args, const BoxMatchPlan& plan) {
     const int64_t queries = args.queries, n_targets = args.first_target[args.images];
     const int64_t chunks = (queries + kChunk - 1) / kChunk;
     const int64_t tasks = args.layers * args.images * chunks;
-    Target* targets = reinterpret_cast<Target*>(args.workspace);
-    prepare_targets(args, targets);
     int all_finite = 1;
 #pragma omp parallel num_threads(args.threads) if (args.threads > 1)
     {
-        float* scratch = args.workspace + 8 * n_targets;
 #ifdef _OPENMP
-        scratch += omp_get_thread_num() * 17 * args.row_stride();
+        const int thread = omp_get_thread_num();
+#else
+        const int thread = 0;
 #endif
+        float* rows = plan.scratch + thread * plan.scratch_size;
+        float* terms = rows + (kMaxLanes + 1) * plan.row_size;
+        QueryBoxes boxes;
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < tasks; ++task) {
             const int64_t problem = task / chunks, q = task % chunks * kChunk;
             const int64_t image = problem % args.images, layer = problem / args.images;
-            const int64_t t = args.first_target[image], count = args.first_target[image + 1] - t;
-            if (count == 0) continue;
-            const int64_t n = queries - q < kChunk ? queries - q : kChunk;
-            if (!chunk_costs(args, problem * queries + q, n, targets + t, count,
-                             args.costs + (layer * n_targets + t) * queries + q, scratch)) {
+            const int64_t begin = args.first_target[image], end = args.first_target[image + 1];
+            if (begin == end) continue;
+            const int n = static_cast<int>(queries - q < kChunk ? queries - q : kChunk);
+            class_terms(args, problem * queries + q, n, plan.labels + begin, plan.n_labels[image],
+                        plan.row_size, rows, terms);
+            load_boxes(args, problem * queries + q, n, boxes);
+            vfloat nan_if_any{};
+            for (int64_t t = begin; t < end; ++t) {
+                const BoxMatchPlan::Target& target = plan.targets[t];
+                nan_if_any += target_costs(target, boxes, terms + target.slot * kChunk, n, args.w_l1,
+                                           args.w_giou, args.costs + (layer * n_targets + t) * queries + q);
+            }
+            if (sum(nan_if_any) != 0) {
 #pragma omp atomic write
                 all_finite = 0;
             }

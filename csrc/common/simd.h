@@ -39,7 +39,15 @@ inline To bit_cast(const From& from) {
     return to;
 }
 
-inline vfloat splat(float x) { return vfloat{} + x; }
+// x - 0 is x for all x, so this is a bare broadcast; x + 0 is not, for -0
+inline vfloat splat(float x) { return x - vfloat{}; }
+
+// 0, 1, 2 ...
+inline vint lane_index() {
+    vint index;
+    for (int lane = 0; lane < kLanes; ++lane) index[lane] = lane;
+    return index;
+}
 
 inline vfloat load(const float* from) {
     vfloat x;
@@ -91,8 +99,16 @@ inline float fp16_to_float(uint16_t half) {
 }
 
 // Where either is NaN, the second.
+#if defined(__AVX512F__)
+inline vfloat min(vfloat a, vfloat b) { return _mm512_min_ps(a, b); }
+inline vfloat max(vfloat a, vfloat b) { return _mm512_max_ps(a, b); }
+#elif defined(__AVX__)
+inline vfloat min(vfloat a, vfloat b) { return _mm256_min_ps(a, b); }
+inline vfloat max(vfloat a, vfloat b) { return _mm256_max_ps(a, b); }
+#else
 inline vfloat min(vfloat a, vfloat b) { return a < b ? a : b; }
 inline vfloat max(vfloat a, vfloat b) { return a > b ? a : b; }
+#endif
 
 inline vfloat abs(vfloat x) { return bit_cast<vfloat>(bit_cast<vuint>(x) & 0x7fffffffu); }
 
@@ -129,13 +145,15 @@ inline vfloat log(vfloat x) {
     return n * 0.693145752f + (u + (p * u * square - 0.5f * square + n * 1.42860677e-6f));
 }
 
-inline float sum(vfloat x) {
-    float total = 0;
-    for (int lane = 0; lane < kLanes; ++lane) total += x[lane];
-    return total;
-}
-
 typedef float vquad __attribute__((vector_size(16)));
+
+inline float sum(vfloat x) {
+    vquad quads[kLanes / 4];
+    std::memcpy(quads, &x, sizeof quads);
+    vquad total = quads[0];
+    for (int i = 1; i < kLanes / 4; ++i) total += quads[i];
+    return (total[0] + total[1]) + (total[2] + total[3]);
+}
 
 // The sums of four vectors.
 inline vquad sum4(vfloat a, vfloat b, vfloat c, vfloat d) {

@@ -1,0 +1,42 @@
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "box_match_cost/box_match_cost.h"
+
+namespace detr_fast {
+
+int64_t box_match_cost(const BoxMatchCost& args) {
+    const int64_t n_targets = args.first_target[args.images];
+    for (int64_t t = 0; t < n_targets; ++t)
+        if (args.target_labels[t] < 0 || args.target_labels[t] >= args.classes) return t;
+
+    std::vector<BoxMatchPlan::Target> targets(n_targets);
+    std::vector<int32_t> labels(n_targets), slot_of(args.classes);
+    std::vector<int64_t> n_labels(args.images);
+    for (int64_t image = 0; image < args.images; ++image) {
+        const int64_t begin = args.first_target[image];
+        int64_t& count = n_labels[image];
+        for (int64_t t = begin; t < args.first_target[image + 1]; ++t) {
+            const int32_t label = static_cast<int32_t>(args.target_labels[t]);
+            int32_t& slot = slot_of[label];  // what an earlier image left there does not pass the test
+            if (slot >= count || labels[begin + slot] != label) {
+                slot = static_cast<int32_t>(count);
+                labels[begin + count++] = label;
+            }
+            const float* box = args.target_boxes + 4 * t;
+            const float width = std::max(box[2], 0.0f), height = std::max(box[3], 0.0f);
+            targets[t] = {box[0], box[1], box[2], box[3], width, height, width * height, slot};
+        }
+    }
+    const int64_t most_labels = args.images ? *std::max_element(n_labels.begin(), n_labels.end()) : 0;
+    const int64_t row_size = (args.classes + kMaxLanes - 1) / kMaxLanes * kMaxLanes;
+    const int64_t scratch_size = (kMaxLanes + 1) * row_size + most_labels * kChunk;
+    const std::unique_ptr<float[]> scratch(new float[args.threads * scratch_size]);
+    const BoxMatchPlan plan{targets.data(), labels.data(), n_labels.data(),
+                            scratch.get(),  scratch_size,  row_size};
+    DETR_FAST_CPU(box_match_cost_kernel)(args, plan);
+    return -1;
+}
+
+}  // namespace detr_fast
