@@ -87,7 +87,8 @@ def hflip(image: Image.Image, target: Target) -> tuple[Image.Image, Target]:
 def resized_size(width: int, height: int, size: int, max_size: int | None = None) -> tuple[int, int]:
     """The official size rule, as (width, height): the short side becomes `size`, the long side follows,
     rounded down. Where the long side would exceed `max_size`, the short side becomes
-    `round(max_size * short / long)` instead. No side gets smaller than one pixel.
+    `round(max_size * short / long)` instead, so that the long side comes within half the aspect ratio of
+    `max_size`. No side gets smaller than one pixel.
     """
     short, long = min(width, height), max(width, height)
     if max_size is not None and long / short * size > max_size:

@@ -74,7 +74,8 @@ def test_training_keeps_boxes_on_objects(rng: torch.Generator) -> None:
         # Half a pixel of rounding, and half a pixel blended before a crop is enlarged (at most 2.8 times).
         check(tensor, new, tolerance=2)
         removed += len(target["labels"]) - len(new["labels"])
-        assert min(new["size"]) in (90, 110, 140) or max(new["size"]) in range(225, 232)
+        # The short side is a scale, or the long side is near the bound of 230.
+        assert min(new["size"]) in (90, 110, 140) or max(new["size"]) in range(224, 237)
     assert removed > 0, "no crop removed a box: the test does not reach that case"
 
 
@@ -137,7 +138,7 @@ def test_tiny_images_are_cropped_to_what_there_is(rng: torch.Generator) -> None:
         image, target = painted(1, 1, [[0, 0, 1, 1]])
         tensor, new = TrainTransform.for_scales((64,))(image, target, random_state)
         assert min(tensor.shape[1:]) == 64
-        assert new["boxes"].tolist() == [[0.5, 0.5, 1, 1]]
+        torch.testing.assert_close(new["boxes"], torch.tensor([[0.5, 0.5, 1, 1]]))
 
 
 def test_resize_is_pillows(rng: torch.Generator) -> None:
@@ -161,9 +162,9 @@ def test_the_generator_makes_every_choice(rng: torch.Generator) -> None:
     image, target = random_painted(random.Random(seed))
     transform = TrainTransform.for_scales((64, 80, 96), 160)
     samples = []
-    for global_seed in (1, 2):
-        random.seed(global_seed)
-        torch.manual_seed(global_seed)
+    for _ in range(2):
+        random.random()
+        torch.rand(1)  # the global states go on, and do not matter
         samples.append([transform(image, target, random.Random(seed + i)) for i in range(10)])
     shapes = set()
     for (image_a, target_a), (image_b, target_b) in zip(*samples, strict=True):
