@@ -16,6 +16,7 @@ namespace DETR_FAST_ISA {
 namespace {
 
 constexpr int64_t kBlockSamples = 256;  // samples planned together, so that their plan stays in L1
+constexpr int64_t kPackAhead = 24;      // rows fetched ahead when packing: one head's lie far apart
 constexpr int64_t kPackedRatio = 8;     // packed where rows gathered exceed rows copied so many times
 
 inline vfloat load_row(const float* from) { return load(from); }
@@ -141,6 +142,13 @@ inline bool plan_block(const MsDeformAttnInputs& in, const Plan& plan, int64_t b
     return finite;
 }
 
+// Fetches what `plan_query` will read for query q (beyond the last, nothing is read).
+inline void fetch_query(const MsDeformAttnInputs& in, const Plan& plan, int64_t b, int64_t h, int64_t q) {
+    const int64_t from = ((b * in.shape.queries + q) * in.shape.heads + h) * plan.samples;
+    prefetch_row(in.coordinates + 2 * from, 2 * plan.heads * plan.samples);
+    prefetch_row(in.weights + from, plan.heads * plan.samples);
+}
+
 inline int64_t block_queries(const MsDeformAttnShape& s, int64_t heads) {
     const int64_t block = kBlockSamples / (heads * s.levels * s.points);
     return block < 1 ? 1 : block;
@@ -155,13 +163,15 @@ void forward_queries(const MsDeformAttnInputs& in, const Plan& plan, int64_t b, 
     for (int64_t from = first; from < last; from += plan.queries) {
         const int64_t to = from + plan.queries < last ? from + plan.queries : last;
         plan_block(in, plan, b, h, from, to);
-        for (int64_t q = from; q < to; ++q)
+        for (int64_t q = from; q < to; ++q) {
+            fetch_query(in, plan, b, h, q + plan.queries);
             for (int64_t head = 0; head < plan.heads; ++head) {
                 const int64_t ahead = head + 1 < plan.heads ? head_stride : -head * head_stride;
                 gather_row<Prefetch>(s, plan, (q - from) * plan.row + head * plan.samples,
                                      base + head * head_stride, stride, ahead, width,
                                      out + ((b * s.queries + q) * s.heads + h + head) * s.channels);
             }
+        }
     }
 }
 
@@ -169,6 +179,7 @@ void forward_queries(const MsDeformAttnInputs& in, const Plan& plan, int64_t b, 
 template <typename T>
 void pack(const MsDeformAttnShape& s, const T* from, float* to, int64_t stride) {
     for (int64_t i = 0; i < s.pixels; ++i, from += s.heads * s.channels, to += stride) {
+        prefetch_row(from + kPackAhead * s.heads * s.channels, s.channels);
         for (int64_t c = 0; c < s.channels; ++c) to[c] = scalar(from + c);
         for (int64_t c = s.channels; c < stride; ++c) to[c] = 0;
     }
@@ -385,6 +396,7 @@ void backward_queries(const MsDeformAttnInputs& in, const MsDeformAttnGradients&
         const int64_t to = from + plan.queries < s.queries ? from + plan.queries : s.queries;
         const bool finite = plan_block(in, plan, b, h, from, to);
         for (int64_t q = from; q < to; ++q) {
+            fetch_query(in, plan, b, h, q + plan.queries);
             const int64_t first_head = (b * s.queries + q) * s.heads + h;
             for (int64_t head = 0; head < plan.heads; ++head) {
                 const int64_t i = (q - from) * plan.row + head * plan.samples;

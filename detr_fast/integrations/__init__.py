@@ -1,0 +1,1 @@
+"""Drop-in replacements inside other people's models."""
