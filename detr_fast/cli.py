@@ -265,3 +265,7 @@ def _write_json(path: Path, content: Any) -> None:
 def main() -> None:
     """The console command."""
     app()
+
+
+if __name__ == "__main__":  # torchrun -m detr_fast.cli
+    main()

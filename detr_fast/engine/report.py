@@ -43,18 +43,18 @@ def picture_grid(pairs: Sequence[tuple[Image.Image, Image.Image]], across: int =
     font = ImageFont.load_default(size=letters)
     header = 2 * GAP + letters
     columns, rows = min(across, len(pairs)), -(-len(pairs) // across)
-    pair_width, row_height = 2 * width + 2 * GAP, height + GAP
+    pair_width, row_height = 2 * width + 3 * GAP, height + GAP
     canvas = Image.new("RGB", (columns * pair_width + 2 * GAP, header + rows * row_height), "white")
     draw = ImageDraw.Draw(canvas)
     for column in range(columns):
         x = 2 * GAP + column * pair_width
         draw.text((x, GAP), "ground truth", font=font, fill="black")
-        draw.text((x + width, GAP), "prediction", font=font, fill="black")
+        draw.text((x + width + GAP, GAP), "prediction", font=font, fill="black")
     for i, (truth, found) in enumerate(pairs):
         row, column = divmod(i, across)
         x, y = 2 * GAP + column * pair_width, header + row * row_height
         canvas.paste(truth, (x, y))
-        canvas.paste(found, (x + width, y))
+        canvas.paste(found, (x + width + GAP, y))
     return canvas
 
 

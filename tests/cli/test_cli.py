@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +29,7 @@ def run(*arguments: object) -> Result:
 def ok(*arguments: object) -> str:
     result = run(*arguments)
     assert result.exit_code == 0, result.output
-    return result.output
+    return result.stdout  # progress bars go to stderr
 
 
 def refused(*arguments: object) -> str:
@@ -179,8 +178,7 @@ def test_wrong_checkpoints(data: Path, trained: Path, tmp_path: Path) -> None:
     assert "no such checkpoint" in refused(*evaluate, tmp_path / "absent.pt")
     (tmp_path / "noise.pt").write_bytes(b"not a checkpoint")
     assert "noise.pt" in refused(*evaluate, tmp_path / "noise.pt")
-    with (tmp_path / "code.pt").open("wb") as file:
-        pickle.dump({"model": cli.main}, file)
+    torch.save({"model": cli.main}, tmp_path / "code.pt")
     assert "could run code" in refused(*evaluate, tmp_path / "code.pt")
     torch.save({"model": {"layer4.0.conv1.weight": torch.zeros(2)}}, tmp_path / "resnet.pt")
     assert "resnet.pt" in refused(*evaluate, tmp_path / "resnet.pt")

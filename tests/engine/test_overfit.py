@@ -1,0 +1,59 @@
+"""DETR-R18 learns real images by heart: the whole chain from JPEG files to COCO's numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from detr_fast import DETR
+from detr_fast.data import CocoDetection
+from detr_fast.data.transforms import EvalTransform
+from detr_fast.engine import TrainConfig, Trainer, evaluate_detection, model_config
+from detr_fast.engine.logs import read_log
+from detr_fast.engine.recipe import detr_criterion
+from tests.paths import COCO_SAMPLE, COCO_SAMPLE_REASON
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(COCO_SAMPLE is None, reason=COCO_SAMPLE_REASON)
+def test_detr_r18_overfits_the_sample(tmp_path: Path) -> None:
+    assert COCO_SAMPLE is not None
+    images = CocoDetection(
+        COCO_SAMPLE / "train2017",
+        COCO_SAMPLE / "annotations" / "instances_train2017.json",
+        EvalTransform(96, 160),  # small and without augmentation, to be done in minutes
+    )
+    config = TrainConfig(
+        epochs=240,
+        batch_size=len(images),
+        lr=5e-4,
+        lr_backbone=2e-4,
+        lr_drop=180,
+        warmup_steps=20,
+        clip_max_norm=1.0,
+        num_workers=0,
+        device="cpu",
+    )
+    torch.manual_seed(0)
+    model = DETR(
+        model_config(
+            "detr-r18",
+            num_classes=images.num_classes,
+            num_queries=25,
+            hidden_dim=128,
+            dim_feedforward=256,
+            enc_layers=2,
+            dec_layers=3,
+            dropout=0.0,
+            pre_norm=True,
+        )
+    )
+    before = evaluate_detection(model, images)
+    Trainer(model, detr_criterion(model.config), images, config, tmp_path).fit()
+    after = evaluate_detection(model, images)
+    losses = [record["loss"] for record in read_log(tmp_path, "train")]
+    assert before["AP50"] < 0.01
+    assert after["AP50"] > 0.5, after
+    assert losses[-1] < losses[0] / 4, (losses[0], losses[-1])
