@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
 
 import torch
 
@@ -32,8 +33,7 @@ def diagnose() -> Iterator[str]:
         yield f"  instructions {module.isa()} (torch: {machine['torch_isa']})"
         shared = {True: "shared with torch", False: "NOT torch's: two thread pools", None: "built without"}
         yield f"  openmp       {shared[machine['openmp_shared_with_torch']]}"
-        cuda = module.cuda_info() if module.with_cuda else "not compiled in (no nvcc at build time)"
-        yield f"  cuda         {cuda}"
+        yield f"  cuda         {_compiled_cuda(module)}"
     devices = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
     for operator in OPERATORS:
         for device in devices:
@@ -59,3 +59,12 @@ def _cuda_devices() -> str:
         built = torch.version.cuda
         return "no device" if built else "no device, and this torch is built without CUDA"
     return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+
+
+def _compiled_cuda(module: ModuleType) -> str:
+    if not module.with_cuda:
+        return f"not compiled in: {module.why_not_cuda}"
+    info = module.cuda_info()
+    runtime = f"{info['runtime_version'] // 1000}.{info['runtime_version'] % 1000 // 10}"
+    state = info["error"] or f"{info['device_count']} devices"
+    return f"runtime {runtime} for sm {info['architectures']}; {state}"
