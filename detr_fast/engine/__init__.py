@@ -1,9 +1,10 @@
 """Training, evaluating and using detectors."""
 
+from detr_fast.engine.config import TrainConfig
 from detr_fast.engine.detector import MODELS, Detector, dataset_categories, load_detector, model_config
 from detr_fast.engine.evaluate import coco_metrics, evaluate_detection, format_metrics
 from detr_fast.engine.predict import detect, overlay, predict_files
-from detr_fast.engine.train import NonFiniteLossError, TrainConfig, Trainer
+from detr_fast.engine.train import NonFiniteLossError, Trainer
 
 __all__ = [
     "MODELS",

@@ -16,13 +16,14 @@ from detr_fast.benchmarking import quick_plan, run_benchmarks
 from detr_fast.data import CocoDetection, write_shapes_dataset
 from detr_fast.data.coco import Transform
 from detr_fast.data.transforms import EvalTransform, TrainTransform
+from detr_fast.engine.config import TrainConfig
 from detr_fast.engine.detector import Detector, dataset_categories
 from detr_fast.engine.draw import draw_detections
 from detr_fast.engine.logs import read_log
 from detr_fast.engine.predict import detect, overlay
 from detr_fast.engine.recipe import detr_criterion, evaluator
 from detr_fast.engine.report import picture_grid, plot_losses, write_report
-from detr_fast.engine.train import TrainConfig, Trainer
+from detr_fast.engine.train import Trainer
 from detr_fast.models import DETR, DETRConfig
 
 IMAGE_SIZE = 64

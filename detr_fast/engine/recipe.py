@@ -14,10 +14,11 @@ from detr_fast.checkpoints import load_state_dict
 from detr_fast.criterion import SetCriterion, detection_weights
 from detr_fast.data import CocoDetection, build_detection_dataset
 from detr_fast.data.transforms import MAX_SIZE, SCALES
+from detr_fast.engine.config import TrainConfig
 from detr_fast.engine.detector import Detector, dataset_categories, load_detector, model_config
 from detr_fast.engine.distributed import is_main, pick_device
 from detr_fast.engine.evaluate import evaluate_detection
-from detr_fast.engine.train import TrainConfig, Trainer
+from detr_fast.engine.train import Trainer
 from detr_fast.matcher import HungarianMatcher
 from detr_fast.models import DETR, DETRConfig
 
