@@ -1,0 +1,263 @@
+"""What is special to multi-scale deformable attention: knots, borders, non-finite numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import grid_sample
+
+from detr_fast.extension import extension
+from detr_fast.integrations.ms_deform_attn import MSDeformAttnFunction
+from detr_fast.ops import ms_deform_attn, ms_deform_attn_classic, ms_deform_attn_fused
+from detr_fast.ops.ms_deform_attn import native
+from tests.ops.cases.ms_deform_attn import GEOMETRIES, Geometry, fused_inputs, plain_inputs, randn
+
+SHAPES = ((4, 8), (2, 4))  # powers of two: pixel coordinates are exact in float32
+
+
+@pytest.fixture(params=["baseline", "avx2", "avx512"])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = extension().isa()
+    try:
+        extension().set_isa(request.param)
+    except ValueError as error:
+        pytest.skip(str(error))
+    yield request.param
+    extension().set_isa(before)
+
+
+def at_pixels(x: Tensor, y: Tensor) -> Tensor:
+    """Locations [1, Q, 2, 2, 1, 2] at pixel coordinates (x, y) of the first level, in both levels."""
+    location = torch.stack([(x + 0.5) / 8, (y + 0.5) / 4], dim=-1)
+    return location[None, :, None, None, None].expand(1, -1, 2, 2, 1, 2).contiguous()
+
+
+def call_with_gradients(
+    value: Tensor, locations: Tensor, weights: Tensor, grad_out: Tensor, backend: str | None = None
+) -> list[Tensor]:
+    leaves = [t.detach().clone().requires_grad_() for t in (value, locations, weights)]
+    out = ms_deform_attn(leaves[0], SHAPES, leaves[1], leaves[2], backend=backend)
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad_out)]
+
+
+def assert_matches_reference(inputs: list[Tensor], tolerance: float = 1e-5) -> None:
+    actual = call_with_gradients(*inputs)
+    expected = call_with_gradients(*(t.double() for t in inputs), backend="reference")
+    for name, a, e in zip(("out", "value", "locations", "weights"), actual, expected, strict=True):
+        finite = e.isfinite()
+        assert torch.equal(a.isfinite(), finite), name
+        torch.testing.assert_close(a[finite].double(), e[finite], rtol=tolerance, atol=tolerance, msg=name)
+
+
+def inputs_at(rng: torch.Generator, x: Tensor, y: Tensor, channels: int = 8) -> list[Tensor]:
+    queries = x.numel()
+    value = randn(rng, 1, 40, 2, channels).float()
+    weights = randn(rng, 1, queries, 2, 2, 1).float()
+    return [value, at_pixels(x, y).float(), weights, randn(rng, 1, queries, 2 * channels).float()]
+
+
+def test_reference_is_grid_sample(rng: torch.Generator) -> None:
+    given = plain_inputs(GEOMETRIES["typical"], rng)
+    value, locations, weights = given["value"], given["sampling_locations"], given["attention_weights"]
+    expected = 0
+    for n, level in enumerate(value.split([h * w for h, w in given["spatial_shapes"]], dim=1)):
+        height, width = given["spatial_shapes"][n]
+        images = level.permute(0, 2, 3, 1).flatten(0, 1).unflatten(2, (height, width))
+        grid = 2 * locations[:, :, :, n].transpose(1, 2).flatten(0, 1) - 1
+        sampled = grid_sample(images, grid, align_corners=False).unflatten(0, value.shape[::2][:2])
+        expected = expected + torch.einsum("bhdqp,bqhp->bqhd", sampled, weights[:, :, :, n])
+    actual = ms_deform_attn(**given, backend="reference")
+    torch.testing.assert_close(actual, expected.flatten(2), rtol=1e-10, atol=1e-10)
+
+
+def test_reference_differentiates_twice(rng: torch.Generator) -> None:
+    given = fused_inputs(Geometry(((3, 4), (2, 2)), queries=2, heads=1, channels=2, points=2), rng)
+    names = ("value", "reference_points", "sampling_offsets", "attention_logits")
+    leaves = [given[name].requires_grad_() for name in names]
+
+    def function(*tensors: Tensor) -> Tensor:
+        return ms_deform_attn_fused(
+            **{**given, **dict(zip(names, tensors, strict=True))}, backend="reference"
+        )
+
+    assert torch.autograd.gradcheck(function, leaves, eps=1e-7, atol=1e-4)
+    assert torch.autograd.gradgradcheck(function, leaves, eps=1e-7, atol=1e-3)
+
+
+def test_native_refuses_a_second_derivative(rng: torch.Generator) -> None:
+    given = plain_inputs(GEOMETRIES["tiny_levels"], rng)
+    given = {k: v.float() if isinstance(v, Tensor) else v for k, v in given.items()}
+    given["value"].requires_grad_()
+    out = ms_deform_attn(**given, backend="native")
+    (gradient,) = torch.autograd.grad(out.square().sum(), given["value"], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("name", ["typical", "many_queries", "few_queries", "odd_d3_n5", "d20", "d72"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_instruction_set(isa: str, name: str, dtype: torch.dtype, rng: torch.Generator) -> None:
+    given = fused_inputs(GEOMETRIES[name], rng)
+    given["value"] = given["value"].to(dtype)
+    names = [k for k, v in given.items() if isinstance(v, Tensor)]
+    tolerance = 1e-2 if dtype == torch.bfloat16 else 5e-5
+
+    def run(wide: bool, backend: str) -> list[Tensor]:
+        tensors = {k: given[k].double() if wide else given[k].to(torch.float32) for k in names}
+        if not wide:
+            tensors["value"] = given["value"]
+        leaves = {k: v.detach().clone().requires_grad_() for k, v in tensors.items()}
+        out = ms_deform_attn_fused(**{**given, **leaves}, backend=backend)
+        grads = torch.autograd.grad(out, list(leaves.values()), torch.ones_like(out))
+        return [out.detach().double(), *(g.double() for g in grads)]
+
+    for actual, expected in zip(run(False, "native"), run(True, "reference"), strict=True):
+        assert (actual - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+def test_knots_have_the_right_hand_derivative(isa: str, rng: torch.Generator) -> None:
+    ticks = torch.tensor([-3.0, -1.5, -1.0, -0.5, 0.0, 1.0, 2.5, 3.0, 3.5, 6.5, 7.0, 7.5, 8.0, 8.5, 30.0])
+    x, y = (t.flatten() for t in torch.meshgrid(ticks, ticks, indexing="ij"))
+    assert_matches_reference(inputs_at(rng, x, y))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e38, -1e38, 2.0**31, -(2.0**31)])
+def test_locations_far_beyond_contribute_nothing(isa: str, bad: float, rng: torch.Generator) -> None:
+    x = torch.tensor([bad, 1.3, bad, 2.3])
+    y = torch.tensor([1.3, bad, bad, 1.7])
+    inputs = inputs_at(rng, x, y)
+    out, by_value, by_locations, by_weights = call_with_gradients(*inputs)
+    for result in (out, by_locations, by_weights):
+        assert not result[:, :3].any()
+        assert result[:, 3].all()
+    assert by_value.isfinite().all()
+    assert_matches_reference(inputs)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("queries", [3, 400])
+def test_pixels_that_are_not_read_do_not_leak(
+    isa: str, bad: float, queries: int, rng: torch.Generator
+) -> None:
+    x = torch.tensor([-0.6, 7.4, 0.4]).repeat(queries // 3)
+    y = torch.tensor([-0.6, 3.4, 3.4]).repeat(queries // 3)
+    inputs = inputs_at(rng, x, y)
+    # inside the clamped 2x2 windows of these samples, but beyond the pixels they touch
+    value = inputs[0][:, :32].view(1, 4, 8, 2, 8)
+    value[:, 1, :, 0] = bad
+    value[:, 0, 1:, 0] = bad
+    value[:, 2, :, 0] = bad
+    value[:, 3, 6, 0] = bad
+    out = ms_deform_attn(inputs[0], SHAPES, *inputs[1:3])
+    assert out[:, : x.numel() - x.numel() % 3].isfinite().all()
+    assert_matches_reference(inputs)
+
+
+@pytest.mark.parametrize("queries", [4, 400])
+def test_non_finite_gradients_and_weights_stay_where_they_belong(
+    isa: str, queries: int, rng: torch.Generator
+) -> None:
+    x = 9 * torch.rand(queries, generator=rng) - 1
+    y = 5 * torch.rand(queries, generator=rng) - 1
+    inputs = inputs_at(rng, x, y, channels=16)
+    inputs[3][0, 1, 3] = math.inf
+    inputs[3][0, 2, 20] = math.nan
+    inputs[2][0, 0, 0, 0] = math.nan
+    inputs[2][0, 3, 1, 1] = math.inf
+    assert_matches_reference(inputs, 1e-4)
+
+
+def test_masked_logits_get_no_weight(isa: str, rng: torch.Generator) -> None:
+    given = fused_inputs(Geometry(SHAPES, heads=2, channels=8, points=3), rng)
+    given = {k: v.float() if isinstance(v, Tensor) else v for k, v in given.items()}
+    given["attention_logits"][..., 1, :] = -math.inf
+    given["value"][:, 32:] = 1e30
+    assert ms_deform_attn_fused(**given).abs().max() < 1e3
+    given["attention_logits"][0, 0, 0] = -math.inf
+    expected = ms_deform_attn_fused(**given, backend="reference")
+    torch.testing.assert_close(ms_deform_attn_fused(**given), expected, equal_nan=True)
+
+
+def test_fused_is_the_composition(rng: torch.Generator) -> None:
+    given = fused_inputs(GEOMETRIES["typical"], rng)
+    given = {k: v.float() if isinstance(v, Tensor) else v for k, v in given.items()}
+    extent = torch.tensor([(w, h) for h, w in given["spatial_shapes"]])[:, None]
+    reference = given["reference_points"][:, :, None, :, None]
+    logits = given["attention_logits"]
+    expected = ms_deform_attn(
+        given["value"],
+        given["spatial_shapes"],
+        reference + given["sampling_offsets"] / extent,
+        logits.flatten(3).softmax(-1).view_as(logits),
+    )
+    torch.testing.assert_close(ms_deform_attn_fused(**given), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("function", [ms_deform_attn, ms_deform_attn_fused])
+def test_half_coordinates_are_used_in_float32(function: Any, rng: torch.Generator) -> None:
+    make = plain_inputs if function is ms_deform_attn else fused_inputs
+    given = make(GEOMETRIES["rf_detr"], rng)
+    half = {k: v.to(torch.bfloat16) if isinstance(v, Tensor) else v for k, v in given.items()}
+    leaves = {k: v.requires_grad_() if isinstance(v, Tensor) else v for k, v in half.items()}
+    out = function(**leaves)
+    out.sum().backward()
+    wide = {k: v.detach().double() if isinstance(v, Tensor) else v for k, v in half.items()}
+    expected = function(**wide, backend="reference")
+    assert (out.double() - expected).abs().max() <= 8e-3 * expected.abs().max()
+    for leaf in leaves.values():
+        if isinstance(leaf, Tensor):
+            assert leaf.grad is not None
+            assert leaf.grad.dtype == torch.bfloat16
+
+
+def test_no_gradient_is_made_that_nobody_needs(rng: torch.Generator) -> None:
+    given = plain_inputs(GEOMETRIES["typical"], rng)
+    tensors = [given[k].float() for k in ("value", "sampling_locations", "attention_weights")]
+    sizes = [tuple(size) for size in given["spatial_shapes"]]
+    grad_out = torch.ones(2, 10, 128)
+    for needs in ((True, False, False, False), (False, True, False, False), (False, False, True, False)):
+        gradients = native.backward(grad_out, tensors[0], sizes, *tensors[1:], None, needs)
+        assert [gradient is not None for gradient in gradients] == list(needs)
+    leaf = tensors[0].requires_grad_()
+    with torch.no_grad():
+        assert not ms_deform_attn(leaf, sizes, *tensors[1:]).requires_grad
+
+
+def test_shapes_as_tensor_list_and_classic_signature_agree(rng: torch.Generator) -> None:
+    given = plain_inputs(GEOMETRIES["typical"], rng)
+    value, locations, weights = (
+        given[k].float() for k in ("value", "sampling_locations", "attention_weights")
+    )
+    shapes = torch.tensor(given["spatial_shapes"])
+    starts = torch.cat([shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]])
+    expected = ms_deform_attn(value, given["spatial_shapes"], locations, weights)
+    others = [
+        ms_deform_attn(value, shapes, locations, weights),
+        ms_deform_attn(value, shapes.int(), locations, weights),
+        ms_deform_attn_classic(value, shapes, starts, locations, weights, 128),
+        ms_deform_attn_classic(value, shapes, starts.tolist(), locations, weights),
+        MSDeformAttnFunction.apply(value, shapes, starts, locations, weights, 64),
+    ]
+    for other in others:
+        torch.testing.assert_close(other, expected, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="level_start_index: expected"):
+        ms_deform_attn_classic(value, shapes, starts + 1, locations, weights)
+
+
+def test_expanded_gradient_and_views(rng: torch.Generator) -> None:
+    """What `out.sum()` and a slice of a larger projection give."""
+    given = plain_inputs(GEOMETRIES["many_queries"], rng)
+    wide = torch.cat([given["value"], given["value"]], dim=2).float()
+    value = wide[:, :, : given["value"].shape[2]].requires_grad_()
+    locations, weights = given["sampling_locations"].float(), given["attention_weights"].float()
+    out = ms_deform_attn(value, given["spatial_shapes"], locations, weights)
+    (actual,) = torch.autograd.grad(out.sum(), value)
+    dense = value.detach().contiguous().requires_grad_()
+    out = ms_deform_attn(dense, given["spatial_shapes"], locations, weights)
+    (expected,) = torch.autograd.grad(out, dense, torch.ones_like(out))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
