@@ -1,0 +1,137 @@
+"""HungarianMatcher against a plain loop in the official style, image by image and layer by layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from detr_fast import HungarianMatcher
+from detr_fast.structures import PackedTargets, Predictions
+from tests.ops.test_box_match_cost import plain_giou
+
+Outputs = dict[str, Tensor]
+Targets = list[dict[str, Tensor]]
+
+
+def random_problem(
+    rng: torch.Generator, sizes: tuple[int, ...], queries: int = 20, classes: int = 8, layers: int = 1
+) -> tuple[list[Outputs], Targets]:
+    outputs = [
+        {
+            "pred_logits": 2 * torch.randn(len(sizes), queries, classes, generator=rng),
+            "pred_boxes": torch.randn(len(sizes), queries, 4, generator=rng).sigmoid(),
+        }
+        for _ in range(layers)
+    ]
+    targets = [
+        {
+            "labels": torch.randint(classes - 1, (n,), generator=rng),
+            "boxes": torch.randn(n, 4, generator=rng).sigmoid(),
+        }
+        for n in sizes
+    ]
+    return outputs, targets
+
+
+def plain_cost(outputs: Outputs, target: dict[str, Tensor], image: int, focal: bool) -> Tensor:
+    """[Q, T] in float64, weights 2/5/2."""
+    logits, boxes = outputs["pred_logits"][image].double(), outputs["pred_boxes"][image].double()
+    if focal:
+        p = logits.sigmoid()
+        classes = 0.25 * (1 - p) ** 2 * -(p + 1e-8).log() - 0.75 * p**2 * -(1 - p + 1e-8).log()
+    else:
+        classes = -logits.softmax(-1)
+    wanted = target["boxes"].double()
+    return (
+        2 * classes[:, target["labels"]] + 5 * torch.cdist(boxes, wanted, p=1) - 2 * plain_giou(boxes, wanted)
+    )
+
+
+@pytest.mark.parametrize("class_cost", ["softmax", "focal"])
+@pytest.mark.parametrize("sizes", [(3, 5), (0, 4, 0, 1), (0, 0), (25, 3, 20), (1,)])
+def test_matches_as_a_plain_loop(class_cost: Any, sizes: tuple[int, ...], rng: torch.Generator) -> None:
+    (outputs,), targets = random_problem(rng, sizes)
+    matcher = HungarianMatcher(2, 5, 2, class_cost=class_cost)
+    result = matcher({**outputs, "aux_outputs": "ignored"}, targets)
+    assert type(result) is list
+    assert len(result) == len(sizes)
+    for image, ((query, target), size) in enumerate(zip(result, sizes, strict=True)):
+        assert query.dtype == target.dtype == torch.int64
+        assert query.device == target.device == torch.device("cpu")
+        assert query.shape == target.shape == (min(20, size),)
+        assert (query.diff() > 0).all()
+        cost = plain_cost(outputs, targets[image], image, class_cost == "focal")
+        rows, columns = linear_sum_assignment(cost)
+        # random costs have one best assignment, up to the rounding of float32
+        torch.testing.assert_close(cost[query, target].sum(), cost[rows, columns].sum(), rtol=0, atol=1e-5)
+        assert len(set(target.tolist())) == len(target)
+
+
+def test_all_layers_at_once_equal_one_by_one(rng: torch.Generator) -> None:
+    outputs, targets = random_problem(rng, (4, 0, 30), layers=5)
+    matcher = HungarianMatcher(1, 5, 2)
+    packed = PackedTargets.from_list(targets)
+    official = {**outputs[-1], "aux_outputs": outputs[:-1]}
+    matches = matcher.match(Predictions.from_dict(official), packed)
+    assert matches.query.shape == (5, 34)
+    for layer, output in enumerate(outputs):
+        for (a, b), (c, d) in zip(matches.as_indices(packed, layer), matcher(output, targets), strict=True):
+            assert torch.equal(a, c)
+            assert torch.equal(b, d)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_non_finite_predictions_still_match(bad: float, rng: torch.Generator) -> None:
+    (outputs,), targets = random_problem(rng, (6, 20, 30, 4))
+    outputs["pred_logits"][0] = bad
+    outputs["pred_boxes"][1, ::2] = bad
+    outputs["pred_logits"][2, 5, 3] = bad
+    outputs["pred_boxes"][3, :, 2] = bad
+    for class_cost in ("softmax", "focal"):
+        for (query, target), size in zip(
+            HungarianMatcher(1, 5, 2, class_cost)(outputs, targets), (6, 20, 30, 4), strict=True
+        ):
+            assert len(query) == len(query.unique()) == len(target.unique()) == min(20, size)
+            assert query.min() >= 0
+            assert query.max() < 20
+            assert target.max() < size
+
+
+def test_predictions_that_need_gradients(rng: torch.Generator) -> None:
+    (outputs,), targets = random_problem(rng, (3, 2))
+    expected = HungarianMatcher()(outputs, targets)
+    leaves = {name: value.requires_grad_() for name, value in outputs.items()}
+    for (a, b), (c, d) in zip(HungarianMatcher()(leaves, targets), expected, strict=True):
+        assert torch.equal(a, c)
+        assert torch.equal(b, d)
+
+
+def test_defaults_and_repr() -> None:
+    matcher = HungarianMatcher()
+    assert (matcher.cost_class, matcher.cost_bbox, matcher.cost_giou) == (1, 1, 1)
+    assert "cost_class=1" in repr(matcher)
+    assert not list(matcher.parameters())
+    assert not matcher.state_dict()
+
+
+def test_bad_input(rng: torch.Generator) -> None:
+    (outputs,), targets = random_problem(rng, (3, 2))
+    matcher = HungarianMatcher()
+    with pytest.raises(ValueError, match="all costs cant be 0"):
+        HungarianMatcher(0, 0, 0)
+    with pytest.raises(ValueError, match="class_cost: expected 'softmax' or 'focal'; got 'sigmoid'"):
+        HungarianMatcher(class_cost="sigmoid")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="outputs: expected the keys"):
+        matcher({"pred_logits": outputs["pred_logits"]}, targets)
+    with pytest.raises(ValueError, match="sizes: expected one target count for each of B = 2 images; got 1"):
+        matcher(outputs, targets[:1])
+    with pytest.raises(ValueError, match=r"targets\[0\]: expected the keys"):
+        matcher(outputs, [{"labels": targets[0]["labels"]}, targets[1]])
+    with pytest.raises(ValueError, match=r"boxes: expected \[1, 2, 20, 4\]"):
+        matcher({**outputs, "pred_boxes": outputs["pred_boxes"][..., :3]}, targets)
+    with pytest.raises(ValueError, match=r"target_labels: .*K = 8; got 8"):
+        matcher(outputs, [{**targets[0], "labels": torch.tensor([0, 8, 1])}, targets[1]])
