@@ -1,4 +1,4 @@
-"""DETR in fifty lines, after the appendix of the paper (Carion et al. 2020, listing 1), and its training step.
+"""DETR in fifty lines, after the paper's appendix (Carion et al. 2020, listing 1), and a training loop.
 
 The model is the paper's: a ResNet-50, PyTorch's own transformer, learned positions, one prediction. The loss
 is the library's: it takes any model's class logits and boxes.
@@ -40,14 +40,17 @@ class MinimalDETR(nn.Module):
         return {"pred_logits": self.linear_class(h), "pred_boxes": self.linear_bbox(h).sigmoid()}
 
 
-def main(steps=4):
+def main(steps=8):
     torch.manual_seed(0)
     model = MinimalDETR(num_classes=91, num_encoder_layers=2, num_decoder_layers=2)
     criterion = SetCriterion(91, HungarianMatcher(1, 5, 2), detection_weights(layers=1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     images = torch.randn(2, 3, 128, 160)
     targets = [
-        {"labels": torch.tensor([17, 63]), "boxes": torch.tensor([[0.3, 0.4, 0.2, 0.3], [0.7, 0.5, 0.4, 0.6]])},
+        {
+            "labels": torch.tensor([17, 63]),
+            "boxes": torch.tensor([[0.3, 0.4, 0.2, 0.3], [0.7, 0.5, 0.4, 0.6]]),
+        },
         {"labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.5, 0.9]])},
     ]
     for step in range(steps):

@@ -94,7 +94,7 @@ class DETRConfig:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor], **overrides: Any) -> DETRConfig:
-        """From the shapes of an official DETR state dict.
+        """From the shapes of an official state dict, whose backbone is a ResNet.
 
         They tell everything but nheads, dropout, activation and dilation: pass those as keywords where they
         differ from the defaults.
@@ -116,7 +116,7 @@ class DETRConfig:
             }
         except (KeyError, StopIteration) as error:
             raise ValueError(
-                f"state: expected an official DETR state dict; got what looks like {describe(state)}"
+                f"state: expected a DETR on a ResNet with the official names; got {describe(state)}"
             ) from error
         return cls(**{**sizes, **overrides})
 

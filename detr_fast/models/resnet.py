@@ -71,7 +71,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu_(_conv_norm(x, self.conv1, self.bn1))
         y = _conv_norm(y, self.conv2, self.bn2)
-        return F.relu_(y + _identity(x, self.downsample))
+        return F.relu_(y.add_(_identity(x, self.downsample)))
 
 
 class Bottleneck(nn.Module):
@@ -94,14 +94,14 @@ class Bottleneck(nn.Module):
         y = F.relu_(_conv_norm(x, self.conv1, self.bn1))
         y = F.relu_(_conv_norm(y, self.conv2, self.bn2))
         y = _conv_norm(y, self.conv3, self.bn3)
-        return F.relu_(y + _identity(x, self.downsample))
+        return F.relu_(y.add_(_identity(x, self.downsample)))
 
 
 class ResNet(nn.Module):
     """A ResNet without its classifier.
 
     dilation: the last stage keeps stride 1 and dilates instead ("DC5"), so features have stride 16, not 32.
-    Stem and first stage are frozen, as every DETR-family model trains them.
+    Stem and first stage get no gradient, as in the official DETR.
     """
 
     def __init__(self, name: str = "resnet50", dilation: bool = False) -> None:
@@ -138,13 +138,16 @@ class ResNet(nn.Module):
         return features
 
     def load_torchvision(self, path: str | Path) -> None:
-        """Loads ImageNet weights from a torchvision ResNet file; its classifier is left out."""
+        """Loads a torchvision ResNet file, without its classifier; ValueError for any other file."""
         state = {
             name: tensor
             for name, tensor in read_checkpoint(path).items()
             if not name.startswith("fc.") and not name.endswith("num_batches_tracked")
         }
-        load_state_dict(self, state)
+        try:
+            load_state_dict(self, state)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:

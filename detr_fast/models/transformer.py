@@ -47,34 +47,31 @@ class MultiheadAttention(nn.Module):
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
 
-class FeedForward(nn.Module):
-    """Shared by both kinds of layer: their `linear1`, activation and `linear2`."""
+class Layer(nn.Module):
+    """What encoder and decoder layers share: self-attention, a feed-forward network and their norms."""
 
-    def __init__(self, channels: int, hidden: int, dropout: float, activation: str) -> None:
+    def __init__(
+        self, channels: int, heads: int, hidden: int, dropout: float, activation: str, pre_norm: bool
+    ) -> None:
         super().__init__()
-        self.activation = ACTIVATIONS[activation]
+        self.pre_norm = pre_norm
+        self.self_attn = MultiheadAttention(channels, heads, dropout)
         # a gated unit halves its input
         self.linear1 = nn.Linear(channels, 2 * hidden if activation == "glu" else hidden)
+        self.activation = ACTIVATIONS[activation]
         self.dropout = nn.Dropout(dropout)
         self.linear2 = nn.Linear(hidden, channels)
+        self.norm1 = nn.LayerNorm(channels)
+        self.norm2 = nn.LayerNorm(channels)
+        self.dropout1 = nn.Dropout(dropout)
+        self.dropout2 = nn.Dropout(dropout)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         return self.linear2(self.dropout(self.activation(self.linear1(x))))
 
 
-class EncoderLayer(FeedForward):
+class EncoderLayer(Layer):
     """Self-attention over the image and a feed-forward network."""
-
-    def __init__(
-        self, channels: int, heads: int, hidden: int, dropout: float, activation: str, pre_norm: bool
-    ) -> None:
-        super().__init__(channels, hidden, dropout, activation)
-        self.pre_norm = pre_norm
-        self.self_attn = MultiheadAttention(channels, heads, dropout)
-        self.norm1 = nn.LayerNorm(channels)
-        self.norm2 = nn.LayerNorm(channels)
-        self.dropout1 = nn.Dropout(dropout)
-        self.dropout2 = nn.Dropout(dropout)
 
     def forward(self, memory: Tensor, position: Tensor, attend: Tensor | None) -> Tensor:
         """memory, position [B, S, C]; attend [B, S] or None -> [B, S, C]."""
@@ -88,21 +85,15 @@ class EncoderLayer(FeedForward):
         return self.norm2(memory + self.dropout2(self.feed_forward(memory)))
 
 
-class DecoderLayer(FeedForward):
+class DecoderLayer(Layer):
     """Self-attention among queries, attention from queries to the image, and a feed-forward network."""
 
     def __init__(
         self, channels: int, heads: int, hidden: int, dropout: float, activation: str, pre_norm: bool
     ) -> None:
-        super().__init__(channels, hidden, dropout, activation)
-        self.pre_norm = pre_norm
-        self.self_attn = MultiheadAttention(channels, heads, dropout)
+        super().__init__(channels, heads, hidden, dropout, activation, pre_norm)
         self.multihead_attn = MultiheadAttention(channels, heads, dropout)
-        self.norm1 = nn.LayerNorm(channels)
-        self.norm2 = nn.LayerNorm(channels)
         self.norm3 = nn.LayerNorm(channels)
-        self.dropout1 = nn.Dropout(dropout)
-        self.dropout2 = nn.Dropout(dropout)
         self.dropout3 = nn.Dropout(dropout)
 
     def forward(

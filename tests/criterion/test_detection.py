@@ -8,14 +8,13 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 from detr_fast.boxes import box_cxcywh_to_xyxy, generalized_box_iou
 from detr_fast.criterion import SetCriterion, detection_weights
 from detr_fast.criterion.losses import classification_loss, matched_slots
 from detr_fast.matcher import HungarianMatcher
 from detr_fast.structures import PackedTargets, Predictions
+from tests.read_back import NoReadBack
 
 K = 7
 
@@ -233,20 +232,6 @@ def test_normalisers_are_means_over_ranks(
         ("loss_ce_0", weight, (weight + 4) / 2),
     ):
         torch.testing.assert_close(together[name] * mean, alone[name] * mine, rtol=1e-6, atol=0)
-
-
-class NoReadBack(TorchDispatchMode):
-    """Refuses what makes the host wait for a GPU: reading a value, or a shape that depends on one."""
-
-    FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "bincount", "is_nonzero", "unique")
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert not any(name in str(func) for name in self.FORBIDDEN), func
-        if "index" in str(func):
-            flat = tree_flatten(args)[0]
-            assert not any(isinstance(x, Tensor) and x.dtype == torch.bool for x in flat[1:]), func
-        assert "device" not in (kwargs or {}) or kwargs["device"] in (None, torch.device("cpu"))
-        return func(*args, **(kwargs or {}))
 
 
 def test_nothing_is_read_back(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,6 +120,7 @@ def test_torchvision_file(tmp_path: Path, rng: torch.Generator) -> None:
 def test_torchvision_file_of_another_resnet(tmp_path: Path) -> None:
     torch.save(torchvision_state(ResNet("resnet18")), tmp_path / "resnet18.pth")
     with pytest.raises(
-        ValueError, match=r"this ResNet; .*a ResNet.*missing: layer1.0.bn3.bias.* of another shape"
+        ValueError,
+        match=r"resnet18.pth: .*this ResNet; .*a ResNet.*missing: layer1.0.bn3.bias.* of another shape",
     ):
         ResNet("resnet50").load_torchvision(tmp_path / "resnet18.pth")
