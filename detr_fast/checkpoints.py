@@ -73,7 +73,9 @@ def read_file(path: str | Path) -> Any:
             f"{path}: refused, because unpickling it would import {found[1]}, which could run code; "
             "expected tensors and plain data only"
         ) from error
-    except (RuntimeError, EOFError, LookupError, ValueError) as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # torch meets damage with errors of a dozen kinds
         raise ValueError(f"{path}: damaged, or not a checkpoint: {error or type(error).__name__}") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import pickle
@@ -91,6 +92,21 @@ def test_damaged_files(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"c.pth: .*not a checkpoint"):
             read_checkpoint(path)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_flipped_bytes_never_end_in_another_error(tmp_path: Path, rng: torch.Generator) -> None:
+    path = tmp_path / "c.pth"
+    for legacy in (False, True):
+        torch.save({"w": torch.zeros(9)}, path, _use_new_zipfile_serialization=not legacy)
+        whole = path.read_bytes()
+        for _ in range(60):
+            damaged = bytearray(whole)
+            for position in torch.randint(len(whole), (4,), generator=rng).tolist():
+                damaged[position] ^= 1 + int(torch.randint(255, (), generator=rng))
+            path.write_bytes(damaged)
+            with contextlib.suppress(ValueError):
+                read_checkpoint(path)
 
 
 @pytest.mark.parametrize(

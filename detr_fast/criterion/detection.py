@@ -36,7 +36,8 @@ class SetCriterion(nn.Module):
     read back from a GPU.
 
     num_classes: classes without "no object".
-    matcher: anything with `match(Predictions, PackedTargets) -> Matches`.
+    matcher: anything with `match(Predictions, PackedTargets) -> Matches` that gives min(T, Q) targets of each
+        image a query of their own.
     weight_dict: the weight of each named loss in `total`.
     eos_coef: the weight of "no object" in the cross-entropy.
     losses: which of "labels", "boxes" and "cardinality" to compute.
