@@ -289,4 +289,4 @@ MATCH_COST = (
 MATCHER = _detection_cases("matcher", (FORWARD,))
 CRITERION = _detection_cases("criterion", (FORWARD_BACKWARD,))
 
-CASES: tuple[Case, ...] = (*MATCH_COST, *MATCHER, *CRITERION, *ATTENTION, *ASSIGNMENT)
+CASES: tuple[Case, ...] = (*MATCHER, *ASSIGNMENT, *MATCH_COST, *CRITERION, *ATTENTION)

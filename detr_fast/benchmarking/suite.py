@@ -27,7 +27,8 @@ class Plan:
 
     threads: the thread counts, each for ours and the peer alike.
     operators: the operators to run (None: all).
-    budget_s: seconds of samples for one comparison, within `min_rounds` and `max_rounds` rounds.
+    budget_s: seconds of samples for one comparison, within `min_rounds` (fewer where the deadline is near)
+        and `max_rounds` rounds.
     patience_s: how long each sample waits for other processes to stop.
     checked_queries: attention is compared with its reference for so many random queries (None: all).
     quick: only the peers of the quick run.
@@ -144,13 +145,14 @@ class Comparison:
             peer_s = self.check(peer.theirs, peer.contract, threads)
         except ContractFailed as error:
             return {**row, "ratio": None, "peer_failed": str(error)}
-        if (ours_s + peer_s) * plan.min_rounds > remaining_s:
+        affordable = remaining_s / (ours_s + peer_s)
+        if affordable < 1:
             return {**row, "ratio": None, "left_out": "time was up"}
         timing = interleaved(
             peer.ours.prepare(self.inputs, self.pass_, threads),
             peer.theirs.prepare(self.inputs, self.pass_, threads),
             budget_s=plan.budget_s,
-            min_rounds=plan.min_rounds,
+            min_rounds=int(min(plan.min_rounds, affordable)),
             max_rounds=plan.max_rounds,
             patience_s=plan.patience_s,
             first_s=(ours_s, peer_s),
