@@ -1,6 +1,6 @@
-#include "common/cuda_info.h"
-
 #include <cuda_runtime_api.h>
+
+#include "common/cuda_info.h"
 
 namespace detr_fast {
 

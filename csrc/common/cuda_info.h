@@ -7,7 +7,7 @@ struct CudaInfo {
     int runtime_version;  // 1000 * major + 10 * minor
     int driver_version;   // 0 without a driver
     int device_count;
-    const char* error;    // nullptr, or why no device can be used
+    const char* error;          // nullptr, or why no device can be used
     const char* architectures;  // those this build holds code for, as CMake was given them
 };
 

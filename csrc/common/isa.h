@@ -20,15 +20,23 @@ const char* isa_name(Isa isa);
 
 #if defined(__x86_64__)
 #define DETR_FAST_DECLARE_CPU(function, arguments) \
-    namespace baseline { void function arguments; } \
-    namespace avx2 { void function arguments; }     \
-    namespace avx512 { void function arguments; }
-#define DETR_FAST_CPU(function)                                              \
+    namespace baseline {                           \
+    void function arguments;                       \
+    }                                              \
+    namespace avx2 {                               \
+    void function arguments;                       \
+    }                                              \
+    namespace avx512 {                             \
+    void function arguments;                       \
+    }
+#define DETR_FAST_CPU(function)                                               \
     (::detr_fast::active_isa() == ::detr_fast::Isa::avx512 ? avx512::function \
      : ::detr_fast::active_isa() == ::detr_fast::Isa::avx2 ? avx2::function   \
                                                            : baseline::function)
 #else
 #define DETR_FAST_DECLARE_CPU(function, arguments) \
-    namespace baseline { void function arguments; }
+    namespace baseline {                           \
+    void function arguments;                       \
+    }
 #define DETR_FAST_CPU(function) baseline::function
 #endif
