@@ -144,42 +144,37 @@ struct Cheapests {
 };
 
 // Of one row of adjacent costs. `taken` is +inf at columns that are not free, else 0; without it all are
-// free, and `*odd` tells of costs that the solver must not see.
+// free, and lanes of `odd` are set by costs that the solver must not see.
 template <class Cost>
-Cheapest<Cost> two_cheapest(const Cost* costs, int columns, const Cost* taken, bool* odd) {
+Cheapest<Cost> two_cheapest(const Cost* costs, int columns, const Cost* taken,
+                            typename Simd<Cost>::Index& odd) {
     typedef Simd<Cost> S;
     typedef typename S::Value Value;
+    typedef typename S::Index Index;
     Cheapests<Cost> lanes;
-    typename S::Index at{};
+    const auto load = [&](int j) {
+        const Value x = load_as<Value>(costs + j);
+        if (taken) return x + load_as<Value>(taken + j);
+        lanes.check(x);
+        return x;
+    };
+    Index at{};
     for (int l = 0; l < S::lanes; ++l) at[l] = l;
     int j = 0;
-    if (taken) {
-        for (; j + S::lanes <= columns; j += S::lanes, at += S::lanes)
-            lanes.insert(load_as<Value>(costs + j) + load_as<Value>(taken + j), at);
-    } else {
-        for (; j + S::lanes <= columns; j += S::lanes, at += S::lanes) {
-            const Value x = load_as<Value>(costs + j);
-            lanes.check(x);
-            lanes.insert(x, at);
-        }
-    }
-    if (j < columns) {
-        Value x = Value{} + static_cast<Cost>(kInf);
-        for (int l = 0; j + l < columns; ++l) {
-            x[l] = costs[j + l];
-            if (taken)
-                x[l] += taken[j + l];
-            else
-                *odd |= !(x[l] <= S::largest && x[l] >= -S::largest);
-        }
-        lanes.insert(x, at);
+    for (; j + S::lanes <= columns; j += S::lanes, at += S::lanes) lanes.insert(load(j), at);
+    if (j > 0 && j < columns) {  // the last vector overlaps the one before
+        at += columns - S::lanes - j;
+        lanes.insert(at < j ? Value{} + static_cast<Cost>(kInf) : load(columns - S::lanes), at);
+        j = columns;
     }
     Cheapest<Cost> cheapest;
-    for (int l = 0; l < S::lanes; ++l) {
-        if (!taken) *odd |= lanes.odd[l] != 0;
-        cheapest.insert(lanes.first[l], lanes.first_at[l]);
-        cheapest.insert(lanes.second[l], lanes.second_at[l]);
+    for (int l = 0; l < S::lanes; ++l) cheapest.insert(lanes.first[l], lanes.first_at[l]);
+    for (int l = 0; l < S::lanes; ++l) cheapest.insert(lanes.second[l], lanes.second_at[l]);
+    for (; j < columns; ++j) {
+        if (!taken) lanes.check(Value{} + costs[j]);
+        cheapest.insert(taken ? costs[j] + taken[j] : costs[j], j);
     }
+    odd |= lanes.odd;
     return cheapest;
 }
 
@@ -247,23 +242,20 @@ class Solver {
 
     // Finds the cheapest columns of every row; false where some cost is beyond `largest` or not finite.
     bool prepare() {
-        bool odd = false;
+        constexpr int lanes = Simd<Cost>::lanes;
+        typename Simd<Cost>::Index odd{};
         if (adjacent(costs_) || costs_.row_stride != 1) {
             for (int i = 0; i < costs_.rows; ++i)
-                rows_[i] = Row{two_cheapest<Cost>(row(i), costs_.columns, nullptr, &odd), 0, -1, 0};
-            return !odd;
+                rows_[i] = Row{two_cheapest<Cost>(row(i), costs_.columns, nullptr, odd), 0, -1, 0};
+        } else {
+            two_cheapest_of_lanes(costs_, blocks_);
+            for (int i = 0; i < costs_.rows; ++i)
+                rows_[i] = Row{blocks_[i / lanes].lane(i % lanes), 0, -1, 0};
+            for (int i = 0; i < costs_.rows; i += lanes) odd |= blocks_[i / lanes].odd;
         }
-        constexpr int lanes = Simd<Cost>::lanes;
-        two_cheapest_of_lanes(costs_, blocks_);
-        for (int i = 0; i < costs_.rows; i += lanes) {
-            const int count = i + lanes < costs_.rows ? lanes : costs_.rows - i;
-            const Cheapests<Cost>& block = blocks_[i / lanes];
-            for (int l = 0; l < count; ++l) {
-                rows_[i + l] = Row{block.lane(l), 0, -1, 0};
-                odd |= block.odd[l] != 0;
-            }
-        }
-        return !odd;
+        for (int l = 0; l < lanes; ++l)
+            if (odd[l]) return false;
+        return true;
     }
 
     // After `prepare`: false where a row cannot be matched at a finite cost.
@@ -347,7 +339,8 @@ class Solver {
             c.first = c.second, c.first_at = c.second_at;
             c.second_at = kUnknown;
         } else {
-            c = two_cheapest<Cost>(row(i), costs_.columns, taken_, nullptr);
+            typename Simd<Cost>::Index unused{};
+            c = two_cheapest<Cost>(row(i), costs_.columns, taken_, unused);
         }
     }
 

@@ -35,9 +35,9 @@ def _early(rng: Generator, shape: Shape) -> np.ndarray:
 
 def _clustered(rng: Generator, shape: Shape) -> np.ndarray:
     layers, targets, queries = shape
-    at = rng.random((layers, targets, 4))
-    near = at[:, rng.integers(max(targets, 1), size=queries)] + 0.05 * rng.normal(size=(layers, queries, 4))
-    return np.abs(at[:, :, None] - near[:, None]).sum(-1)
+    at = rng.random((layers, max(targets, 1), 4))
+    near = at[:, rng.integers(at.shape[1], size=queries)] + 0.05 * rng.normal(size=(layers, queries, 4))
+    return np.abs(at[:, :targets, None] - near[:, None]).sum(-1)
 
 
 def _duplicated(rng: Generator, shape: Shape) -> np.ndarray:
