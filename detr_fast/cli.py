@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from detr_fast.benchmarking import Plan, quick_plan, run_benchmarks
 from detr_fast.data import build_detection_dataset
+from detr_fast.data.transforms import SCALES
 from detr_fast.engine import (
     MODELS,
     NonFiniteLossError,
@@ -94,7 +95,7 @@ def train(
     ] = None,
     image_size: Annotated[
         int, typer.Option(min=32, help="Largest short side in pixels; the others scale.")
-    ] = 800,
+    ] = SCALES[-1],
     skip_bad_images: Annotated[
         bool, typer.Option("--skip-bad-images", help="Log and skip, not stop.")
     ] = False,

@@ -41,18 +41,20 @@ MODEL = {
     "dropout": 0.0,
     "num_queries": 10,
 }
+# With 10 queries, not 100, "no object" is rarer than officially: a larger weight keeps the balance.
+NO_OBJECT = 0.4
 TRAINING = TrainConfig(
-    epochs=16,
+    epochs=14,
     batch_size=16,
     lr=5e-4,
     lr_backbone=5e-4,
-    lr_drop=13,
+    lr_drop=11,
     warmup_steps=100,
     clip_max_norm=1.0,
     ema=0.998,
     seed=SEED,
     num_workers=0,
-    eval_every=4,
+    eval_every=2,
     device="cpu",
 )
 
@@ -95,7 +97,7 @@ def run_demo(output: Path, echo: Callable[[str], None] = print) -> dict[str, Any
     shutil.rmtree(output / "tensorboard", ignore_errors=True)
     trainer = Trainer(
         model,
-        detr_criterion(model.config),
+        detr_criterion(model.config, NO_OBJECT),
         train,
         TRAINING,
         output,

@@ -127,10 +127,10 @@ def build_model(choice: ModelChoice, num_classes: int) -> tuple[DETR, list[str]]
     ]
 
 
-def detr_criterion(config: DETRConfig) -> SetCriterion:
-    """DETR's matcher and losses with the official weights."""
+def detr_criterion(config: DETRConfig, eos_coef: float = 0.1) -> SetCriterion:
+    """DETR's matcher and losses with the official weights; `eos_coef` is that of "no object"."""
     matcher = HungarianMatcher(cost_class=1, cost_bbox=5, cost_giou=2)
-    return SetCriterion(config.num_classes, matcher, detection_weights(config.dec_layers))
+    return SetCriterion(config.num_classes, matcher, detection_weights(config.dec_layers), eos_coef)
 
 
 def evaluator(dataset: CocoDetection, config: TrainConfig) -> Callable[[nn.Module], dict[str, float]]:

