@@ -1,4 +1,4 @@
-"""Build hook: scikit-build-core's setuptools plugin compiles `detr_fast._C` with CMake; metadata stands in pyproject.toml."""
+"""Lets scikit-build-core's setuptools plugin compile `detr_fast._C`; metadata stands in pyproject.toml."""
 
 from setuptools import setup
 
