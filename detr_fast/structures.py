@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -158,8 +159,7 @@ class Matches:
     def as_indices(self, targets: PackedTargets, layer: int = -1) -> list[tuple[Tensor, Tensor]]:
         """The official form of one layer: (query indices ascending, target indices) an image, on the CPU."""
         indices = []
-        for query in self.query[layer].cpu().split(targets.sizes):
-            target = torch.nonzero(query >= 0).flatten()
-            order = torch.argsort(query[target])
-            indices.append((query[target][order], target[order]))
+        for query in np.split(self.query[layer].cpu().numpy(), np.cumsum(targets.sizes)[:-1]):
+            order = np.argsort(query)[np.count_nonzero(query < 0) :]  # targets left out come first
+            indices.append((torch.from_numpy(query[order]), torch.from_numpy(order)))
         return indices

@@ -6,7 +6,11 @@
 
 namespace detr_fast {
 
-int64_t box_match_cost(const BoxMatchCost& args) {
+// Below this many logits and pairs a second thread costs more than it brings.
+constexpr int64_t kWorthThreads = 20000;
+
+int64_t box_match_cost(const BoxMatchCost& call) {
+    BoxMatchCost args = call;
     const int64_t n_targets = args.first_target[args.images];
     for (int64_t t = 0; t < n_targets; ++t)
         if (args.target_labels[t] < 0 || args.target_labels[t] >= args.classes) return t;
@@ -30,6 +34,8 @@ int64_t box_match_cost(const BoxMatchCost& args) {
         }
     }
     const int64_t most_labels = args.images ? *std::max_element(n_labels.begin(), n_labels.end()) : 0;
+    const int64_t work = args.layers * args.queries * (args.images * args.classes + n_targets);
+    if (work < kWorthThreads) args.threads = 1;
     const int64_t row_size = (args.classes + kMaxLanes - 1) / kMaxLanes * kMaxLanes;
     const int64_t scratch_size = (kMaxLanes + 1) * row_size + most_labels * kChunk;
     const std::unique_ptr<float[]> scratch(new float[args.threads * scratch_size]);

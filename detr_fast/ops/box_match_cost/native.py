@@ -36,12 +36,13 @@ def box_match_cost(
     gamma: float,
 ) -> Tensor:
     """[..., sumT, Q] costs; arguments as the public function's, already checked."""
-    shape = logits.shape
-    logits = logits.contiguous()
-    boxes = boxes.contiguous() if boxes.dtype in _DTYPES else boxes.float().contiguous()
-    target_labels = target_labels.contiguous()
+    *layers, _, queries, classes = logits.shape
+    if boxes.dtype not in _DTYPES:
+        boxes = boxes.float()
+    # named, so that copies outlive the call
+    logits, boxes, target_labels = logits.contiguous(), boxes.contiguous(), target_labels.contiguous()
     target_boxes = target_boxes.float().contiguous()
-    costs = torch.empty((*shape[:-3], target_labels.shape[0], shape[-2]), dtype=torch.float32, device="cpu")
+    costs = torch.empty((*layers, target_labels.shape[0], queries), dtype=torch.float32, device="cpu")
     bad = extension.extension().box_match_cost(
         logits.data_ptr(),
         _DTYPES[logits.dtype],
@@ -50,9 +51,9 @@ def box_match_cost(
         target_labels.data_ptr(),
         target_boxes.data_ptr(),
         sizes,
-        shape[0] if len(shape) == 4 else 1,
-        shape[-2],
-        shape[-1],
+        layers[0] if layers else 1,
+        queries,
+        classes,
         class_cost == "focal",
         w_class,
         w_l1,
@@ -63,5 +64,5 @@ def box_match_cost(
         torch.get_num_threads(),
     )
     if bad >= 0:
-        raise label_error(target_labels, bad, shape[-1])
+        raise label_error(target_labels, bad, classes)
     return costs
