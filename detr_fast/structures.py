@@ -76,7 +76,9 @@ class PackedTargets:
         for i, target in enumerate(targets):
             for key in ("labels", "boxes"):
                 if key not in target:
-                    raise ValueError(f"targets[{i}]: expected the keys 'labels' and 'boxes'; got {sorted(target)}")
+                    raise ValueError(
+                        f"targets[{i}]: expected the keys 'labels' and 'boxes'; got {sorted(target)}"
+                    )
             labels, boxes = target["labels"], target["boxes"]
             if labels.ndim != 1 or boxes.shape != (labels.shape[0], 4):
                 raise ValueError(
@@ -132,7 +134,9 @@ class Predictions:
         """Stacks the official form; `aux_outputs` may be absent."""
         for key in ("pred_logits", "pred_boxes"):
             if key not in outputs:
-                raise ValueError(f"outputs: expected the keys 'pred_logits' and 'pred_boxes'; got {sorted(outputs)}")
+                raise ValueError(
+                    f"outputs: expected the keys 'pred_logits' and 'pred_boxes'; got {sorted(outputs)}"
+                )
         layers = [*outputs.get("aux_outputs", ()), outputs]
         if len(layers) == 1:
             return cls(outputs["pred_logits"][None], outputs["pred_boxes"][None])
