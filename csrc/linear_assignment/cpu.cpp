@@ -384,12 +384,12 @@ AssignmentStatus solve_problem(const AssignmentBatch& batch, int64_t layer, int6
 }  // namespace
 
 void linear_assignment(const AssignmentBatch& batch) {
-    static thread_local Scratch scratch;
     const int64_t problems = batch.layers * batch.images;
     // waking threads takes longer than a small batch
     const bool parallel = problems > 1 && batch.layers * batch.targets * batch.queries > 20000;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(batch.threads) if (parallel)
     for (int64_t p = 0; p < problems; ++p) {
+        static thread_local Scratch scratch;  // here, so that every thread constructs and frees its own
         const int64_t image = batch.order[p / batch.layers], layer = p % batch.layers;
         const AssignmentStatus status = batch.is_double ? solve_problem<double>(batch, layer, image, scratch)
                                                         : solve_problem<float>(batch, layer, image, scratch);
