@@ -147,6 +147,14 @@ inline vfloat log(vfloat x) {
 
 typedef float vquad __attribute__((vector_size(16)));
 
+// Rounds to nearest even; NaN stays NaN.
+inline void store_bf16(uint16_t* to, vfloat x) {
+    const vuint bits = bit_cast<vuint>(x);
+    const vuint rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16, quiet = (bits >> 16) | 0x40u;
+    const vhalf half = __builtin_convertvector((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded, vhalf);
+    std::memcpy(to, &half, sizeof half);
+}
+
 inline float sum(vfloat x) {
     vquad quads[kLanes / 4];
     std::memcpy(quads, &x, sizeof quads);

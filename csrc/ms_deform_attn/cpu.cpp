@@ -16,11 +16,14 @@ namespace DETR_FAST_ISA {
 namespace {
 
 constexpr int64_t kBlockSamples = 256;  // samples planned together, so that their plan stays in L1
-constexpr int64_t kPackAhead = 24;      // rows fetched ahead when packing: one head's lie far apart
-constexpr int64_t kPackedRatio = 8;     // packed where rows gathered exceed rows copied so many times
+constexpr int64_t kTurnQueries = 2048;  // queries swept for one head before the next: pages stay in the TLB
+constexpr bool kPrefetchPacked = false;
+constexpr int64_t kPackedRatio = 8;  // packed where rows gathered exceed rows copied so many times
 
 inline vfloat load_row(const float* from) { return load(from); }
 inline vfloat load_row(const uint16_t* from) { return load_bf16(from); }
+inline void store_row(float* to, vfloat x) { store(to, x); }
+inline void store_row(uint16_t* to, vfloat x) { store_bf16(to, x); }
 inline float scalar(const float* from) { return *from; }
 inline float scalar(const uint16_t* from) { return bf16_to_float(*from); }
 inline void assign(float* to, float x) { *to = x; }
@@ -102,16 +105,20 @@ inline void gather_channels(const MsDeformAttnShape& s, const Plan& plan, int64_
     gather<V, Prefetch>(s, plan, i, base + first, stride, ahead, sums);
     vfloat bad = splat(0);
     for (int v = 0; v < V; ++v) bad += sums[v] - sums[v];
+    const int64_t count = s.channels - first;
+    if (__builtin_expect(all_zero(bad) && count >= V * kLanes, 1)) {
+        for (int v = 0; v < V; ++v) store_row(out + first + v * kLanes, sums[v]);
+        return;
+    }
     float result[V * kLanes];
     for (int v = 0; v < V; ++v) store(result + v * kLanes, sums[v]);
-    if (__builtin_expect(!all_zero(bad), 0)) {
+    if (!all_zero(bad)) {
         std::memset(result, 0, sizeof result);
         for_touched(s, plan, i, stride, [&](int64_t offset, float share) {
             for (int c = 0; c < V * kLanes; ++c) result[c] += share * scalar(base + offset + first + c);
         });
     }
-    const int64_t count = s.channels - first < V * kLanes ? s.channels - first : V * kLanes;
-    for (int64_t c = 0; c < count; ++c) assign(out + first + c, result[c]);
+    for (int64_t c = 0; c < count && c < V * kLanes; ++c) assign(out + first + c, result[c]);
 }
 
 // One output row [D]; `width` is D rounded up to vectors.
@@ -164,7 +171,7 @@ void forward_queries(const MsDeformAttnInputs& in, const Plan& plan, int64_t b, 
         const int64_t to = from + plan.queries < last ? from + plan.queries : last;
         plan_block(in, plan, b, h, from, to);
         for (int64_t q = from; q < to; ++q) {
-            fetch_query(in, plan, b, h, q + plan.queries);
+            fetch_query(in, plan, b, h, q + 2 * plan.queries);
             for (int64_t head = 0; head < plan.heads; ++head) {
                 const int64_t ahead = head + 1 < plan.heads ? head_stride : -head * head_stride;
                 gather_row<Prefetch>(s, plan, (q - from) * plan.row + head * plan.samples,
@@ -175,14 +182,18 @@ void forward_queries(const MsDeformAttnInputs& in, const Plan& plan, int64_t b, 
     }
 }
 
-// Copies one head's rows [S, D] (stride H * D) to float rows of `stride`, the rest of a row zero.
+// Copies pixels [first, last) of `heads` heads, [S, heads, D] (pixel stride H * D), to float rows of `stride`
+// for each head and pixel, [heads, S, stride], the rest of a row zero.
 template <typename T>
-void pack(const MsDeformAttnShape& s, const T* from, float* to, int64_t stride) {
-    for (int64_t i = 0; i < s.pixels; ++i, from += s.heads * s.channels, to += stride) {
-        prefetch_row(from + kPackAhead * s.heads * s.channels, s.channels);
-        for (int64_t c = 0; c < s.channels; ++c) to[c] = scalar(from + c);
-        for (int64_t c = s.channels; c < stride; ++c) to[c] = 0;
-    }
+void pack(const MsDeformAttnShape& s, int64_t heads, int64_t first, int64_t last, const T* from, float* to,
+          int64_t stride) {
+    for (int64_t i = first; i < last; ++i)
+        for (int64_t h = 0; h < heads; ++h) {
+            const T* source = from + (i * s.heads + h) * s.channels;
+            float* row = to + (h * s.pixels + i) * stride;
+            for (int64_t c = 0; c < s.channels; ++c) row[c] = scalar(source + c);
+            for (int64_t c = s.channels; c < stride; ++c) row[c] = 0;
+        }
 }
 
 bool packs(const MsDeformAttnShape& s, int64_t width) {
@@ -198,44 +209,56 @@ int useful_threads(const MsDeformAttnInputs& in, int64_t items) {
     return threads < 1 ? 1 : static_cast<int>(threads);
 }
 
+// Queries of one turn: as many as `most` (in whole blocks), and about as many turns for each thread.
+int64_t turn_queries(const MsDeformAttnShape& s, int64_t block, int64_t most, int threads) {
+    const int64_t turns = round_up((s.queries + most - 1) / most, threads);
+    return round_up((s.queries + turns - 1) / turns, block);
+}
+
+// Threads share out the queries.
 template <typename T>
 void forward(const MsDeformAttnInputs& in, T* out, bool& ok) {
     const MsDeformAttnShape& s = in.shape;
     const T* value = static_cast<const T*>(in.value);
     const int64_t row = s.heads * s.channels, width = round_up(s.channels, kLanes);
     const bool packed = packs(s, width);
-    // packed: images x heads, and ranges of queries if there are more threads; direct: ranges of queries
-    const int64_t heads = packed ? 1 : s.heads, groups = s.batch * (packed ? s.heads : 1);
-    const int64_t block = block_queries(s, heads);
-    int64_t ranges = packed ? (in.num_threads + groups - 1) / groups : round_up(s.queries, block) / block;
-    const int64_t range = round_up((s.queries + ranges - 1) / ranges, block);
-    ranges = (s.queries + range - 1) / range;
-    const int64_t items = groups * ranges;
-    const int threads = useful_threads(in, items);
-    (void)threads;
+    const int64_t heads = packed ? 1 : s.heads, block = block_queries(s, heads);
+    const int threads = useful_threads(in, s.batch * s.queries);
+    const int64_t turn = turn_queries(s, block, packed ? kTurnQueries : block, threads);
+    const int64_t turns = (s.queries + turn - 1) / turn;
+    float* rows = nullptr;
+    if (packed) {
+        rows = static_cast<float*>(scratch(ScratchSlot::rows, sizeof(float) * s.heads * s.pixels * width));
+        ok = rows != nullptr;
+        if (!ok) return;
+    }
     bool good = true;
 #pragma omp parallel num_threads(threads) if (threads > 1) reduction(&& : good)
     {
         Plan plan;
-        float* rows = nullptr;
         good = make_plan(plan, s, heads, block, 0) != nullptr;
-        if (packed && good) {
-            rows = static_cast<float*>(scratch(ScratchSlot::rows, sizeof(float) * s.pixels * width));
-            good = rows != nullptr;
+        for (int64_t b = 0; packed && b < s.batch; ++b) {
+            const int64_t slices = 64;
+#pragma omp for schedule(static)
+            for (int64_t i = 0; i < slices; ++i)
+                pack(s, s.heads, s.pixels * i / slices, s.pixels * (i + 1) / slices,
+                     value + b * s.pixels * row, rows, width);
+#pragma omp for schedule(dynamic)
+            for (int64_t t = 0; t < turns; ++t) {
+                const int64_t first = t * turn, last = first + turn < s.queries ? first + turn : s.queries;
+                for (int64_t h = 0; good && h < s.heads; ++h)
+                    forward_queries<kPrefetchPacked>(in, plan, b, h, first, last,
+                                                     static_cast<const float*>(rows) + h * s.pixels * width,
+                                                     width, 0, width, out);
+            }
         }
 #pragma omp for schedule(static)
-        for (int64_t item = 0; item < items; ++item) {
-            if (!good) continue;
-            const int64_t group = item / ranges, first = item % ranges * range;
-            const int64_t last = first + range < s.queries ? first + range : s.queries;
-            const int64_t b = group / (packed ? s.heads : 1), h = packed ? group % s.heads : 0;
-            const T* base = value + b * s.pixels * row + h * s.channels;
-            if (packed) {
-                pack(s, base, rows, width);
-                forward_queries<false>(in, plan, b, h, first, last, rows, width, 0, width, out);
-            } else {
-                forward_queries<true>(in, plan, b, 0, first, last, base, row, s.channels, width, out);
-            }
+        for (int64_t item = 0; item < (packed ? 0 : s.batch * turns); ++item) {
+            const int64_t b = item / turns, first = item % turns * turn;
+            const int64_t last = first + turn < s.queries ? first + turn : s.queries;
+            if (good)
+                forward_queries<true>(in, plan, b, 0, first, last, value + b * s.pixels * row, row,
+                                      s.channels, width, out);
         }
     }
     ok = good;
@@ -387,36 +410,46 @@ inline void write_reference_parts(const MsDeformAttnShape& s, const Plan& plan, 
         }
 }
 
+// One row of grad_out as floats, zero beyond its channels; `row` itself where that is what it holds.
+inline const float* grad_row(const Work& work, const MsDeformAttnShape& s, int64_t width, const float* row) {
+    if (width == s.channels) return row;
+    for (int64_t c = 0; c < s.channels; ++c) work.go[c] = row[c];
+    return work.go;
+}
+inline const float* grad_row(const Work& work, const MsDeformAttnShape& s, int64_t, const uint16_t* row) {
+    for (int64_t c = 0; c < s.channels; ++c) work.go[c] = scalar(row + c);
+    return work.go;
+}
+
 template <bool Dots, bool Scatter, typename T, typename G>
 void backward_queries(const MsDeformAttnInputs& in, const MsDeformAttnGradients& grad, const Plan& plan,
-                      const Work& work, int64_t b, int64_t h, const T* base, float* grad_base, int64_t stride,
-                      int64_t head_stride, int64_t width, const G* grad_out) {
+                      const Work& work, int64_t b, int64_t h, int64_t first, int64_t last, const T* base,
+                      float* grad_base, int64_t stride, int64_t head_stride, int64_t width,
+                      const G* grad_out) {
     const MsDeformAttnShape& s = in.shape;
-    for (int64_t from = 0; from < s.queries; from += plan.queries) {
-        const int64_t to = from + plan.queries < s.queries ? from + plan.queries : s.queries;
+    for (int64_t from = first; from < last; from += plan.queries) {
+        const int64_t to = from + plan.queries < last ? from + plan.queries : last;
         const bool finite = plan_block(in, plan, b, h, from, to);
         for (int64_t q = from; q < to; ++q) {
-            fetch_query(in, plan, b, h, q + plan.queries);
+            fetch_query(in, plan, b, h, q + 2 * plan.queries);
             const int64_t first_head = (b * s.queries + q) * s.heads + h;
             for (int64_t head = 0; head < plan.heads; ++head) {
                 const int64_t i = (q - from) * plan.row + head * plan.samples;
-                for (int64_t c = 0; c < s.channels; ++c)
-                    work.go[c] = scalar(grad_out + (first_head + head) * s.channels + c);
+                const float* go = grad_row(work, s, width, grad_out + (first_head + head) * s.channels);
                 const T* rows = base + head * head_stride;
                 float* grad_rows = Scatter ? grad_base + head * head_stride : nullptr;
                 bool plain = finite;
                 if (Scatter) {
                     vfloat bad = splat(0);
-                    for (int64_t c = 0; c < width; c += kLanes) bad += load(work.go + c) - load(work.go + c);
+                    for (int64_t c = 0; c < width; c += kLanes) bad += load(go + c) - load(go + c);
                     plain = plain && all_zero(bad);
                 }
                 if (__builtin_expect(plain || !Scatter, 1)) {
-                    scatter_row<Dots, Scatter>(s, plan, i, rows, grad_rows, stride, width, work.go,
-                                               work.dots);
+                    scatter_row<Dots, Scatter>(s, plan, i, rows, grad_rows, stride, width, go, work.dots);
                 } else {
-                    scatter_row<true, false>(s, plan, i, rows, grad_rows, stride, width, work.go, work.dots);
+                    scatter_row<true, false>(s, plan, i, rows, grad_rows, stride, width, go, work.dots);
                     for_touched(s, plan, i, stride, [&](int64_t offset, float share) {
-                        for (int64_t c = 0; c < width; ++c) grad_rows[offset + c] += share * work.go[c];
+                        for (int64_t c = 0; c < width; ++c) grad_rows[offset + c] += share * go[c];
                     });
                 }
             }
@@ -440,9 +473,12 @@ void backward_queries(const MsDeformAttnInputs& in, const MsDeformAttnGradients&
 
 // Copies the gradient half of packed rows out.
 template <typename T>
-void unpack(const MsDeformAttnShape& s, const float* from, int64_t stride, T* to) {
-    for (int64_t i = 0; i < s.pixels; ++i, from += stride, to += s.heads * s.channels)
-        for (int64_t c = 0; c < s.channels; ++c) assign(to + c, from[c]);
+void unpack(const MsDeformAttnShape& s, int64_t heads, const float* from, int64_t stride, T* to) {
+    for (int64_t i = 0; i < s.pixels; ++i)
+        for (int64_t h = 0; h < heads; ++h) {
+            const float* row = from + (h * s.pixels + i) * stride;
+            for (int64_t c = 0; c < s.channels; ++c) assign(to + (i * s.heads + h) * s.channels + c, row[c]);
+        }
 }
 
 // grad_references [B, Q, N * reference_dims] = sum of the parts [B, Q, H, N * reference_dims] over heads.
@@ -464,7 +500,7 @@ void backward(const MsDeformAttnInputs& in, const MsDeformAttnGradients& grad, b
     T* grad_value = static_cast<T*>(grad.grad_value);
     const int64_t row = s.heads * s.channels, width = round_up(s.channels, kLanes);
     const bool packed = packs(s, width) || (Scatter && in.bf16);
-    int64_t splits = packed ? s.heads : (in.num_threads + s.batch - 1) / (s.batch ? s.batch : 1);
+    int64_t splits = (in.num_threads + s.batch - 1) / s.batch;
     if (splits > s.heads) splits = s.heads;
     const int64_t heads = (s.heads + splits - 1) / splits;
     splits = (s.heads + heads - 1) / heads;
@@ -475,23 +511,27 @@ void backward(const MsDeformAttnInputs& in, const MsDeformAttnGradients& grad, b
 #pragma omp parallel num_threads(threads) if (threads > 1) reduction(&& : good)
     {
         if (Scatter && !packed) {
-            const int64_t slices = s.batch * s.pixels;
+            const int64_t slices = 64, total = s.batch * s.pixels;
 #pragma omp for schedule(static)
-            for (int64_t i = 0; i < slices; ++i) std::memset(grad_value + i * row, 0, sizeof(T) * row);
+            for (int64_t i = 0; i < slices; ++i) {
+                const int64_t first = total * i / slices, last = total * (i + 1) / slices;
+                std::memset(grad_value + first * row, 0, sizeof(T) * (last - first) * row);
+            }
         }
         Plan plan;
         Work work{};
         float* rows = nullptr;
         const int64_t stride = packed ? (Scatter ? 2 : 1) * width : row;
-        const int64_t block = block_queries(s, heads), samples = plan_row(s, heads);
-        work.dots = make_plan(plan, s, heads, block, 4 * samples * block + width + 3 * samples);
+        const int64_t together = packed ? 1 : heads;
+        const int64_t block = block_queries(s, together), samples = plan_row(s, together);
+        work.dots = make_plan(plan, s, together, block, 4 * samples * block + width + 3 * samples);
         good = work.dots != nullptr;
         if (good) {
             work.go = work.dots + 4 * samples * block;
             for (int g = 0; g < 3; ++g) work.grads[g] = work.go + width + g * samples;
         }
         if (packed && good) {
-            rows = static_cast<float*>(scratch(ScratchSlot::rows, sizeof(float) * s.pixels * stride));
+            rows = static_cast<float*>(scratch(ScratchSlot::rows, sizeof(float) * heads * s.pixels * stride));
             good = rows != nullptr;
         }
 #pragma omp for schedule(static)
@@ -499,17 +539,24 @@ void backward(const MsDeformAttnInputs& in, const MsDeformAttnGradients& grad, b
             if (!good) continue;
             const int64_t b = item / splits, h = item % splits * heads;
             const int64_t offset = b * s.pixels * row + h * s.channels;
-            plan.heads = h + heads < s.heads ? heads : s.heads - h;
+            const int64_t owned = h + heads < s.heads ? heads : s.heads - h;
             if (packed) {
-                pack(s, value + offset, rows, stride);
-                float* grad_rows = Scatter ? rows + width : nullptr;
-                backward_queries<Dots, Scatter>(in, grad, plan, work, b, h, static_cast<const float*>(rows),
-                                                grad_rows, stride, 0, width, grad_out);
-                if (Scatter) unpack(s, grad_rows, stride, grad_value + offset);
+                pack(s, owned, 0, s.pixels, value + offset, rows, stride);
+                const int64_t turn = round_up(kTurnQueries, block);
+                for (int64_t first = 0; first < s.queries; first += turn)
+                    for (int64_t head = 0; head < owned; ++head) {
+                        const int64_t last = first + turn < s.queries ? first + turn : s.queries;
+                        float* head_rows = rows + head * s.pixels * stride;
+                        backward_queries<Dots, Scatter>(in, grad, plan, work, b, h + head, first, last,
+                                                        static_cast<const float*>(head_rows),
+                                                        head_rows + width, stride, 0, width, grad_out);
+                    }
+                if (Scatter) unpack(s, owned, rows + width, stride, grad_value + offset);
             } else {
+                plan.heads = owned;
                 float* grad_rows = Scatter ? reinterpret_cast<float*>(grad_value) + offset : nullptr;
-                backward_queries<Dots, Scatter>(in, grad, plan, work, b, h, value + offset, grad_rows, stride,
-                                                s.channels, width, grad_out);
+                backward_queries<Dots, Scatter>(in, grad, plan, work, b, h, 0, s.queries, value + offset,
+                                                grad_rows, stride, s.channels, width, grad_out);
             }
         }
     }

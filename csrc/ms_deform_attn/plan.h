@@ -29,13 +29,10 @@ inline bool touches(float t) { return t >= -1 && t < 1; }
 // All lanes zero; false for NaN.
 inline bool all_zero(vfloat x) {
     const vint nonzero = x != 0.0f;
-    vint any = nonzero;
-    for (int step = kLanes / 2; step; step /= 2) {
-        vint moved = any;
-        for (int lane = 0; lane < step; ++lane) moved[lane] = any[lane + step];
-        any |= moved;
-    }
-    return any[0] == 0;
+    uint64_t words[kLanes / 2], any = 0;
+    std::memcpy(words, &nonzero, sizeof words);
+    for (uint64_t word : words) any |= word;
+    return any == 0;
 }
 
 struct Plan {
@@ -168,6 +165,16 @@ inline void softmax(const float* logits, int64_t heads, int64_t samples, int64_t
     }
 }
 
+// Coordinates (x, y) to pixels of their level.
+inline void to_pixels(int64_t count, const float* __restrict coordinates, const float* __restrict scale_x,
+                      const float* __restrict base_x, const float* __restrict scale_y,
+                      const float* __restrict base_y, float* __restrict x, float* __restrict y) {
+    for (int64_t i = 0; i < count; ++i) {
+        x[i] = coordinates[2 * i] * scale_x[i] + base_x[i];
+        y[i] = coordinates[2 * i + 1] * scale_y[i] + base_y[i];
+    }
+}
+
 // Fills row `q` of the plan from one query's coordinates, weights and references, from its first head on.
 // Returns whether all shares are finite.
 inline bool plan_query(const Plan& plan, const MsDeformAttnShape& s, const float* coordinates,
@@ -180,11 +187,7 @@ inline bool plan_query(const Plan& plan, const MsDeformAttnShape& s, const float
     } else {
         std::memcpy(weight, weights, sizeof(float) * used);
     }
-    const float *scale_x = plan.scale_x + row, *scale_y = plan.scale_y + row;
-    for (int64_t i = 0; i < used; ++i) {
-        xs[i] = coordinates[2 * i] * scale_x[i] + plan.base_x[i];
-        ys[i] = coordinates[2 * i + 1] * scale_y[i] + plan.base_y[i];
-    }
+    to_pixels(used, coordinates, plan.scale_x + row, plan.base_x, plan.scale_y + row, plan.base_y, xs, ys);
     vfloat bad = splat(0);
     for (int64_t i = 0; i < used; i += kLanes) {
         // a NaN coordinate becomes pixel 0 with zero shares

@@ -25,14 +25,18 @@ def _cases(mark: str) -> list[Any]:
     names = [path.stem for path in sorted(GOLDEN.glob("*.json"))]
     # of the detectors' cases, none has arrays of these names
     return [
-        pytest.param(name, array.removesuffix(f"/{mark}"), id=f"golden-{name}-{array.removesuffix(f'/{mark}')}")
+        pytest.param(
+            name, array.removesuffix(f"/{mark}"), id=f"golden-{name}-{array.removesuffix(f'/{mark}')}"
+        )
         for name in names
         for array in golden.load(name).names("")
         if array.endswith(f"/{mark}") and "/f32/" not in array
     ]
 
 
-def _close(case: Case, name: str, actual: Tensor, dtype: torch.dtype, share: float, ignore: Any = None) -> None:
+def _close(
+    case: Case, name: str, actual: Tensor, dtype: torch.dtype, share: float, ignore: Any = None
+) -> None:
     """Within `share` of the largest entry (2e-7 for float64: the arrays are rounded to float32)."""
     expected = case[name].double()
     difference = (actual.detach().double().view_as(expected) - expected).abs()
@@ -40,7 +44,9 @@ def _close(case: Case, name: str, actual: Tensor, dtype: torch.dtype, share: flo
         difference = difference.masked_fill(ignore, 0)
     share = 2e-7 if dtype == torch.float64 else share
     largest = expected.abs().max()
-    assert difference.max() <= share * largest, f"{name}: {difference.max() / largest:.1e} of the largest entry"
+    assert difference.max() <= share * largest, (
+        f"{name}: {difference.max() / largest:.1e} of the largest entry"
+    )
 
 
 @pytest.mark.parametrize(("backend", "dtype"), RUNS)
@@ -77,7 +83,9 @@ def test_module(name: str, variant: str, backend: str, dtype: torch.dtype) -> No
     if f"{group}/input_flatten" not in case:
         pytest.skip("not a case of the module alone")
     config = case.config[group]
-    module = MSDeformAttn(config["d_model"], config["n_levels"], config["n_heads"], config["n_points"]).to(dtype)
+    module = MSDeformAttn(config["d_model"], config["n_levels"], config["n_heads"], config["n_points"]).to(
+        dtype
+    )
     module.load_state_dict({key: array.to(dtype) for key, array in case.state_dict().items()})
     dims = case[f"{variant}/grad_reference_points"].shape[-1]
     query, flat, reference = (

@@ -43,8 +43,8 @@ def call(
     if special or torch.compiler.is_compiling():
         if isinstance(spatial_shapes, Tensor):
             return _operator(value, spatial_shapes, (), coordinates, weights, reference_points, backend)
-        sizes = [side for size in spatial_shapes for side in size]
-        return _operator(value, None, sizes, coordinates, weights, reference_points, backend)
+        sides = [side for size in spatial_shapes for side in size]
+        return _operator(value, None, sides, coordinates, weights, reference_points, backend)
     sizes = level_sizes(spatial_shapes)
     check(value, sizes, coordinates, weights, reference_points)
     implementation = OPERATOR.select(value.device, value.dtype, backend)
@@ -124,7 +124,7 @@ def _operator_backward(
 def _reference_backward(
     grad_out: Tensor, sizes: LevelSizes, inputs: Sequence[Any], needs: Sequence[bool]
 ) -> list[Tensor | None]:
-    leaves = [
+    leaves: list[Any] = [
         None if t is None else t.detach().requires_grad_(need) for t, need in zip(inputs, needs, strict=True)
     ]
     value, coordinates, weights, reference_points = leaves

@@ -73,11 +73,10 @@ def _explain(
     reference_points: Tensor | None,
 ) -> None:
     """The first thing wrong, as an error that names the argument."""
-    fused = reference_points is not None
-    coordinates_name = "sampling_offsets" if fused else "sampling_locations"
-    weights_name = "attention_logits" if fused else "attention_weights"
+    coordinates_name = "sampling_locations" if reference_points is None else "sampling_offsets"
+    weights_name = "attention_weights" if reference_points is None else "attention_logits"
     tensors = {"value": value, coordinates_name: coordinates, weights_name: weights}
-    if fused:
+    if reference_points is not None:
         tensors["reference_points"] = reference_points
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
@@ -118,7 +117,9 @@ def _explain(
     raise AssertionError("unreachable: every refusal has its words")
 
 
-def check_level_start_index(level_start_index: Tensor, sizes: Sequence[tuple[int, int]]) -> None:
+def check_level_start_index(
+    level_start_index: Tensor | Sequence[int], sizes: Sequence[tuple[int, int]]
+) -> None:
     """The classic signature's redundant argument must agree with the sizes."""
     expected, start = [], 0
     for height, width in sizes:
