@@ -48,8 +48,11 @@ def call(
     sizes = level_sizes(spatial_shapes)
     check(value, sizes, coordinates, weights, reference_points)
     implementation = OPERATOR.select(value.device, value.dtype, backend)
-    if implementation is reference:
-        return reference.forward(value, sizes, coordinates, weights, reference_points)
+    tensors = (value, coordinates, weights, reference_points)
+    # nothing to differentiate: half of the call's overhead is saved
+    plain = not torch.is_grad_enabled() or not any([t is not None and t.requires_grad for t in tensors])
+    if plain or implementation is reference:
+        return implementation.forward(value, sizes, coordinates, weights, reference_points)
     return _Function.apply(implementation, sizes, value, coordinates, weights, reference_points)
 
 
