@@ -50,7 +50,7 @@ def call(
     implementation = OPERATOR.select(value.device, value.dtype, backend)
     tensors = (value, coordinates, weights, reference_points)
     # nothing to differentiate: half of the call's overhead is saved
-    plain = not torch.is_grad_enabled() or not any([t is not None and t.requires_grad for t in tensors])
+    plain = not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in tensors)
     if plain or implementation is reference:
         return implementation.forward(value, sizes, coordinates, weights, reference_points)
     return _Function.apply(implementation, sizes, value, coordinates, weights, reference_points)
