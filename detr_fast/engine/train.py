@@ -210,7 +210,7 @@ class Trainer:
                 if checkpoint or done.step % config.log_every == 0:
                     seconds = (time.perf_counter() - started) / (done.step - first)
                     means = self._check_and_log(seconds)
-                    bar.set_postfix(loss=f"{means['loss']:.3f}")
+                    bar.set_postfix(loss=f"{means['loss']:.3f}", refresh=False)
                 if checkpoint:
                     self.save("last.pt")
             if self._pending:
