@@ -16,7 +16,7 @@ namespace DETR_FAST_ISA {
 namespace {
 
 constexpr int64_t kBlockSamples = 256;  // samples planned together, so that their plan stays in L1
-constexpr int64_t kTurnQueries = 2048;  // queries swept for one head before the next: pages stay in the TLB
+constexpr int64_t kTurnQueries = 512;   // queries swept for one head before the next: pages stay in the TLB
 constexpr bool kPrefetchPacked = false;
 constexpr int64_t kPackedRatio = 8;  // packed where rows gathered exceed rows copied so many times
 
@@ -135,25 +135,61 @@ inline void gather_row(const MsDeformAttnShape& s, const Plan& plan, int64_t i, 
     if (c < width) gather_channels<1, Prefetch>(s, plan, i, base, stride, ahead, c, out);
 }
 
-// Plans the rows of queries [first, last) of image b for heads from h on.
-inline bool plan_block(const MsDeformAttnInputs& in, const Plan& plan, int64_t b, int64_t h, int64_t first,
-                       int64_t last) {
+// Where the coordinates and weights of query 0 would lie, and how many samples further the next query's.
+struct Samples {
+    const float *coordinates, *weights;
+    int64_t step;
+};
+
+inline Samples samples_of(const MsDeformAttnInputs& in, int64_t b, int64_t h) {
+    const int64_t samples = in.shape.levels * in.shape.points;
+    const int64_t from = (b * in.shape.queries * in.shape.heads + h) * samples;
+    return {in.coordinates + 2 * from, in.weights + from, in.shape.heads * samples};
+}
+
+// Plans the rows of queries [first, last) of image b.
+inline bool plan_block(const MsDeformAttnInputs& in, const Samples& samples, const Plan& plan, int64_t b,
+                       int64_t first, int64_t last) {
     const MsDeformAttnShape& s = in.shape;
     bool finite = true;
     for (int64_t q = first; q < last; ++q) {
-        const int64_t query = b * s.queries + q, from = (query * s.heads + h) * plan.samples;
+        const int64_t query = b * s.queries + q, from = q * samples.step;
         const float* reference =
             in.references ? in.references + query * s.levels * s.reference_dims : nullptr;
-        finite &= plan_query(plan, s, in.coordinates + 2 * from, in.weights + from, reference, q - first);
+        finite &=
+            plan_query(plan, s, samples.coordinates + 2 * from, samples.weights + from, reference, q - first);
     }
     return finite;
 }
 
 // Fetches what `plan_query` will read for query q (beyond the last, nothing is read).
-inline void fetch_query(const MsDeformAttnInputs& in, const Plan& plan, int64_t b, int64_t h, int64_t q) {
-    const int64_t from = ((b * in.shape.queries + q) * in.shape.heads + h) * plan.samples;
-    prefetch_row(in.coordinates + 2 * from, 2 * plan.heads * plan.samples);
-    prefetch_row(in.weights + from, plan.heads * plan.samples);
+inline void fetch_query(const Samples& samples, const Plan& plan, int64_t q) {
+    const int64_t from = q * samples.step;
+    prefetch_row(samples.coordinates + 2 * from, 2 * plan.heads * plan.samples);
+    prefetch_row(samples.weights + from, plan.heads * plan.samples);
+}
+
+// Copies the samples of queries [first, last) for `heads` heads from h on, which lie query by query, to `to`,
+// head by head: a head's sweep then reads them side by side.
+inline void sort_by_head(const MsDeformAttnInputs& in, int64_t b, int64_t h, int64_t heads, int64_t first,
+                         int64_t last, float* to) {
+    const Samples from = samples_of(in, b, h);
+    const int64_t samples = in.shape.levels * in.shape.points, count = last - first;
+    float* weights = to + 2 * heads * count * samples;
+    for (int64_t q = 0; q < count; ++q)
+        for (int64_t head = 0; head < heads; ++head) {
+            const int64_t source = (first + q) * from.step + head * samples,
+                          at = (head * count + q) * samples;
+            std::memcpy(to + 2 * at, from.coordinates + 2 * source, 2 * sizeof(float) * samples);
+            std::memcpy(weights + at, from.weights + source, sizeof(float) * samples);
+        }
+}
+
+// One head of what `sort_by_head` wrote.
+inline Samples sorted_samples(const MsDeformAttnShape& s, const float* sorted, int64_t heads, int64_t head,
+                              int64_t first, int64_t last) {
+    const int64_t samples = s.levels * s.points, count = last - first, at = (head * count - first) * samples;
+    return {sorted + 2 * at, sorted + 2 * heads * count * samples + at, samples};
 }
 
 inline int64_t block_queries(const MsDeformAttnShape& s, int64_t heads) {
@@ -161,17 +197,17 @@ inline int64_t block_queries(const MsDeformAttnShape& s, int64_t heads) {
     return block < 1 ? 1 : block;
 }
 
-// Samples of queries [first, last) for the plan's heads, from h on, of image b. `base` is row 0 of head h.
+// Sums of queries [first, last) for the plan's heads, from h on, of image b. `base` is row 0 of head h.
 template <bool Prefetch, typename T, typename Out>
-void forward_queries(const MsDeformAttnInputs& in, const Plan& plan, int64_t b, int64_t h, int64_t first,
-                     int64_t last, const T* base, int64_t stride, int64_t head_stride, int64_t width,
-                     Out* out) {
+void forward_queries(const MsDeformAttnInputs& in, const Samples& samples, const Plan& plan, int64_t b,
+                     int64_t h, int64_t first, int64_t last, const T* base, int64_t stride,
+                     int64_t head_stride, int64_t width, Out* out) {
     const MsDeformAttnShape& s = in.shape;
     for (int64_t from = first; from < last; from += plan.queries) {
         const int64_t to = from + plan.queries < last ? from + plan.queries : last;
-        plan_block(in, plan, b, h, from, to);
+        plan_block(in, samples, plan, b, from, to);
         for (int64_t q = from; q < to; ++q) {
-            fetch_query(in, plan, b, h, q + 2 * plan.queries);
+            fetch_query(samples, plan, q + 2 * plan.queries);
             for (int64_t head = 0; head < plan.heads; ++head) {
                 const int64_t ahead = head + 1 < plan.heads ? head_stride : -head * head_stride;
                 gather_row<Prefetch>(s, plan, (q - from) * plan.row + head * plan.samples,
@@ -236,7 +272,9 @@ void forward(const MsDeformAttnInputs& in, T* out, bool& ok) {
 #pragma omp parallel num_threads(threads) if (threads > 1) reduction(&& : good)
     {
         Plan plan;
-        good = make_plan(plan, s, heads, block, 0) != nullptr;
+        const int64_t samples = s.heads * s.levels * s.points;
+        float* sorted = make_plan(plan, s, heads, block, packed ? 3 * turn * samples : 0);
+        good = sorted != nullptr;
         for (int64_t b = 0; packed && b < s.batch; ++b) {
             const int64_t slices = 64;
 #pragma omp for schedule(static)
@@ -246,10 +284,11 @@ void forward(const MsDeformAttnInputs& in, T* out, bool& ok) {
 #pragma omp for schedule(dynamic)
             for (int64_t t = 0; t < turns; ++t) {
                 const int64_t first = t * turn, last = first + turn < s.queries ? first + turn : s.queries;
+                if (good) sort_by_head(in, b, 0, s.heads, first, last, sorted);
                 for (int64_t h = 0; good && h < s.heads; ++h)
-                    forward_queries<kPrefetchPacked>(in, plan, b, h, first, last,
-                                                     static_cast<const float*>(rows) + h * s.pixels * width,
-                                                     width, 0, width, out);
+                    forward_queries<kPrefetchPacked>(
+                        in, sorted_samples(s, sorted, s.heads, h, first, last), plan, b, h, first, last,
+                        static_cast<const float*>(rows) + h * s.pixels * width, width, 0, width, out);
             }
         }
 #pragma omp for schedule(static)
@@ -257,8 +296,8 @@ void forward(const MsDeformAttnInputs& in, T* out, bool& ok) {
             const int64_t b = item / turns, first = item % turns * turn;
             const int64_t last = first + turn < s.queries ? first + turn : s.queries;
             if (good)
-                forward_queries<true>(in, plan, b, 0, first, last, value + b * s.pixels * row, row,
-                                      s.channels, width, out);
+                forward_queries<true>(in, samples_of(in, b, 0), plan, b, 0, first, last,
+                                      value + b * s.pixels * row, row, s.channels, width, out);
         }
     }
     ok = good;
@@ -422,16 +461,16 @@ inline const float* grad_row(const Work& work, const MsDeformAttnShape& s, int64
 }
 
 template <bool Dots, bool Scatter, typename T, typename G>
-void backward_queries(const MsDeformAttnInputs& in, const MsDeformAttnGradients& grad, const Plan& plan,
-                      const Work& work, int64_t b, int64_t h, int64_t first, int64_t last, const T* base,
-                      float* grad_base, int64_t stride, int64_t head_stride, int64_t width,
+void backward_queries(const MsDeformAttnInputs& in, const MsDeformAttnGradients& grad, const Samples& samples,
+                      const Plan& plan, const Work& work, int64_t b, int64_t h, int64_t first, int64_t last,
+                      const T* base, float* grad_base, int64_t stride, int64_t head_stride, int64_t width,
                       const G* grad_out) {
     const MsDeformAttnShape& s = in.shape;
     for (int64_t from = first; from < last; from += plan.queries) {
         const int64_t to = from + plan.queries < last ? from + plan.queries : last;
-        const bool finite = plan_block(in, plan, b, h, from, to);
+        const bool finite = plan_block(in, samples, plan, b, from, to);
         for (int64_t q = from; q < to; ++q) {
-            fetch_query(in, plan, b, h, q + 2 * plan.queries);
+            fetch_query(samples, plan, q + 2 * plan.queries);
             const int64_t first_head = (b * s.queries + q) * s.heads + h;
             for (int64_t head = 0; head < plan.heads; ++head) {
                 const int64_t i = (q - from) * plan.row + head * plan.samples;
@@ -524,11 +563,15 @@ void backward(const MsDeformAttnInputs& in, const MsDeformAttnGradients& grad, b
         const int64_t stride = packed ? (Scatter ? 2 : 1) * width : row;
         const int64_t together = packed ? 1 : heads;
         const int64_t block = block_queries(s, together), samples = plan_row(s, together);
-        work.dots = make_plan(plan, s, together, block, 4 * samples * block + width + 3 * samples);
+        const int64_t turn = round_up(kTurnQueries, block);
+        const int64_t sortable = packed ? 3 * turn * heads * s.levels * s.points : 0;
+        work.dots = make_plan(plan, s, together, block, 4 * samples * block + width + 3 * samples + sortable);
         good = work.dots != nullptr;
+        float* sorted = nullptr;
         if (good) {
             work.go = work.dots + 4 * samples * block;
             for (int g = 0; g < 3; ++g) work.grads[g] = work.go + width + g * samples;
+            sorted = work.grads[2] + samples;
         }
         if (packed && good) {
             rows = static_cast<float*>(scratch(ScratchSlot::rows, sizeof(float) * heads * s.pixels * stride));
@@ -542,21 +585,24 @@ void backward(const MsDeformAttnInputs& in, const MsDeformAttnGradients& grad, b
             const int64_t owned = h + heads < s.heads ? heads : s.heads - h;
             if (packed) {
                 pack(s, owned, 0, s.pixels, value + offset, rows, stride);
-                const int64_t turn = round_up(kTurnQueries, block);
-                for (int64_t first = 0; first < s.queries; first += turn)
+                for (int64_t first = 0; first < s.queries; first += turn) {
+                    const int64_t last = first + turn < s.queries ? first + turn : s.queries;
+                    sort_by_head(in, b, h, owned, first, last, sorted);
                     for (int64_t head = 0; head < owned; ++head) {
-                        const int64_t last = first + turn < s.queries ? first + turn : s.queries;
                         float* head_rows = rows + head * s.pixels * stride;
-                        backward_queries<Dots, Scatter>(in, grad, plan, work, b, h + head, first, last,
-                                                        static_cast<const float*>(head_rows),
-                                                        head_rows + width, stride, 0, width, grad_out);
+                        backward_queries<Dots, Scatter>(
+                            in, grad, sorted_samples(s, sorted, owned, head, first, last), plan, work, b,
+                            h + head, first, last, static_cast<const float*>(head_rows), head_rows + width,
+                            stride, 0, width, grad_out);
                     }
+                }
                 if (Scatter) unpack(s, owned, rows + width, stride, grad_value + offset);
             } else {
                 plan.heads = owned;
                 float* grad_rows = Scatter ? reinterpret_cast<float*>(grad_value) + offset : nullptr;
-                backward_queries<Dots, Scatter>(in, grad, plan, work, b, h, 0, s.queries, value + offset,
-                                                grad_rows, stride, s.channels, width, grad_out);
+                backward_queries<Dots, Scatter>(in, grad, samples_of(in, b, h), plan, work, b, h, 0,
+                                                s.queries, value + offset, grad_rows, stride, s.channels,
+                                                width, grad_out);
             }
         }
     }

@@ -29,10 +29,14 @@ inline bool touches(float t) { return t >= -1 && t < 1; }
 // All lanes zero; false for NaN.
 inline bool all_zero(vfloat x) {
     const vint nonzero = x != 0.0f;
+#if defined(__AVX__) && !defined(__AVX512F__)
+    return __builtin_ia32_movmskps256(reinterpret_cast<vfloat>(nonzero)) == 0;
+#else
     uint64_t words[kLanes / 2], any = 0;
     std::memcpy(words, &nonzero, sizeof words);
     for (uint64_t word : words) any |= word;
     return any == 0;
+#endif
 }
 
 struct Plan {

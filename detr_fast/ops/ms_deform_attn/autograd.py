@@ -72,13 +72,20 @@ class _Function(torch.autograd.Function):
         return implementation.forward(value, sizes, coordinates, weights, reference_points)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        value, coordinates, weights, reference_points = ctx.saved_tensors
-        gradients = ctx.implementation.backward(
-            grad_out, value, ctx.sizes, coordinates, weights, reference_points, ctx.needs_input_grad[2:]
-        )
-        return None, None, *gradients
+        # gradients are recorded only where a second derivative is wanted (create_graph): that one raises
+        return _once(ctx, grad_out) if torch.is_grad_enabled() else _gradients(ctx, grad_out)
+
+
+def _gradients(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    value, coordinates, weights, reference_points = ctx.saved_tensors
+    gradients = ctx.implementation.backward(
+        grad_out, value, ctx.sizes, coordinates, weights, reference_points, ctx.needs_input_grad[2:]
+    )
+    return None, None, *gradients
+
+
+_once = once_differentiable(_gradients)
 
 
 @torch.library.custom_op("detr_fast::ms_deform_attn", mutates_args=())

@@ -31,7 +31,7 @@ def forward(
     """As `reference.forward`."""
     shape, arguments, _keep = _inputs(value, sizes, coordinates, weights, reference_points)
     dtype = torch.bfloat16 if value.dtype == torch.bfloat16 else torch.float32
-    out = torch.empty((shape[0], shape[1], shape[2] * shape[3]), dtype=dtype)
+    out = torch.empty(shape[0], shape[1], shape[2] * shape[3], dtype=dtype)  # faster than with a tuple
     if out.numel():
         extension.extension().ms_deform_attn_fwd(shape, *arguments, out.data_ptr())
     return out if dtype == value.dtype else out.to(value.dtype)
@@ -49,12 +49,15 @@ def backward(
     """Gradients of value, coordinates, weights and reference points, None where not needed."""
     shape, arguments, _keep = _inputs(value, sizes, coordinates, weights, reference_points)
     kernel_dtype = torch.bfloat16 if value.dtype == torch.bfloat16 else torch.float32
-    grad_out = grad_out.to(kernel_dtype).contiguous()
-    dtypes = (kernel_dtype, torch.float32, torch.float32, torch.float32)
+    if grad_out.dtype != kernel_dtype:
+        grad_out = grad_out.to(kernel_dtype)
+    grad_out = grad_out.contiguous()
     inputs = (value, coordinates, weights, reference_points)
     gradients = [
-        torch.empty(t.shape, dtype=dtype) if need and t is not None else None
-        for t, dtype, need in zip(inputs, dtypes, needs, strict=True)
+        torch.empty(*t.shape, dtype=torch.float32 if t is not value else kernel_dtype)
+        if need and t is not None
+        else None
+        for t, need in zip(inputs, needs, strict=True)
     ]
     if grad_out.numel() == 0:
         for gradient in gradients:
@@ -67,7 +70,7 @@ def backward(
         pointers = [0 if t is None else t.data_ptr() for t in (grad_out, *gradients, parts)]
         extension.extension().ms_deform_attn_bwd(shape, *arguments, *pointers)
     return [
-        None if gradient is None or t is None else gradient.to(t.dtype)
+        gradient if gradient is None or t is None or gradient.dtype == t.dtype else gradient.to(t.dtype)
         for gradient, t in zip(gradients, inputs, strict=True)
     ]
 
