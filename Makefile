@@ -46,8 +46,8 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml $(NATIVE)
 	$(PIP) install -c constraints.txt -e ".[test,lint]"
 	touch $@
 
-# torch-ms-deform-attn compiles against the torch that is installed, hence no build isolation.
+# torch-ms-deform-attn is compiled against the torch that is installed here, never taken from a cache.
 $(VENV)/.peers: $(VENV)/.installed
 	$(PIP) install -c constraints.txt -e ".[bench]" setuptools ninja
-	$(PIP) install -c constraints.txt --no-build-isolation torch-ms-deform-attn
+	$(PIP) install -c constraints.txt --no-build-isolation --no-cache-dir torch-ms-deform-attn
 	touch $@

@@ -31,6 +31,15 @@ namespace {
 void bind_machine(py::module_& m) {
     m.def("isa", [] { return isa_name(active_isa()); }, "Instruction set that the CPU operators use.");
     m.def(
+        "isas",
+        [] {
+            std::vector<std::string> names;
+            for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512})
+                if (isa <= best_isa()) names.push_back(isa_name(isa));
+            return names;
+        },
+        "The instruction sets that this machine runs, best last.");
+    m.def(
         "set_isa",
         [](const std::string& name) {
             for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512})

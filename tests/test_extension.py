@@ -17,7 +17,8 @@ C = extension()
 
 def test_imports() -> None:
     assert why_not() is None
-    assert C.isa() in ("baseline", "avx2", "avx512")
+    assert C.isas() == ["baseline", "avx2", "avx512"][: len(C.isas())]
+    assert C.isa() in C.isas()
 
 
 def test_shares_the_openmp_runtime_of_torch() -> None:
