@@ -1,5 +1,6 @@
 #include "common/scratch.h"
 
+#include <cstdint>
 #include <cstdlib>
 #ifdef __linux__
 #include <sys/mman.h>
@@ -22,10 +23,7 @@ struct Buffer {
         bytes = (wanted + alignment - 1) / alignment * alignment;
         data = std::aligned_alloc(alignment, bytes);
         if (!data) bytes = 0;
-#ifdef __linux__
-        // fewer page faults and TLB misses; harmless where refused
-        if (data && bytes >= kHugePage) madvise(data, bytes, MADV_HUGEPAGE);
-#endif
+        prefer_huge_pages(data, bytes);
         return data;
     }
 };
@@ -35,5 +33,15 @@ thread_local Buffer buffers[static_cast<int>(ScratchSlot::count)];
 }  // namespace
 
 void* scratch(ScratchSlot slot, size_t bytes) { return buffers[static_cast<int>(slot)].reserve(bytes); }
+
+void prefer_huge_pages(void* data, size_t bytes) {
+#ifdef __linux__
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(data), mask = kHugePage - 1;
+    const uintptr_t first = (begin + mask) & ~mask, last = (begin + bytes) & ~mask;
+    if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+    (void)data, (void)bytes;
+#endif
+}
 
 }  // namespace detr_fast

@@ -262,6 +262,7 @@ void forward(const MsDeformAttnInputs& in, T* out, bool& ok) {
     const int threads = useful_threads(in, s.batch * s.queries);
     const int64_t turn = turn_queries(s, block, packed ? kTurnQueries : block, threads);
     const int64_t turns = (s.queries + turn - 1) / turn;
+    prefer_huge_pages(out, sizeof(T) * s.batch * s.queries * row);
     float* rows = nullptr;
     if (packed) {
         rows = static_cast<float*>(scratch(ScratchSlot::rows, sizeof(float) * s.heads * s.pixels * width));
@@ -546,6 +547,10 @@ void backward(const MsDeformAttnInputs& in, const MsDeformAttnGradients& grad, b
     const int64_t items = s.batch * splits;
     const int threads = useful_threads(in, items);
     (void)threads;
+    const size_t sampled = sizeof(float) * s.batch * s.queries * s.heads * s.levels * s.points;
+    if (Scatter) prefer_huge_pages(grad_value, sizeof(T) * s.batch * s.pixels * row);
+    if (grad.grad_coordinates) prefer_huge_pages(grad.grad_coordinates, 2 * sampled);
+    if (grad.grad_weights) prefer_huge_pages(grad.grad_weights, sampled);
     bool good = true;
 #pragma omp parallel num_threads(threads) if (threads > 1) reduction(&& : good)
     {
