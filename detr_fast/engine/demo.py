@@ -44,11 +44,11 @@ MODEL = {
 # With 10 queries, not 100, "no object" is rarer than officially: a larger weight keeps the balance.
 NO_OBJECT = 0.4
 TRAINING = TrainConfig(
-    epochs=14,
+    epochs=20,
     batch_size=16,
     lr=5e-4,
     lr_backbone=5e-4,
-    lr_drop=11,
+    lr_drop=16,
     warmup_steps=100,
     clip_max_norm=1.0,
     ema=0.998,

@@ -134,17 +134,18 @@ def _operator_backward(
 def _reference_backward(
     grad_out: Tensor, sizes: LevelSizes, inputs: Sequence[Any], needs: Sequence[bool]
 ) -> list[Tensor | None]:
-    leaves: list[Any] = [
-        None if t is None else t.detach().requires_grad_(need) for t, need in zip(inputs, needs, strict=True)
-    ]
-    value, coordinates, weights, reference_points = leaves
-    with torch.enable_grad():
-        out = reference.forward(value, sizes, coordinates, weights, reference_points)
-    found = iter(
-        torch.autograd.grad(
-            out, [leaf for leaf in leaves if leaf is not None and leaf.requires_grad], grad_out
-        )
-    )
+    wanted = [i for i, need in enumerate(needs) if need]
+
+    def forward(*leaves: Tensor) -> Tensor:
+        tensors = list(inputs)
+        for i, leaf in zip(wanted, leaves, strict=True):
+            tensors[i] = leaf
+        value, coordinates, weights, reference_points = tensors
+        return reference.forward(value, sizes, coordinates, weights, reference_points)
+
+    # autograd itself is off inside a registered operator; `torch.func` is not
+    differentiate = torch.func.vjp(forward, *(inputs[i] for i in wanted))[1]
+    found = iter(differentiate(grad_out))
     return [next(found).contiguous() if need else None for need in needs]
 
 
