@@ -43,12 +43,13 @@ struct MsDeformAttnSample {
     int32_t query;
 };
 // Cells of one (image, head): (height + 1) * (width + 1) a level, then one for samples outside.
+// B * H times as many must fit int32.
 int64_t ms_deform_attn_cells(const MsDeformAttnShape& shape);
-void ms_deform_attn_cuda_bin(const MsDeformAttnCudaInputs& in, int64_t* cells, MsDeformAttnSample* samples);
+void ms_deform_attn_cuda_bin(const MsDeformAttnCudaInputs& in, int32_t* cells, MsDeformAttnSample* samples);
 // sorted_cells, order: the values and indices of the sort; cell_starts: working memory, one more than
 // B * H * ms_deform_attn_cells(shape) int64.
 void ms_deform_attn_cuda_gather(const MsDeformAttnCudaInputs& in, const void* grad_out,
-                                const int64_t* sorted_cells, const int64_t* order,
+                                const int32_t* sorted_cells, const int64_t* order,
                                 const MsDeformAttnSample* samples, int64_t* cell_starts, void* grad_value);
 
 }  // namespace detr_fast

@@ -1,0 +1,79 @@
+// Python binding of the GPU launchers: in detr_fast._C where that is built with CUDA, and in the tests'
+// module that executes the same kernels on the host. Pointers and the stream travel as integers; shapes,
+// dtypes, devices and alignment are checked in Python before a call.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <vector>
+
+#include "ms_deform_attn/cuda.h"
+
+namespace detr_fast {
+
+// What every launcher of ms_deform_attn takes, as one list of integers: device, stream, FloatType of value
+// and of coordinates, the pointers to value, coordinates, weights and references (or 0), then
+// B, Q, H, D, N, P, S, reference_dims and the N pairs (height, width).
+using MsDeformAttnCall = std::vector<int64_t>;
+
+inline MsDeformAttnCudaInputs ms_deform_attn_inputs(const MsDeformAttnCall& call) {
+    const auto pointer = [&](int i) { return reinterpret_cast<void*>(static_cast<uintptr_t>(call[i])); };
+    const int64_t* shape = &call[8];
+    return {{shape[0], shape[1], shape[2], shape[3], shape[4], shape[5], shape[6], shape + 8,
+             static_cast<int>(shape[7])},
+            FloatType(call[2]),
+            FloatType(call[3]),
+            pointer(4),
+            pointer(5),
+            pointer(6),
+            static_cast<const float*>(pointer(7)),
+            static_cast<int>(call[0]),
+            pointer(1)};
+}
+
+// The GIL is released although a launch takes microseconds: it waits where the queue of the stream is full,
+// perhaps for a host callback that needs the GIL. That costs 0.05 us.
+inline void bind_ms_deform_attn_gpu(pybind11::module_& m) {
+    using Call = MsDeformAttnCall;
+    using Unlocked = pybind11::call_guard<pybind11::gil_scoped_release>;
+    m.def(
+        "ms_deform_attn_cuda_fwd",
+        [](const Call& call, uintptr_t out) {
+            ms_deform_attn_cuda_fwd(ms_deform_attn_inputs(call), reinterpret_cast<void*>(out));
+        },
+        Unlocked());
+    m.def(
+        "ms_deform_attn_cuda_bwd",
+        [](const Call& call, uintptr_t grad_out, uintptr_t grad_value, uintptr_t grad_coordinates,
+           uintptr_t grad_weights, uintptr_t reference_parts) {
+            ms_deform_attn_cuda_bwd(
+                ms_deform_attn_inputs(call),
+                {reinterpret_cast<const void*>(grad_out), reinterpret_cast<float*>(grad_value),
+                 reinterpret_cast<void*>(grad_coordinates), reinterpret_cast<void*>(grad_weights),
+                 reinterpret_cast<float*>(reference_parts)});
+        },
+        Unlocked());
+    m.def("ms_deform_attn_cuda_cells",
+          [](const Call& call) { return ms_deform_attn_cells(ms_deform_attn_inputs(call).shape); });
+    m.def(
+        "ms_deform_attn_cuda_bin",
+        [](const Call& call, uintptr_t cells, uintptr_t samples) {
+            ms_deform_attn_cuda_bin(ms_deform_attn_inputs(call), reinterpret_cast<int32_t*>(cells),
+                                    reinterpret_cast<MsDeformAttnSample*>(samples));
+        },
+        Unlocked());
+    m.def(
+        "ms_deform_attn_cuda_gather",
+        [](const Call& call, uintptr_t grad_out, uintptr_t sorted_cells, uintptr_t order, uintptr_t samples,
+           uintptr_t cell_starts, uintptr_t grad_value) {
+            ms_deform_attn_cuda_gather(
+                ms_deform_attn_inputs(call), reinterpret_cast<const void*>(grad_out),
+                reinterpret_cast<const int32_t*>(sorted_cells), reinterpret_cast<const int64_t*>(order),
+                reinterpret_cast<const MsDeformAttnSample*>(samples), reinterpret_cast<int64_t*>(cell_starts),
+                reinterpret_cast<void*>(grad_value));
+        },
+        Unlocked());
+}
+
+}  // namespace detr_fast
