@@ -65,13 +65,12 @@ inline void bind_ms_deform_attn_gpu(pybind11::module_& m) {
         Unlocked());
     m.def(
         "ms_deform_attn_cuda_gather",
-        [](const Call& call, uintptr_t grad_out, uintptr_t sorted_cells, uintptr_t order, uintptr_t samples,
-           uintptr_t cell_starts, uintptr_t grad_value) {
+        [](const Call& call, uintptr_t grad_out, uintptr_t cell_starts, uintptr_t order, uintptr_t samples,
+           uintptr_t grad_value) {
             ms_deform_attn_cuda_gather(
                 ms_deform_attn_inputs(call), reinterpret_cast<const void*>(grad_out),
-                reinterpret_cast<const int32_t*>(sorted_cells), reinterpret_cast<const int64_t*>(order),
-                reinterpret_cast<const MsDeformAttnSample*>(samples), reinterpret_cast<int64_t*>(cell_starts),
-                reinterpret_cast<void*>(grad_value));
+                reinterpret_cast<const int32_t*>(cell_starts), reinterpret_cast<const int64_t*>(order),
+                reinterpret_cast<const MsDeformAttnSample*>(samples), reinterpret_cast<void*>(grad_value));
         },
         Unlocked());
 }

@@ -63,9 +63,12 @@ SIMT_DEVICE T load(Global<const T> from, int64_t i) {
     } else if constexpr (sizeof(T) == 4) {
         const unsigned bits = __ldg(reinterpret_cast<const unsigned*>(from.data + i));
         return bits_as<T>(&bits);
-    } else {
-        static_assert(sizeof(T) == 8, "load: 2, 4 or 8 bytes");
+    } else if constexpr (sizeof(T) == 8) {
         const unsigned long long bits = __ldg(reinterpret_cast<const unsigned long long*>(from.data + i));
+        return bits_as<T>(&bits);
+    } else {
+        static_assert(sizeof(T) == 16, "load: 2, 4, 8 or 16 bytes");
+        const uint4 bits = __ldg(reinterpret_cast<const uint4*>(from.data + i));
         return bits_as<T>(&bits);
     }
 }

@@ -34,22 +34,21 @@ struct MsDeformAttnCudaGradients {
 void ms_deform_attn_cuda_fwd(const MsDeformAttnCudaInputs& in, void* out);
 void ms_deform_attn_cuda_bwd(const MsDeformAttnCudaInputs& in, const MsDeformAttnCudaGradients& grad);
 
-// grad_value in a fixed order, in three steps. `bin` writes for each of the B * Q * H * N * P samples the
-// cell that it falls into; the caller sorts the cells, stably; `gather` sums for every pixel the samples of
-// the four cells around it, in the sorted order, and writes grad_value whole, in value_type.
-struct MsDeformAttnSample {
+// grad_value in a fixed order: `bin` writes for each of the B * Q * H * N * P samples the cell that it falls
+// into; the caller sorts the cells, stably; `gather` sums for every pixel the samples of the four cells
+// around it, in the sorted order, and writes grad_value whole, in value_type. A cell lies between four
+// pixels, beyond the border too: (height + 1) * (width + 1) a level, then one for the samples outside of all,
+// for each (image, head). B * H * ms_deform_attn_cells(shape) and B * Q * H * N * P must fit int32.
+struct alignas(16) MsDeformAttnSample {
     float right, lower;  // shares of the right column and the lower row
     float weight;        // after softmax, where fused
     int32_t query;
 };
-// Cells of one (image, head): (height + 1) * (width + 1) a level, then one for samples outside.
-// B * H times as many must fit int32.
 int64_t ms_deform_attn_cells(const MsDeformAttnShape& shape);
 void ms_deform_attn_cuda_bin(const MsDeformAttnCudaInputs& in, int32_t* cells, MsDeformAttnSample* samples);
-// sorted_cells, order: the values and indices of the sort; cell_starts: working memory, one more than
-// B * H * ms_deform_attn_cells(shape) int64.
+// order: the indices of the sort; cell_starts: where each cell begins in it, and the number of samples.
 void ms_deform_attn_cuda_gather(const MsDeformAttnCudaInputs& in, const void* grad_out,
-                                const int32_t* sorted_cells, const int64_t* order,
-                                const MsDeformAttnSample* samples, int64_t* cell_starts, void* grad_value);
+                                const int32_t* cell_starts, const int64_t* order,
+                                const MsDeformAttnSample* samples, void* grad_value);
 
 }  // namespace detr_fast
