@@ -1,0 +1,256 @@
+// What the GPU kernels of multi-scale deformable attention share: how rows are spread over lanes, where
+// samples lie and how much they weigh.
+//
+// A row is one (image, query, head). A group of lanes, a power of two within a warp, serves it: each lane
+// prepares every group-th sample of the row and holds some of the D channels.
+#pragma once
+
+#include <cmath>
+#include <stdexcept>
+#include <string>
+
+#include "common/simt.h"
+#include "ms_deform_attn/cuda.h"
+
+namespace detr_fast {
+
+constexpr int kGpuLevels = 128;  // the table travels with every launch, 4 KB at most
+constexpr int kStrip = 8;        // height of a strip of queries, see strip_order
+
+struct GpuLevel {
+    int start, height, width;  // start: its first pixel among the S
+};
+
+struct GpuShape {
+    int64_t queries, pixels;
+    int heads, channels, levels, points;
+    int samples;  // N * P
+    int reference_dims;
+    GpuLevel level[kGpuLevels];
+};
+
+// How the rows are spread over a grid: a block serves rows of one image and head.
+struct GpuRows {
+    int group;       // lanes a row
+    unsigned tiles;  // blocks that share an (image, head)
+    bool strips;     // queries are the pixels themselves
+};
+
+inline GpuShape gpu_shape(const MsDeformAttnShape& from) {
+    constexpr int64_t most = INT32_MAX;
+    if (from.levels > kGpuLevels)
+        throw std::invalid_argument("spatial_shapes: expected at most " + std::to_string(kGpuLevels) +
+                                    " levels on a GPU; got " + std::to_string(from.levels));
+    if (from.heads > most || from.channels > most || from.points > most || from.levels * from.points > most)
+        throw std::invalid_argument("ms_deform_attn: H, D or N * P too large for a GPU");
+    GpuShape shape{};
+    shape.queries = from.queries;
+    shape.pixels = from.pixels;
+    shape.heads = static_cast<int>(from.heads);
+    shape.channels = static_cast<int>(from.channels);
+    shape.levels = static_cast<int>(from.levels);
+    shape.points = static_cast<int>(from.points);
+    shape.samples = shape.levels * shape.points;
+    shape.reference_dims = from.reference_dims;
+    int start = 0;
+    for (int n = 0; n < shape.levels; ++n) {
+        const int height = static_cast<int>(from.sizes[2 * n]);
+        const int width = static_cast<int>(from.sizes[2 * n + 1]);
+        shape.level[n] = {start, height, width};
+        start += height * width;
+    }
+    return shape;
+}
+
+// The grid of `threads` a block, and how its rows lie.
+inline simt::Grid gpu_rows(const MsDeformAttnShape& shape, int group, int threads, GpuRows& rows) {
+    const int64_t per_block = threads / group;
+    const int64_t tiles = (shape.queries + per_block - 1) / per_block;
+    const int64_t images_heads = shape.batch * shape.heads;
+    if (tiles > INT32_MAX / images_heads)
+        throw std::invalid_argument("ms_deform_attn: B * Q * H too large for one launch");
+    rows = {group, static_cast<unsigned>(tiles), shape.queries == shape.pixels};
+    return simt::Grid(static_cast<unsigned>(tiles * images_heads));
+}
+
+// An array of float32, or of the values' own 16-bit type.
+template <class T>
+struct WideOrNarrow {
+    simt::Global<const float> wide;
+    simt::Global<const T> narrow;
+
+    SIMT_DEVICE float at(int64_t i) const {
+        return wide ? simt::load(wide, i) : to_float(simt::load(narrow, i));
+    }
+    SIMT_DEVICE simt::Vec<float, 2> pair(int64_t i) const {  // elements 2 i and 2 i + 1
+        if (wide) return simt::load_vec<2>(wide, 2 * i);
+        const simt::Vec<T, 2> v = simt::load_vec<2>(narrow, 2 * i);
+        return {{to_float(v[0]), to_float(v[1])}};
+    }
+};
+
+template <class T>
+WideOrNarrow<T> wide_or_narrow(const void* data, int64_t count, FloatType type) {
+    if (type == FloatType::f32) return {simt::global(static_cast<const float*>(data), count), {}};
+    return {{}, simt::global(static_cast<const T*>(data), count)};
+}
+
+struct Row {
+    bool exists;
+    int lane;   // within the group
+    int first;  // lane of the group within the warp
+    int head;
+    int64_t image, query;
+    int64_t index;  // (image * Q + query) * H + head
+};
+
+// The `rank`-th query where the queries are the pixels: strips of kStrip pixel rows, column by column, so
+// that the rows of a block lie in a square and sample the same pixels.
+SIMT_DEVICE int64_t strip_order(const GpuShape& shape, int64_t rank) {
+    int n = 0;
+    while (n + 1 < shape.levels && rank >= shape.level[n + 1].start) ++n;
+    const unsigned width = shape.level[n].width,
+                   in_level = static_cast<unsigned>(rank) - shape.level[n].start;
+    const unsigned top = in_level / (kStrip * width) * kStrip, in_strip = in_level - top * width;
+    const unsigned left_over = shape.level[n].height - top, height = left_over < kStrip ? left_over : kStrip;
+    const unsigned x = in_strip / height;
+    return shape.level[n].start + (top + in_strip - x * height) * width + x;
+}
+
+SIMT_DEVICE Row find_row(const GpuShape& shape, const GpuRows& rows) {
+    const unsigned block = simt::block_x(), thread = simt::thread();
+    const unsigned tile_image = block / shape.heads;  // heads of a tile run side by side
+    const int64_t rank =
+        static_cast<int64_t>(tile_image % rows.tiles) * (simt::block_threads() / rows.group) +
+        thread / rows.group;
+    Row row;
+    row.exists = rank < shape.queries;
+    row.lane = simt::lane() & (rows.group - 1);
+    row.first = simt::lane() - row.lane;
+    row.head = block % shape.heads;
+    row.image = tile_image / rows.tiles;
+    row.query = row.exists ? (rows.strips ? strip_order(shape, rank) : rank) : 0;
+    row.index = (row.image * shape.queries + row.query) * shape.heads + row.head;
+    return row;
+}
+
+// Sum over a group, the same in all its lanes.
+SIMT_DEVICE float group_sum(float v, int group) {
+    for (int lanes = 1; lanes < group; lanes *= 2) v += simt::shuffle_xor(v, lanes);
+    return v;
+}
+
+// weight = exp(logit - largest) * scale
+struct Softmax {
+    float largest, scale;
+};
+
+template <class T>
+SIMT_DEVICE Softmax row_softmax(const GpuShape& shape, const GpuRows& rows, const Row& row,
+                                const WideOrNarrow<T>& logits) {
+    const int64_t base = row.index * shape.samples;
+    float largest = -INFINITY, sum = 0;
+    if (row.exists)
+        for (int i = row.lane; i < shape.samples; i += rows.group)
+            largest = fmaxf(largest, logits.at(base + i));
+    for (int lanes = 1; lanes < rows.group; lanes *= 2)
+        largest = fmaxf(largest, simt::shuffle_xor(largest, lanes));
+    if (row.exists)
+        for (int i = row.lane; i < shape.samples; i += rows.group)
+            sum += simt::fast_exp(logits.at(base + i) - largest);
+    return {largest, 1 / group_sum(sum, rows.group)};
+}
+
+// A sample: weight * bilinear interpolation between the pixels (left, top) and (left + 1, top + 1).
+struct Sample {
+    bool inside;  // of reach of the level; else nothing but `weight` is defined
+    int left, top;
+    float right, lower;      // shares of the right column and of the lower row
+    float weight;            // after softmax, where fused
+    float scale_x, scale_y;  // pixels a unit of coordinate
+};
+
+// The sample at `x`, `y` in pixels. Far coordinates and NaN never become integers.
+SIMT_DEVICE void place(Sample& sample, const GpuLevel& level, float x, float y) {
+    sample.inside =
+        x >= -1 && x < static_cast<float>(level.width) && y >= -1 && y < static_cast<float>(level.height);
+    const float left = sample.inside ? floorf(x) : 0, top = sample.inside ? floorf(y) : 0;
+    sample.left = static_cast<int>(left);
+    sample.top = static_cast<int>(top);
+    sample.right = sample.inside ? x - left : 0;
+    sample.lower = sample.inside ? y - top : 0;
+}
+
+// Sample i = n * P + p of a row that exists.
+template <bool kFused, class T>
+SIMT_DEVICE Sample find_sample(const GpuShape& shape, const Row& row, int n, int i, const Softmax& softmax,
+                               const WideOrNarrow<T>& coordinates, const WideOrNarrow<T>& weights,
+                               simt::Global<const float> references) {
+    const int64_t at = row.index * shape.samples + i;
+    const simt::Vec<float, 2> coordinate = coordinates.pair(at);
+    const float width = static_cast<float>(shape.level[n].width);
+    const float height = static_cast<float>(shape.level[n].height);
+    Sample sample;
+    sample.weight = weights.at(at);
+    sample.scale_x = width;
+    sample.scale_y = height;
+    float x0 = 0, y0 = 0;
+    if constexpr (kFused) {
+        sample.weight = simt::fast_exp(sample.weight - softmax.largest) * softmax.scale;
+        const int64_t reference =
+            ((row.image * shape.queries + row.query) * shape.levels + n) * shape.reference_dims;
+        x0 = simt::load(references, reference) * width;
+        y0 = simt::load(references, reference + 1) * height;
+        sample.scale_x = sample.scale_y = 1;
+        if (shape.reference_dims == 4) {  // P offsets span half a box
+            const float half = 0.5f / static_cast<float>(shape.points);
+            sample.scale_x = half * simt::load(references, reference + 2) * width;
+            sample.scale_y = half * simt::load(references, reference + 3) * height;
+        }
+    }
+    place(sample, shape.level[n], coordinate[0] * sample.scale_x + (x0 - 0.5f),
+          coordinate[1] * sample.scale_y + (y0 - 0.5f));
+    return sample;
+}
+
+// What a lane must know of a sample to read or add to its four pixels: top left, top right, bottom left,
+// bottom right. A corner outside the level takes no part, whatever its value and weight.
+struct Taps {
+    int pixel;        // of the first corner, in the image; may lie outside
+    unsigned layout;  // width of the level, and from bit 28 on which corners exist
+    float share[4];
+
+    SIMT_DEVICE bool exists(int corner) const { return layout >> (28 + corner) & 1; }
+    SIMT_DEVICE int at(int corner) const {
+        return pixel + (corner & 1) + (corner & 2 ? static_cast<int>(layout & 0xfffffff) : 0);
+    }
+};
+
+SIMT_DEVICE Taps no_taps() { return {0, 0, {0, 0, 0, 0}}; }
+
+SIMT_DEVICE Taps taps(const Sample& sample, const GpuLevel& level) {
+    if (!sample.inside) return no_taps();
+    const bool columns[2] = {sample.left >= 0, sample.left + 1 < level.width};
+    const bool lines[2] = {sample.top >= 0, sample.top + 1 < level.height};
+    const float across[2] = {1 - sample.right, sample.right};
+    const float down[2] = {sample.weight * (1 - sample.lower), sample.weight * sample.lower};
+    Taps result;
+    result.pixel = level.start + sample.top * level.width + sample.left;
+    result.layout = level.width;
+    SIMT_UNROLL
+    for (int corner = 0; corner < 4; ++corner) {
+        const bool exists = columns[corner & 1] && lines[corner >> 1];
+        result.layout |= static_cast<unsigned>(exists) << (28 + corner);
+        result.share[corner] = exists ? down[corner >> 1] * across[corner & 1] : 0;
+    }
+    return result;
+}
+
+SIMT_DEVICE Taps shuffle_taps(const Taps& from, int lane) {
+    return {simt::shuffle(from.pixel, lane),
+            simt::shuffle(from.layout, lane),
+            {simt::shuffle(from.share[0], lane), simt::shuffle(from.share[1], lane),
+             simt::shuffle(from.share[2], lane), simt::shuffle(from.share[3], lane)}};
+}
+
+}  // namespace detr_fast
