@@ -13,37 +13,38 @@
 #include "ms_deform_attn/cuda.h"
 
 namespace detr_fast {
+namespace ms_deform_attn_gpu {
 
-constexpr int kGpuLevels = 128;  // the table travels with every launch, 4 KB at most
+constexpr int kMaxLevels = 128;  // the table travels with every launch, 4 KB at most
 constexpr int kStrip = 8;        // height of a strip of queries, see strip_order
 
-struct GpuLevel {
+struct Level {
     int start, height, width;  // start: its first pixel among the S
 };
 
-struct GpuShape {
+struct Shape {
     int64_t queries, pixels;
     int heads, channels, levels, points;
     int samples;  // N * P
     int reference_dims;
-    GpuLevel level[kGpuLevels];
+    Level level[kMaxLevels];
 };
 
 // How the rows are spread over a grid: a block serves rows of one image and head.
-struct GpuRows {
+struct Rows {
     int group;       // lanes a row
     unsigned tiles;  // blocks that share an (image, head)
     bool strips;     // queries are the pixels themselves
 };
 
-inline GpuShape gpu_shape(const MsDeformAttnShape& from) {
+inline Shape kernel_shape(const MsDeformAttnShape& from) {
     constexpr int64_t most = INT32_MAX;
-    if (from.levels > kGpuLevels)
-        throw std::invalid_argument("spatial_shapes: expected at most " + std::to_string(kGpuLevels) +
+    if (from.levels > kMaxLevels)
+        throw std::invalid_argument("spatial_shapes: expected at most " + std::to_string(kMaxLevels) +
                                     " levels on a GPU; got " + std::to_string(from.levels));
     if (from.heads > most || from.channels > most || from.points > most || from.levels * from.points > most)
         throw std::invalid_argument("ms_deform_attn: H, D or N * P too large for a GPU");
-    GpuShape shape{};
+    Shape shape{};
     shape.queries = from.queries;
     shape.pixels = from.pixels;
     shape.heads = static_cast<int>(from.heads);
@@ -63,7 +64,7 @@ inline GpuShape gpu_shape(const MsDeformAttnShape& from) {
 }
 
 // The grid of `threads` a block, and how its rows lie.
-inline simt::Grid gpu_rows(const MsDeformAttnShape& shape, int group, int threads, GpuRows& rows) {
+inline simt::Grid row_grid(const MsDeformAttnShape& shape, int group, int threads, Rows& rows) {
     const int64_t per_block = threads / group;
     const int64_t tiles = (shape.queries + per_block - 1) / per_block;
     const int64_t images_heads = shape.batch * shape.heads;
@@ -106,7 +107,7 @@ struct Row {
 
 // The `rank`-th query where the queries are the pixels: strips of kStrip pixel rows, column by column, so
 // that the rows of a block lie in a square and sample the same pixels.
-SIMT_DEVICE int64_t strip_order(const GpuShape& shape, int64_t rank) {
+SIMT_DEVICE int64_t strip_order(const Shape& shape, int64_t rank) {
     int n = 0;
     while (n + 1 < shape.levels && rank >= shape.level[n + 1].start) ++n;
     const unsigned width = shape.level[n].width,
@@ -117,7 +118,7 @@ SIMT_DEVICE int64_t strip_order(const GpuShape& shape, int64_t rank) {
     return shape.level[n].start + (top + in_strip - x * height) * width + x;
 }
 
-SIMT_DEVICE Row find_row(const GpuShape& shape, const GpuRows& rows) {
+SIMT_DEVICE Row find_row(const Shape& shape, const Rows& rows) {
     const unsigned block = simt::block_x(), thread = simt::thread();
     const unsigned tile_image = block / shape.heads;  // heads of a tile run side by side
     const int64_t rank =
@@ -146,7 +147,7 @@ struct Softmax {
 };
 
 template <class T>
-SIMT_DEVICE Softmax row_softmax(const GpuShape& shape, const GpuRows& rows, const Row& row,
+SIMT_DEVICE Softmax row_softmax(const Shape& shape, const Rows& rows, const Row& row,
                                 const WideOrNarrow<T>& logits) {
     const int64_t base = row.index * shape.samples;
     float largest = -INFINITY, sum = 0;
@@ -171,7 +172,7 @@ struct Sample {
 };
 
 // The sample at `x`, `y` in pixels. Far coordinates and NaN never become integers.
-SIMT_DEVICE void place(Sample& sample, const GpuLevel& level, float x, float y) {
+SIMT_DEVICE void place(Sample& sample, const Level& level, float x, float y) {
     sample.inside =
         x >= -1 && x < static_cast<float>(level.width) && y >= -1 && y < static_cast<float>(level.height);
     const float left = sample.inside ? floorf(x) : 0, top = sample.inside ? floorf(y) : 0;
@@ -183,7 +184,7 @@ SIMT_DEVICE void place(Sample& sample, const GpuLevel& level, float x, float y) 
 
 // Sample i = n * P + p of a row that exists.
 template <bool kFused, class T>
-SIMT_DEVICE Sample find_sample(const GpuShape& shape, const Row& row, int n, int i, const Softmax& softmax,
+SIMT_DEVICE Sample find_sample(const Shape& shape, const Row& row, int n, int i, const Softmax& softmax,
                                const WideOrNarrow<T>& coordinates, const WideOrNarrow<T>& weights,
                                simt::Global<const float> references) {
     const int64_t at = row.index * shape.samples + i;
@@ -228,7 +229,7 @@ struct Taps {
 
 SIMT_DEVICE Taps no_taps() { return {0, 0, {0, 0, 0, 0}}; }
 
-SIMT_DEVICE Taps taps(const Sample& sample, const GpuLevel& level) {
+SIMT_DEVICE Taps taps(const Sample& sample, const Level& level) {
     if (!sample.inside) return no_taps();
     const bool columns[2] = {sample.left >= 0, sample.left + 1 < level.width};
     const bool lines[2] = {sample.top >= 0, sample.top + 1 < level.height};
@@ -253,4 +254,5 @@ SIMT_DEVICE Taps shuffle_taps(const Taps& from, int lane) {
              simt::shuffle(from.share[2], lane), simt::shuffle(from.share[3], lane)}};
 }
 
+}  // namespace ms_deform_attn_gpu
 }  // namespace detr_fast
