@@ -47,6 +47,10 @@ Global<T> global(T* data, int64_t /*count*/) {
     return {data};
 }
 
+// How a device function takes an array of shared memory.
+template <class T>
+using Shared = T*;
+
 template <class V>
 SIMT_DEVICE V bits_as(const void* from) {
     V v;
