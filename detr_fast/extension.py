@@ -6,7 +6,7 @@ import importlib
 from types import ModuleType
 
 # torch comes first: its OpenMP runtime must be in the process before the extension asks for one.
-import torch  # noqa: F401
+import torch
 
 _module: ModuleType | None = None
 _error: str | None = None
@@ -19,6 +19,25 @@ except ImportError as error:
 def why_not() -> str | None:
     """Why the extension cannot be used, or None where it can."""
     return _error
+
+
+def why_not_cuda(device: torch.device) -> str | None:
+    """Why the extension cannot run kernels on a CUDA device, or None where it can."""
+    if _module is None:
+        return _error
+    if not _module.with_cuda:
+        return f"not compiled in: {_module.why_not_cuda}"
+    info = _module.cuda_info()
+    if info["error"] is not None:
+        return f"the CUDA runtime finds no device: {info['error']}"
+    index = torch.cuda.current_device() if device.index is None else device.index
+    capability, error = _module.cuda_device(index)
+    if error is not None:
+        return (
+            f"no kernels for this GPU (sm_{capability}), only for {info['architectures']}: {error}; "
+            "rebuild with DETR_FAST_CUDA_ARCHS=native"
+        )
+    return None
 
 
 def extension() -> ModuleType:

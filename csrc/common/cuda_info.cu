@@ -1,4 +1,4 @@
-#include <cuda_runtime_api.h>
+#include <cuda_runtime.h>
 
 #include "common/cuda_info.h"
 
@@ -16,6 +16,26 @@ CudaInfo cuda_info() {
         (void)cudaGetLastError();
     }
     return info;
+}
+
+// Compiled for the same architectures as all others: where the runtime cannot load it, it can load none.
+__global__ void cuda_device_probe_kernel() {}
+
+CudaDevice cuda_device(int index) {
+    int before = 0, major = 0, minor = 0;
+    cudaFuncAttributes attributes;
+    cudaError_t status = cudaGetDevice(&before);
+    if (status == cudaSuccess)
+        status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index);
+    if (status == cudaSuccess)
+        status = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index);
+    if (status == cudaSuccess) status = cudaSetDevice(index);
+    if (status == cudaSuccess) {
+        status = cudaFuncGetAttributes(&attributes, cuda_device_probe_kernel);
+        (void)cudaSetDevice(before);
+    }
+    if (status != cudaSuccess) (void)cudaGetLastError();
+    return {10 * major + minor, status == cudaSuccess ? nullptr : cudaGetErrorString(status)};
 }
 
 }  // namespace detr_fast

@@ -13,4 +13,11 @@ struct CudaInfo {
 
 CudaInfo cuda_info();
 
+struct CudaDevice {
+    int capability;     // 10 * major + minor; 0 where the device does not answer
+    const char* error;  // nullptr, or why it cannot run the kernels of this build
+};
+
+CudaDevice cuda_device(int index);
+
 }  // namespace detr_fast

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -24,14 +24,14 @@ class BackendUnavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class Backend:
-    """One implementation of one operator.
+    """One implementation of one operator: a module, or an object with the same functions.
 
     `why_not(device, dtype)` returns the reason why it cannot run on tensors of that device and dtype,
     or None where it can; it must depend on nothing else, because choices are remembered.
     """
 
     name: str
-    implementation: ModuleType
+    implementation: Any
     why_not: Callable[[torch.device, torch.dtype], str | None]
 
 
@@ -41,9 +41,9 @@ class Operator:
     def __init__(self, name: str, *backends: Backend) -> None:
         self.name = name
         self.backends = {b.name: b for b in sorted(backends, key=lambda b: ORDER.index(b.name))}
-        self._chosen: dict[tuple[torch.device, torch.dtype, str | None], ModuleType] = {}
+        self._chosen: dict[tuple[torch.device, torch.dtype, str | None], Any] = {}
 
-    def select(self, device: torch.device, dtype: torch.dtype, pin: str | None = None) -> ModuleType:
+    def select(self, device: torch.device, dtype: torch.dtype, pin: str | None = None) -> Any:
         """The implementation that serves tensors of `device` and `dtype`."""
         pin = pin or _pins.get(self.name) or _pins.get("*")
         key = (device, dtype, pin)
@@ -63,7 +63,7 @@ class Operator:
                 reasons[name] = backend.why_not(device, dtype)
         return reasons
 
-    def _search(self, device: torch.device, dtype: torch.dtype, pin: str | None) -> ModuleType:
+    def _search(self, device: torch.device, dtype: torch.dtype, pin: str | None) -> Any:
         if pin is not None:
             _check_name(pin)
         reasons = self.explain(device, dtype)

@@ -23,6 +23,7 @@ def ms_deform_attn(
     sampling_locations: Tensor,
     attention_weights: Tensor,
     *,
+    deterministic: bool | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Sums bilinear samples of several feature maps, for every query and head.
@@ -35,16 +36,26 @@ def ms_deform_attn(
     the right-hand derivative.
 
     Coordinates, weights and sums are float32 inside (float64 for float64 values), whatever the dtypes;
-    autocast changes nothing. The result is the same, bit for bit, for any number of threads. Only the
-    reference backend can be differentiated twice.
+    autocast changes nothing. The result is the same, bit for bit, in every run and for any number of
+    threads; the gradient of value on a GPU is so where `deterministic`. Only the reference backend can be
+    differentiated twice.
+
+    Backends, best first: "cuda" (NVIDIA GPUs, compiled in), "triton" (GPUs, needs the triton package),
+    "native" (CPU), "reference" (PyTorch on any device, alone with float64). A GPU backend waits for the
+    device only to read `spatial_shapes` from it; all its work goes to the current stream of the tensors'
+    device, which need not be the current device.
 
     Args:
         value: [B, S, H, D] float32, bfloat16, float16 or float64.
         spatial_shapes: (height, width) of each level: [N, 2] int64 or a sequence of pairs of integers.
-            Integers avoid a read back from a GPU.
+            A tensor on a GPU is read back, and the call waits for it; integers or a CPU tensor are not.
         sampling_locations: [B, Q, H, N, P, 2] floating point, (x, y).
         attention_weights: [B, Q, H, N, P] floating point, used as they are.
-        backend: pins a backend ("native", "reference"); None takes the best.
+        deterministic: True: the GPU backends sum the gradient of value in a fixed order, bitwise equal
+            between runs, in more time and memory (up to 0.8 GB). None: as
+            `torch.are_deterministic_algorithms_enabled()` says when backward runs. The native backend is
+            always deterministic; the reference on a GPU follows torch's setting alone.
+        backend: pins one of the backends above; None takes the best.
 
     Returns:
         [B, Q, H * D] in value's dtype. Gradients come in each input's dtype.
@@ -54,7 +65,7 @@ def ms_deform_attn(
         TypeError: a dtype does not fit.
         BackendUnavailable: the pinned backend cannot run on these tensors.
     """
-    return call(value, spatial_shapes, sampling_locations, attention_weights, None, backend)
+    return call(value, spatial_shapes, sampling_locations, attention_weights, None, backend, deterministic)
 
 
 def ms_deform_attn_fused(
@@ -64,6 +75,7 @@ def ms_deform_attn_fused(
     sampling_offsets: Tensor,
     attention_logits: Tensor,
     *,
+    deterministic: bool | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """`ms_deform_attn` with the softmax and the arithmetic of locations inside, forward and backward.
@@ -78,7 +90,8 @@ def ms_deform_attn_fused(
         reference_points: [B, Q, N, 2] or [B, Q, N, 4] floating point, relative to each level.
         sampling_offsets: [B, Q, H, N, P, 2] floating point, (x, y).
         attention_logits: [B, Q, H, N, P] or [B, Q, H, N * P] floating point.
-        backend: pins a backend ("native", "reference"); None takes the best.
+        deterministic: as in `ms_deform_attn`.
+        backend: as in `ms_deform_attn`.
 
     Returns:
         [B, Q, H * D] in value's dtype. Gradients come in each input's dtype.
@@ -96,7 +109,9 @@ def ms_deform_attn_fused(
             and attention_logits.shape[3] == shape[3] * shape[4]
         ):
             attention_logits = attention_logits.unflatten(3, shape[3:])
-    return call(value, spatial_shapes, sampling_offsets, attention_logits, reference_points, backend)
+    return call(
+        value, spatial_shapes, sampling_offsets, attention_logits, reference_points, backend, deterministic
+    )
 
 
 def ms_deform_attn_classic(
@@ -107,6 +122,7 @@ def ms_deform_attn_classic(
     attention_weights: Tensor,
     im2col_step: int = 64,
     *,
+    deterministic: bool | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """`ms_deform_attn` in the signature of Deformable-DETR, mmcv and transformers.
@@ -119,9 +135,17 @@ def ms_deform_attn_classic(
         sampling_locations: as in `ms_deform_attn`.
         attention_weights: as in `ms_deform_attn`.
         im2col_step: accepted and ignored; the images are never split.
+        deterministic: as in `ms_deform_attn`.
         backend: as in `ms_deform_attn`.
     """
     on_host = not isinstance(level_start_index, Tensor) or type(level_start_index) is Tensor
     if on_host and not torch.compiler.is_compiling() and not getattr(level_start_index, "is_cuda", False):
         check_level_start_index(level_start_index, level_sizes(spatial_shapes))
-    return ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights, backend=backend)
+    return ms_deform_attn(
+        value,
+        spatial_shapes,
+        sampling_locations,
+        attention_weights,
+        deterministic=deterministic,
+        backend=backend,
+    )

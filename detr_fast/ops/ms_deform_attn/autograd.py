@@ -7,21 +7,20 @@ dispatch; the compiler and fake tensors see `torch.ops.detr_fast.ms_deform_attn`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from detr_fast.ops.backend import Backend, Operator
-from detr_fast.ops.ms_deform_attn import native, reference
+from detr_fast.ops.ms_deform_attn import cuda, native, reference
 from detr_fast.ops.ms_deform_attn.checks import check, level_sizes
 
 LevelSizes = Sequence[tuple[int, int]]
 
 OPERATOR = Operator(
     "ms_deform_attn",
+    Backend("cuda", cuda.BACKEND, cuda.BACKEND.why_not),
     Backend("native", native, native.why_not),
     Backend("reference", reference, lambda device, dtype: None),
 )
@@ -37,14 +36,16 @@ def call(
     weights: Tensor,
     reference_points: Tensor | None,
     backend: str | None,
+    deterministic: bool | None,
 ) -> Tensor:
     """Checks, chooses the backend and the way to it."""
     special = isinstance(value, Tensor) and type(value) not in _PLAIN
     if special or torch.compiler.is_compiling():
+        choices = (backend, deterministic)
         if isinstance(spatial_shapes, Tensor):
-            return _operator(value, spatial_shapes, (), coordinates, weights, reference_points, backend)
+            return _operator(value, spatial_shapes, (), coordinates, weights, reference_points, *choices)
         sides = [side for size in spatial_shapes for side in size]
-        return _operator(value, None, sides, coordinates, weights, reference_points, backend)
+        return _operator(value, None, sides, coordinates, weights, reference_points, *choices)
     sizes = level_sizes(spatial_shapes)
     check(value, sizes, coordinates, weights, reference_points)
     implementation = OPERATOR.select(value.device, value.dtype, backend)
@@ -53,14 +54,15 @@ def call(
     plain = not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in tensors)
     if plain or implementation is reference:
         return implementation.forward(value, sizes, coordinates, weights, reference_points)
-    return _Function.apply(implementation, sizes, value, coordinates, weights, reference_points)
+    choices = (implementation, deterministic)
+    return _Function.apply(choices, sizes, value, coordinates, weights, reference_points)
 
 
 class _Function(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        implementation: ModuleType,
+        choices: tuple[Any, bool | None],
         sizes: LevelSizes,
         value: Tensor,
         coordinates: Tensor,
@@ -68,24 +70,46 @@ class _Function(torch.autograd.Function):
         reference_points: Tensor | None,
     ) -> Tensor:
         ctx.save_for_backward(value, coordinates, weights, reference_points)
-        ctx.implementation, ctx.sizes = implementation, sizes
-        return implementation.forward(value, sizes, coordinates, weights, reference_points)
+        ctx.choices, ctx.sizes = choices, sizes
+        return choices[0].forward(value, sizes, coordinates, weights, reference_points)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        arguments = (ctx.choices, ctx.sizes, ctx.needs_input_grad[2:], grad_out, *ctx.saved_tensors)
         # gradients are recorded only where a second derivative is wanted (create_graph): that one raises
-        return _once(ctx, grad_out) if torch.is_grad_enabled() else _gradients(ctx, grad_out)
+        gradients = _Gradients.apply(*arguments) if torch.is_grad_enabled() else _gradients(*arguments)
+        return None, None, *gradients
 
 
-def _gradients(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-    value, coordinates, weights, reference_points = ctx.saved_tensors
-    gradients = ctx.implementation.backward(
-        grad_out, value, ctx.sizes, coordinates, weights, reference_points, ctx.needs_input_grad[2:]
+def _gradients(
+    choices: tuple[Any, bool | None],
+    sizes: LevelSizes,
+    needs: Sequence[bool],
+    grad_out: Tensor,
+    value: Tensor,
+    coordinates: Tensor,
+    weights: Tensor,
+    reference_points: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    implementation, deterministic = choices
+    if deterministic is None:
+        deterministic = torch.are_deterministic_algorithms_enabled()
+    inputs = (value, sizes, coordinates, weights, reference_points)
+    return tuple(implementation.backward(grad_out, *inputs, needs, deterministic))
+
+
+def _refuse(ctx: Any, *gradients: Tensor | None) -> None:
+    raise RuntimeError(
+        "ms_deform_attn cannot be differentiated twice by this backend; backend='reference' can"
     )
-    return None, None, *gradients
 
 
-_once = once_differentiable(_gradients)
+class _Gradients(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor | None, ...]:
+        return _gradients(*arguments)
+
+    backward = staticmethod(_refuse)
 
 
 @torch.library.custom_op("detr_fast::ms_deform_attn", mutates_args=())
@@ -97,6 +121,7 @@ def _operator(
     weights: Tensor,
     reference_points: Tensor | None,
     backend: str | None,
+    deterministic: bool | None = None,
 ) -> Tensor:
     """Level sizes come as a tensor or, flattened, as integers."""
     pairs = _pairs(spatial_shapes, sizes)
@@ -116,6 +141,7 @@ def _operator_backward(
     reference_points: Tensor | None,
     backend: str | None,
     needs: Sequence[bool],
+    deterministic: bool | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of value, coordinates, weights and reference points; empty where not needed."""
     pairs = _pairs(spatial_shapes, sizes)
@@ -124,16 +150,14 @@ def _operator_backward(
     if implementation is reference:
         gradients = _reference_backward(grad_out, pairs, inputs, needs)
     else:
-        gradients = implementation.backward(
-            grad_out, value, pairs, coordinates, weights, reference_points, needs
-        )
+        gradients = _gradients((implementation, deterministic), pairs, needs, grad_out, *inputs)
     a, b, c, d = (value.new_empty(0) if gradient is None else gradient for gradient in gradients)
     return a, b, c, d
 
 
 def _reference_backward(
     grad_out: Tensor, sizes: LevelSizes, inputs: Sequence[Any], needs: Sequence[bool]
-) -> list[Tensor | None]:
+) -> tuple[Tensor | None, ...]:
     wanted = [i for i, need in enumerate(needs) if need]
 
     def forward(*leaves: Tensor) -> Tensor:
@@ -146,7 +170,7 @@ def _reference_backward(
     # autograd itself is off inside a registered operator; `torch.func` is not
     differentiate = torch.func.vjp(forward, *(inputs[i] for i in wanted))[1]
     found = iter(differentiate(grad_out))
-    return [next(found).contiguous() if need else None for need in needs]
+    return tuple(next(found).contiguous() if need else None for need in needs)
 
 
 def _pairs(spatial_shapes: Tensor | None, sizes: Sequence[int]) -> tuple[tuple[int, int], ...]:
@@ -164,6 +188,7 @@ def _(
     weights: Tensor,
     reference_points: Tensor | None,
     backend: str | None,
+    deterministic: bool | None = None,
 ) -> Tensor:
     return value.new_empty(value.shape[0], coordinates.shape[1], value.shape[2] * value.shape[3])
 
@@ -179,6 +204,7 @@ def _(
     reference_points: Tensor | None,
     backend: str | None,
     needs: Sequence[bool],
+    deterministic: bool | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     inputs = (value, coordinates, weights, reference_points)
     a, b, c, d = (
@@ -189,20 +215,21 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    value, spatial_shapes, sizes, coordinates, weights, reference_points, backend = inputs
+    value, spatial_shapes, sizes, coordinates, weights, reference_points, *choices = inputs
     ctx.save_for_backward(value, spatial_shapes, coordinates, weights, reference_points)
-    ctx.sizes, ctx.backend = sizes, backend
+    ctx.sizes, ctx.choices = sizes, choices
 
 
 def _registered_backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     value, spatial_shapes, coordinates, weights, reference_points = ctx.saved_tensors
     needed = ctx.needs_input_grad
     needs = [needed[0], needed[3], needed[4], needed[5]]
-    gradients = _operator_backward(
-        grad_out, value, spatial_shapes, ctx.sizes, coordinates, weights, reference_points, ctx.backend, needs
-    )
+    backend, deterministic = ctx.choices
+    inputs = (value, spatial_shapes, ctx.sizes, coordinates, weights, reference_points)
+    gradients = _operator_backward(grad_out, *inputs, backend, needs, deterministic)
     a, b, c, d = (g if need else None for g, need in zip(gradients, needs, strict=True))
-    return a, None, None, b, c, d, None
+    return a, None, None, b, c, d, None, None
 
 
 _operator.register_autograd(_registered_backward, setup_context=_setup_context)
+_operator_backward.register_autograd(_refuse)

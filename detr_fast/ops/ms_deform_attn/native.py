@@ -45,8 +45,12 @@ def backward(
     weights: Tensor,
     reference_points: Tensor | None,
     needs: Sequence[bool],
+    deterministic: bool = False,
 ) -> list[Tensor | None]:
-    """Gradients of value, coordinates, weights and reference points, None where not needed."""
+    """Gradients of value, coordinates, weights and reference points, None where not needed.
+
+    The order of the sums is always the same, so `deterministic` changes nothing.
+    """
     shape, arguments, _keep = _inputs(value, sizes, coordinates, weights, reference_points)
     kernel_dtype = torch.bfloat16 if value.dtype == torch.bfloat16 else torch.float32
     if grad_out.dtype != kernel_dtype:
