@@ -1,0 +1,220 @@
+"""CUDA kernels read back from machine code: what each asks of the hardware, architecture by architecture."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import struct
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Limits(NamedTuple):
+    """What one multiprocessor holds (CUDA C++ Programming Guide, "Technical Specifications")."""
+
+    warps: int
+    blocks: int
+    shared_kib: int
+
+
+LIMITS = {
+    "sm_75": Limits(32, 16, 64),
+    "sm_80": Limits(64, 32, 164),
+    "sm_86": Limits(48, 16, 100),
+    "sm_87": Limits(48, 16, 164),
+    "sm_89": Limits(48, 24, 100),
+    "sm_90": Limits(64, 32, 228),
+    "sm_100": Limits(64, 32, 228),
+    "sm_103": Limits(64, 32, 228),
+    "sm_110": Limits(48, 24, 228),
+    "sm_120": Limits(48, 24, 100),
+    "sm_121": Limits(48, 24, 100),
+}
+REGISTERS_PER_SM = 65536
+
+
+@dataclass(frozen=True)
+class Kernel:
+    operator: str  # folder under csrc/; empty for code that is not from there
+    name: str
+    architecture: str
+    threads: int  # a block's, by the launch bound
+    registers: int
+    stack_bytes: int
+    local_accesses: int  # instructions that load from or store to local memory: spills, indexed arrays
+    shared_bytes: int  # static
+    warps_per_sm: int | None  # as far as threads, registers and static shared memory decide
+    load_bits: int  # widest load from global memory, one lane; 0: none
+    reduce_bits: int  # widest sum into global memory
+    instructions: int
+
+
+def find_cuobjdump() -> str | None:
+    """The first of: PATH, the CUDA toolkit, the wheel nvidia-cuda-cuobjdump, the copy inside triton."""
+    folders = [Path(os.environ.get(name, "/usr/local/cuda")) / "bin" for name in ("CUDA_HOME", "CUDA_PATH")]
+    for package, inside in (("nvidia", "cu13/bin"), ("triton", "backends/nvidia/bin")):
+        spec = importlib.util.find_spec(package)
+        folders += [Path(place) / inside for place in (spec and spec.submodule_search_locations) or ()]
+    return shutil.which("cuobjdump") or shutil.which("cuobjdump", path=os.pathsep.join(map(str, folders)))
+
+
+def read_kernels(binary: Path) -> list[Kernel]:
+    """All kernels in a shared library, an object file or a cubin, once for each architecture."""
+    with tempfile.TemporaryDirectory() as folder:
+        listing = _cuobjdump("-xelf", "all", str(binary.resolve()), folder=folder)
+        cubins = sorted(Path(folder).glob("*.cubin"))
+        if listing.count("Extracting ELF") != len(cubins):
+            raise RuntimeError(f"cuobjdump wrote {len(cubins)} files, but listed\n{listing}")
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            kernels = [kernel for found in pool.map(_read_cubin, cubins) for kernel in found]
+    return sorted(kernels, key=lambda kernel: (kernel.operator, kernel.name, int(kernel.architecture[3:])))
+
+
+def describe_build(binary: Path) -> dict[str, Any]:
+    """Sizes in bytes, the architectures with machine code and those with PTX."""
+    elf = _cuobjdump("--list-elf", str(binary))
+    ptx = _cuobjdump("--list-ptx", str(binary))
+    device_code = [len(data) for name, data in _sections(binary.read_bytes()) if name == ".nv_fatbin"]
+    return {
+        "file": binary.name,
+        "bytes": binary.stat().st_size,
+        "device_code_bytes": sum(device_code),
+        "machine_code": _architectures(elf),
+        "ptx": _architectures(ptx),
+    }
+
+
+def resident_warps(architecture: str, threads: int, registers: int, shared_bytes: int) -> int | None:
+    """Warps that one multiprocessor can hold of blocks like this; None for an unknown architecture."""
+    limits = LIMITS.get(architecture)
+    if limits is None or not threads:
+        return None
+    warps = -(-threads // 32)
+    # Registers are given out to warps in units of 256, from four partitions.
+    by_registers = REGISTERS_PER_SM // 4 // (-(-registers * 32 // 256) * 256) * 4 // warps
+    reserved = 1024 if int(architecture[3:]) >= 80 else 0
+    shared = -(-shared_bytes // 128) * 128 + reserved
+    by_shared = limits.shared_kib * 1024 // shared if shared else limits.blocks
+    return min(limits.blocks, limits.warps // warps, by_registers, by_shared) * warps
+
+
+def _cuobjdump(*arguments: str, folder: str | None = None) -> str:
+    tool = find_cuobjdump()
+    if tool is None:
+        raise FileNotFoundError("cuobjdump is neither on PATH nor in a CUDA toolkit nor in triton's package")
+    done = subprocess.run([tool, *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode and "does not contain device code" not in done.stderr + done.stdout:
+        raise RuntimeError(f"cuobjdump {' '.join(arguments)}: {done.stderr or done.stdout}")
+    return done.stdout
+
+
+def _architectures(listing: str) -> list[str]:
+    return sorted(set(re.findall(r"\.(sm_\d+)[a-z]?\.", listing)), key=lambda name: int(name[3:]))
+
+
+def _read_cubin(cubin: Path) -> list[Kernel]:
+    architecture = re.findall(r"(sm_\d+)", cubin.name)[-1]
+    threads = {
+        name.removeprefix(".nv.info."): _launch_bound(data)
+        for name, data in _sections(cubin.read_bytes())
+        if name.startswith(".nv.info.")
+    }
+    listing = _cuobjdump("-res-usage", "-sass", str(cubin))
+    usage = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", listing)
+    code = dict(re.findall(r"Function : (\S+)\n(.*?)(?=Function : |\Z)", listing, re.DOTALL))
+    kernels = []
+    for (symbol, *counts), name in zip(usage, _demangled([row[0] for row in usage]), strict=True):
+        registers, stack, shared, local = map(int, counts)
+        # From sm_90 on the listing counts the part of a block's shared memory that the system keeps.
+        shared -= min(shared, 1024 if int(architecture[3:]) >= 90 else 0)
+        opcodes = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?\w+ +)?(\w[\w.]*)", code[symbol], re.MULTILINE)
+        kernels.append(
+            Kernel(
+                operator=operators_of_kernels().get(name.split("<")[0], ""),
+                name=name,
+                architecture=architecture,
+                threads=threads[symbol],
+                registers=registers,
+                stack_bytes=stack + local,
+                local_accesses=sum(opcode.startswith(("LDL", "STL")) for opcode in opcodes),
+                shared_bytes=shared,
+                warps_per_sm=resident_warps(architecture, threads[symbol], registers, shared),
+                load_bits=max((_bits(o) for o in opcodes if o.startswith(("LDG.", "LD."))), default=0),
+                reduce_bits=max((_bits(o) for o in opcodes if o.startswith(("RED.", "REDG."))), default=0),
+                instructions=len(opcodes),
+            )
+        )
+    return kernels
+
+
+def _bits(opcode: str) -> int:
+    """Width of a memory access: `LDG.E.128.CONSTANT` 128, `LDG.E.U16` 16, `REDG.E.ADD.F32x4` 128."""
+    bits = 32
+    for part in opcode.split(".")[1:]:
+        if vector := re.fullmatch(r"F(\d+)x(\d)", part):
+            bits = int(vector[1]) * int(vector[2])
+        elif width := re.fullmatch(r"[SU]?(8|16|64|128|256)", part):
+            bits = int(width[1])
+    return bits
+
+
+def _sections(elf: bytes) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the sections of a 64-bit little-endian ELF file."""
+    (table_start,) = struct.unpack_from("<Q", elf, 0x28)
+    entry, count, names_index = struct.unpack_from("<HHH", elf, 0x3A)
+    headers = [struct.unpack_from("<IIQQQQ", elf, table_start + i * entry) for i in range(count)]
+    names = headers[names_index][4]
+    for name, kind, _, _, offset, size in headers:
+        text = elf[names + name : elf.index(b"\0", names + name)].decode()
+        yield text, b"" if kind == 8 else elf[offset : offset + size]  # 8: takes no space in the file
+
+
+def _launch_bound(info: bytes) -> int:
+    """Threads of a block by __launch_bounds__: attribute MAX_THREADS of a kernel's .nv.info; 0 without."""
+    position = 0
+    while position < len(info):
+        form, attribute, size = struct.unpack_from("<BBH", info, position)
+        position += 4
+        if form == 4:  # a value of `size` bytes follows
+            if attribute == 5:
+                x, y, z = struct.unpack_from("<III", info, position)
+                return x * y * z
+            position += size
+    return 0
+
+
+def _demangled(symbols: list[str]) -> list[str]:
+    """`fast_kernel<float, 32>`; the symbols themselves where c++filt is missing."""
+    tool = shutil.which("c++filt")
+    if tool is None or not symbols:
+        return symbols
+    done = subprocess.run([tool], input="\n".join(symbols), capture_output=True, text=True, check=True)
+    return [_short(name) for name in done.stdout.splitlines()]
+
+
+def _short(name: str) -> str:
+    name = re.sub(r"\(anonymous namespace\)::|\b(detr_fast|simt)::|^void ", "", name)
+    depth = 0
+    for i, letter in enumerate(name):
+        depth += (letter == "<") - (letter == ">")
+        if letter == "(" and depth == 0:
+            return name[:i]
+    return name
+
+
+@cache
+def operators_of_kernels() -> dict[str, str]:
+    """The operator's folder of each kernel that csrc/ defines."""
+    kernels = re.compile(r"\bSIMT_KERNEL\(.*?\)\s+(\w+)\s*\(", re.DOTALL)
+    sources = [*ROOT.glob("csrc/*/*.h"), *ROOT.glob("csrc/*/*.cu")]
+    return {name: path.parent.name for path in sources for name in kernels.findall(path.read_text())}
