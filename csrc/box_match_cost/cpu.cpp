@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "box_match_cost/box_match_cost.h"
+#include "box_match_cost/penalty.h"
 #include "common/simd.h"
 
 #ifdef _OPENMP
@@ -173,12 +174,9 @@ void penalise_non_finite(float* costs, int64_t n_targets, int64_t queries) {
             low = costs[i] < low ? costs[i] : low;
             high = costs[i] > high ? costs[i] : high;
         }
-    // above n_targets * high - (n_targets - 1) * low, by a margin that rounding cannot swallow
-    const double size = high < 0 ? -double(high) : double(high);
-    double penalty = high + n_targets * (double(high) - low) + (size > 1 ? size : 1);
-    if (penalty > FLT_MAX) penalty = FLT_MAX;
+    const float penalty = any_finite ? non_finite_penalty(low, high, n_targets) : 0;
     for (int64_t i = 0; i < n_targets * queries; ++i)
-        if (!is_finite(costs[i])) costs[i] = any_finite ? static_cast<float>(penalty) : 0;
+        if (!is_finite(costs[i])) costs[i] = penalty;
 }
 
 }  // namespace

@@ -9,7 +9,7 @@
 
 #include "common/float_types.h"
 
-#define SIMT_KERNEL(max_threads) __global__ void __launch_bounds__(max_threads)
+#define SIMT_KERNEL(max_threads) __global__ __launch_bounds__(max_threads)
 #define SIMT_DEVICE __device__ __forceinline__
 // An array in the block's shared memory; `SIMT_DYNAMIC_SHARED` has the launch's shared_bytes.
 #define SIMT_SHARED(T, name, count) __shared__ __align__(16) T name[count]
