@@ -10,16 +10,20 @@
 #include <string>
 
 #include "common/simt.h"
+#include "common/wide_or_narrow.h"
 #include "ms_deform_attn/cuda.h"
 
 namespace detr_fast {
 namespace ms_deform_attn_gpu {
 
-constexpr int kMaxLevels = 128;  // the table travels with every launch, 4 KB at most
-constexpr int kStrip = 8;        // height of a strip of queries, see strip_order
+constexpr int kMaxLevels = 128;    // the table travels with every launch, 4 KB at most
+constexpr int kMostThreads = 512;  // of a block
+constexpr int kTogether = 2;       // samples whose loads are in flight together; divides every group
+constexpr int kStrip = 8;          // height of a strip of queries, see strip_order
 
 struct Level {
     int start, height, width;  // start: its first pixel among the S
+    int first_cell;            // see MsDeformAttnSample
 };
 
 struct Shape {
@@ -27,6 +31,7 @@ struct Shape {
     int heads, channels, levels, points;
     int samples;  // N * P
     int reference_dims;
+    int cells;  // of an (image, head); the last is the one outside
     Level level[kMaxLevels];
 };
 
@@ -54,12 +59,15 @@ inline Shape kernel_shape(const MsDeformAttnShape& from) {
     shape.samples = shape.levels * shape.points;
     shape.reference_dims = from.reference_dims;
     int start = 0;
+    int64_t cell = 0;
     for (int n = 0; n < shape.levels; ++n) {
         const int height = static_cast<int>(from.sizes[2 * n]);
         const int width = static_cast<int>(from.sizes[2 * n + 1]);
-        shape.level[n] = {start, height, width};
+        shape.level[n] = {start, height, width, static_cast<int>(cell)};
         start += height * width;
+        cell += (from.sizes[2 * n] + 1) * (from.sizes[2 * n + 1] + 1);
     }
+    shape.cells = static_cast<int>(cell + 1);
     return shape;
 }
 
@@ -72,28 +80,6 @@ inline simt::Grid row_grid(const MsDeformAttnShape& shape, int group, int thread
         throw std::invalid_argument("ms_deform_attn: B * Q * H too large for one launch");
     rows = {group, static_cast<unsigned>(tiles), shape.queries == shape.pixels};
     return simt::Grid(static_cast<unsigned>(tiles * images_heads));
-}
-
-// An array of float32, or of the values' own 16-bit type.
-template <class T>
-struct WideOrNarrow {
-    simt::Global<const float> wide;
-    simt::Global<const T> narrow;
-
-    SIMT_DEVICE float at(int64_t i) const {
-        return wide ? simt::load(wide, i) : to_float(simt::load(narrow, i));
-    }
-    SIMT_DEVICE simt::Vec<float, 2> pair(int64_t i) const {  // elements 2 i and 2 i + 1
-        if (wide) return simt::load_vec<2>(wide, 2 * i);
-        const simt::Vec<T, 2> v = simt::load_vec<2>(narrow, 2 * i);
-        return {{to_float(v[0]), to_float(v[1])}};
-    }
-};
-
-template <class T>
-WideOrNarrow<T> wide_or_narrow(const void* data, int64_t count, FloatType type) {
-    if (type == FloatType::f32) return {simt::global(static_cast<const float*>(data), count), {}};
-    return {{}, simt::global(static_cast<const T*>(data), count)};
 }
 
 struct Row {
@@ -146,6 +132,10 @@ struct Softmax {
     float largest, scale;
 };
 
+SIMT_DEVICE float softmax_weight(const Softmax& softmax, float logit) {
+    return simt::fast_exp(logit - softmax.largest) * softmax.scale;
+}
+
 template <class T>
 SIMT_DEVICE Softmax row_softmax(const Shape& shape, const Rows& rows, const Row& row,
                                 const WideOrNarrow<T>& logits) {
@@ -188,7 +178,7 @@ SIMT_DEVICE Sample find_sample(const Shape& shape, const Row& row, int n, int i,
                                const WideOrNarrow<T>& coordinates, const WideOrNarrow<T>& weights,
                                simt::Global<const float> references) {
     const int64_t at = row.index * shape.samples + i;
-    const simt::Vec<float, 2> coordinate = coordinates.pair(at);
+    const simt::Vec<float, 2> coordinate = coordinates.template group<2>(at);
     const float width = static_cast<float>(shape.level[n].width);
     const float height = static_cast<float>(shape.level[n].height);
     Sample sample;
@@ -197,7 +187,7 @@ SIMT_DEVICE Sample find_sample(const Shape& shape, const Row& row, int n, int i,
     sample.scale_y = height;
     float x0 = 0, y0 = 0;
     if constexpr (kFused) {
-        sample.weight = simt::fast_exp(sample.weight - softmax.largest) * softmax.scale;
+        sample.weight = softmax_weight(softmax, sample.weight);
         const int64_t reference =
             ((row.image * shape.queries + row.query) * shape.levels + n) * shape.reference_dims;
         x0 = simt::load(references, reference) * width;
@@ -214,37 +204,46 @@ SIMT_DEVICE Sample find_sample(const Shape& shape, const Row& row, int n, int i,
     return sample;
 }
 
-// What a lane must know of a sample to read or add to its four pixels: top left, top right, bottom left,
+// What a lane must know of a sample to read or to change its four pixels: top left, top right, bottom left,
 // bottom right. A corner outside the level takes no part, whatever its value and weight.
 struct Taps {
-    int pixel;        // of the first corner, in the image; may lie outside
-    unsigned layout;  // width of the level, and from bit 28 on which corners exist
+    int pixel;        // the first corner's, in the image; may lie outside
+    unsigned layout;  // width of the level and, from bit 28 on, which corners exist
     float share[4];
 
     SIMT_DEVICE bool exists(int corner) const { return layout >> (28 + corner) & 1; }
-    SIMT_DEVICE int at(int corner) const {
+    SIMT_DEVICE int64_t at(int corner) const {
         return pixel + (corner & 1) + (corner & 2 ? static_cast<int>(layout & 0xfffffff) : 0);
     }
 };
 
-SIMT_DEVICE Taps no_taps() { return {0, 0, {0, 0, 0, 0}}; }
-
-SIMT_DEVICE Taps taps(const Sample& sample, const Level& level) {
-    if (!sample.inside) return no_taps();
+SIMT_DEVICE Taps make_taps(const Sample& sample, const Level& level) {
+    if (!sample.inside) return {};
     const bool columns[2] = {sample.left >= 0, sample.left + 1 < level.width};
     const bool lines[2] = {sample.top >= 0, sample.top + 1 < level.height};
     const float across[2] = {1 - sample.right, sample.right};
     const float down[2] = {sample.weight * (1 - sample.lower), sample.weight * sample.lower};
-    Taps result;
-    result.pixel = level.start + sample.top * level.width + sample.left;
-    result.layout = level.width;
+    Taps taps;
+    taps.pixel = level.start + sample.top * level.width + sample.left;
+    taps.layout = level.width;
     SIMT_UNROLL
     for (int corner = 0; corner < 4; ++corner) {
         const bool exists = columns[corner & 1] && lines[corner >> 1];
-        result.layout |= static_cast<unsigned>(exists) << (28 + corner);
-        result.share[corner] = exists ? down[corner >> 1] * across[corner & 1] : 0;
+        taps.layout |= static_cast<unsigned>(exists) << (28 + corner);
+        taps.share[corner] = exists ? down[corner >> 1] * across[corner & 1] : 0;
     }
-    return result;
+    return taps;
+}
+
+// The taps of sample i, none where it does not exist.
+template <bool kFused, class T>
+SIMT_DEVICE Taps find_taps(const Shape& shape, const Row& row, int i, const Softmax& softmax,
+                           const WideOrNarrow<T>& coordinates, const WideOrNarrow<T>& weights,
+                           simt::Global<const float> references) {
+    if (!row.exists || i >= shape.samples) return {};
+    const int n = i / shape.points;
+    return make_taps(find_sample<kFused>(shape, row, n, i, softmax, coordinates, weights, references),
+                     shape.level[n]);
 }
 
 SIMT_DEVICE Taps shuffle_taps(const Taps& from, int lane) {
@@ -252,6 +251,17 @@ SIMT_DEVICE Taps shuffle_taps(const Taps& from, int lane) {
             simt::shuffle(from.layout, lane),
             {simt::shuffle(from.share[0], lane), simt::shuffle(from.share[1], lane),
              simt::shuffle(from.share[2], lane), simt::shuffle(from.share[3], lane)}};
+}
+
+// kVec channels of the four corners; zeros for corners that do not exist. `pixels` starts with the head.
+template <int kVec, class T>
+SIMT_DEVICE void load_corners(simt::Global<const T> pixels, const Taps& taps, int64_t stride, int channel,
+                              bool used, simt::Vec<T, kVec> (&corners)[4]) {
+    SIMT_UNROLL
+    for (int c = 0; c < 4; ++c) {
+        corners[c] = {};
+        if (used && taps.exists(c)) corners[c] = simt::load_vec<kVec>(pixels, taps.at(c) * stride + channel);
+    }
 }
 
 }  // namespace ms_deform_attn_gpu

@@ -1,0 +1,134 @@
+// The launchers: which instance of a kernel, and how many threads.
+#include "ms_deform_attn/cuda.h"
+#include "ms_deform_attn/cuda_backward.h"
+#include "ms_deform_attn/cuda_forward.h"
+#include "ms_deform_attn/cuda_gather.h"
+
+namespace detr_fast {
+namespace ms_deform_attn_gpu {
+
+bool empty(const MsDeformAttnShape& s) {
+    return s.batch == 0 || s.queries == 0 || s.heads == 0 || s.channels == 0 || s.points == 0;
+}
+
+// Lanes a row whose channels travel `vec` at a time.
+int group_of(int64_t channels, int vec) {
+    int group = kTogether;
+    while (group < 32 && group * vec < channels) group *= 2;
+    return group;
+}
+
+// A block is large where its rows lie in a square, and small where few rows must fill the device.
+int threads_of(const MsDeformAttnShape& s, int group) {
+    constexpr int64_t enough_blocks = 1024;
+    const int64_t threads = s.batch * s.heads * s.queries * group;
+    int result = kMostThreads;
+    while (result > 64 && threads / result < enough_blocks) result /= 2;
+    return result;
+}
+
+// The arrays of a call, in kernels' types.
+template <class T>
+struct Arrays {
+    Shape shape;
+    simt::Global<const T> value;
+    WideOrNarrow<T> coordinates, weights;
+    simt::Global<const float> references;
+    int64_t rows, samples;
+
+    explicit Arrays(const MsDeformAttnCudaInputs& in) : shape(kernel_shape(in.shape)) {
+        const MsDeformAttnShape& s = in.shape;
+        rows = s.batch * s.queries * s.heads;
+        samples = rows * s.levels * s.points;
+        value = simt::global(static_cast<const T*>(in.value), s.batch * s.pixels * s.heads * s.channels);
+        coordinates = wide_or_narrow<T>(in.coordinates, 2 * samples, in.coordinate_type);
+        weights = wide_or_narrow<T>(in.weights, samples, in.coordinate_type);
+        references = simt::global(in.references, s.batch * s.queries * s.levels * s.reference_dims);
+    }
+};
+
+template <class T, int kVec, bool kFused>
+void forward(const MsDeformAttnCudaInputs& in, void* out) {
+    const Arrays<T> arrays(in);
+    const int group = group_of(in.shape.channels, kVec), threads = threads_of(in.shape, group);
+    Rows rows;
+    const simt::Grid grid = row_grid(in.shape, group, threads, rows);
+    simt::launch("ms_deform_attn_fwd", forward_kernel<T, kVec, kFused>, grid, threads, 0,
+                 static_cast<simt::Stream>(in.stream), arrays.shape, rows, arrays.value, arrays.coordinates,
+                 arrays.weights, arrays.references,
+                 simt::global(static_cast<T*>(out), arrays.rows * in.shape.channels));
+}
+
+template <class T, int kVec, bool kFused>
+void backward(const MsDeformAttnCudaInputs& in, const MsDeformAttnCudaGradients& grad) {
+    const Arrays<T> arrays(in);
+    const MsDeformAttnShape& s = in.shape;
+    const int group = group_of(s.channels, kVec);
+    int threads = threads_of(s, group);
+    constexpr size_t most_shared = 48 * 1024;
+    const auto shared_bytes = [&] { return sizeof(float) * (threads / group) * arrays.shape.samples; };
+    while (kFused && threads > 64 && shared_bytes() > most_shared) threads /= 2;
+    const bool stashed = kFused && grad.grad_weights && shared_bytes() <= most_shared;
+    Rows rows;
+    const simt::Grid grid = row_grid(s, group, threads, rows);
+    const Gradients<T> gradients = {
+        simt::global(grad.grad_value, s.batch * s.pixels * s.heads * s.channels),
+        wide_or_narrow_out<T>(grad.grad_coordinates, 2 * arrays.samples, in.coordinate_type),
+        wide_or_narrow_out<T>(grad.grad_weights, arrays.samples, in.coordinate_type),
+        simt::global(grad.reference_parts, arrays.rows * s.levels * s.reference_dims)};
+    simt::launch("ms_deform_attn_bwd", backward_kernel<T, kVec, kFused>, grid, threads,
+                 stashed ? shared_bytes() : 0, static_cast<simt::Stream>(in.stream), arrays.shape, rows,
+                 stashed, arrays.value, arrays.coordinates, arrays.weights, arrays.references,
+                 simt::global(static_cast<const T*>(grad.grad_out), arrays.rows * s.channels), gradients);
+}
+
+// Calls `pass(Type{}, Vec{}, Fused{})` with the constants of a call: 16-byte vectors where D is made of them.
+template <int kVec, class T, class Pass>
+void with_fused(const MsDeformAttnCudaInputs& in, const Pass& pass) {
+    if (in.references)
+        pass(T{}, std::integral_constant<int, kVec>{}, std::true_type{});
+    else
+        pass(T{}, std::integral_constant<int, kVec>{}, std::false_type{});
+}
+template <class T, class Pass>
+void with_vec(const MsDeformAttnCudaInputs& in, const Pass& pass) {
+    constexpr int vec = 16 / sizeof(T);
+    if (in.shape.channels % vec == 0)
+        with_fused<vec, T>(in, pass);
+    else
+        with_fused<1, T>(in, pass);
+}
+template <class Pass>
+void with_constants(const MsDeformAttnCudaInputs& in, const Pass& pass) {
+    switch (in.value_type) {
+        case FloatType::f32:
+            return with_vec<float>(in, pass);
+        case FloatType::bf16:
+            return with_vec<BFloat16>(in, pass);
+        case FloatType::f16:
+            return with_vec<Half>(in, pass);
+    }
+}
+
+}  // namespace ms_deform_attn_gpu
+
+void ms_deform_attn_cuda_fwd(const MsDeformAttnCudaInputs& in, void* out) {
+    using namespace ms_deform_attn_gpu;
+    if (empty(in.shape)) return;
+    const simt::UseDevice device(in.device);
+    with_constants(in, [&](auto type, auto vec, auto fused) {
+        forward<decltype(type), vec.value, fused.value>(in, out);
+    });
+}
+
+void ms_deform_attn_cuda_bwd(const MsDeformAttnCudaInputs& in, const MsDeformAttnCudaGradients& grad) {
+    using namespace ms_deform_attn_gpu;
+    if (empty(in.shape)) return;
+    if (!grad.grad_value && !grad.grad_coordinates && !grad.grad_weights && !grad.reference_parts) return;
+    const simt::UseDevice device(in.device);
+    with_constants(in, [&](auto type, auto vec, auto fused) {
+        backward<decltype(type), vec.value, fused.value>(in, grad);
+    });
+}
+
+}  // namespace detr_fast

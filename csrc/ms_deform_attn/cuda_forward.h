@@ -1,0 +1,50 @@
+// Forward pass on a GPU: a lane sums kVec channels of its row, and again where the group is too narrow for D.
+#pragma once
+
+#include "ms_deform_attn/gpu_sample.h"
+
+namespace detr_fast {
+namespace ms_deform_attn_gpu {
+
+template <class T, int kVec, bool kFused>
+SIMT_KERNEL(kMostThreads)
+void forward_kernel(Shape shape, Rows rows, simt::Global<const T> value, WideOrNarrow<T> coordinates,
+                    WideOrNarrow<T> weights, simt::Global<const float> references, simt::Global<T> out) {
+    const Row row = find_row(shape, rows);
+    Softmax softmax{};
+    if constexpr (kFused) softmax = row_softmax(shape, rows, row, weights);
+    const int64_t stride = static_cast<int64_t>(shape.heads) * shape.channels;
+    const auto pixels = value + (row.image * shape.pixels * stride + row.head * shape.channels);
+
+    for (int channels = 0; channels < shape.channels; channels += rows.group * kVec) {
+        const int channel = channels + row.lane * kVec;
+        const bool used = row.exists && channel < shape.channels;
+        float sum[kVec] = {};
+        for (int first = 0; first < shape.samples; first += rows.group) {
+            const Taps mine =
+                find_taps<kFused>(shape, row, first + row.lane, softmax, coordinates, weights, references);
+            const int count = shape.samples - first < rows.group ? shape.samples - first : rows.group;
+            for (int k = 0; k < count; k += kTogether) {
+                Taps taps[kTogether];
+                simt::Vec<T, kVec> corners[kTogether][4];
+                SIMT_UNROLL
+                for (int t = 0; t < kTogether; ++t) taps[t] = shuffle_taps(mine, row.first + k + t);
+                SIMT_UNROLL
+                for (int t = 0; t < kTogether; ++t)
+                    load_corners<kVec>(pixels, taps[t], stride, channel, used, corners[t]);
+                SIMT_UNROLL
+                for (int t = 0; t < kTogether; ++t) SIMT_UNROLL
+                for (int c = 0; c < 4; ++c) SIMT_UNROLL
+                for (int v = 0; v < kVec; ++v) sum[v] += taps[t].share[c] * to_float(corners[t][c][v]);
+            }
+        }
+        if (!used) continue;
+        simt::Vec<T, kVec> narrow;
+        SIMT_UNROLL
+        for (int v = 0; v < kVec; ++v) narrow[v] = from_float<T>(sum[v]);
+        simt::store_vec(out, row.index * shape.channels + channel, narrow);
+    }
+}
+
+}  // namespace ms_deform_attn_gpu
+}  // namespace detr_fast
