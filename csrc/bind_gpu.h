@@ -6,8 +6,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <numeric>
 #include <vector>
 
+#include "box_match_cost/cuda.h"
 #include "ms_deform_attn/cuda.h"
 
 namespace detr_fast {
@@ -73,6 +75,41 @@ inline void bind_ms_deform_attn_gpu(pybind11::module_& m) {
                 reinterpret_cast<const MsDeformAttnSample*>(samples), reinterpret_cast<void*>(grad_value));
         },
         Unlocked());
+}
+
+inline void bind_box_match_cost_gpu(pybind11::module_& m) {
+    m.def("box_match_cost_cuda_flags", box_match_cost_flags);
+    m.def(
+        "box_match_cost_cuda",
+        [](int device, uintptr_t stream, uintptr_t logits, int logits_type, uintptr_t boxes, int boxes_type,
+           uintptr_t target_labels, uintptr_t target_boxes, const std::vector<int64_t>& sizes, int64_t layers,
+           int64_t queries, int64_t classes, bool focal, float w_class, float w_l1, float w_giou, float alpha,
+           float gamma, uintptr_t costs, uintptr_t non_finite) {
+            std::vector<int64_t> first(sizes.size() + 1);
+            std::partial_sum(sizes.begin(), sizes.end(), first.begin() + 1);
+            box_match_cost_cuda({reinterpret_cast<const void*>(logits),
+                                 FloatType(logits_type),
+                                 reinterpret_cast<const void*>(boxes),
+                                 FloatType(boxes_type),
+                                 reinterpret_cast<const int64_t*>(target_labels),
+                                 reinterpret_cast<const float*>(target_boxes),
+                                 first.data(),
+                                 layers,
+                                 static_cast<int64_t>(sizes.size()),
+                                 queries,
+                                 classes,
+                                 focal,
+                                 w_class,
+                                 w_l1,
+                                 w_giou,
+                                 alpha,
+                                 gamma,
+                                 reinterpret_cast<float*>(costs),
+                                 reinterpret_cast<int32_t*>(non_finite),
+                                 device,
+                                 reinterpret_cast<void*>(stream)});
+        },
+        pybind11::call_guard<pybind11::gil_scoped_release>());
 }
 
 }  // namespace detr_fast

@@ -20,6 +20,7 @@
 #include "linear_assignment/linear_assignment.h"
 #include "ms_deform_attn/ms_deform_attn.h"
 #if DETR_FAST_WITH_CUDA
+#include "bind_gpu.h"
 #include "common/cuda_info.h"
 #endif
 
@@ -77,6 +78,13 @@ void bind_machine(py::module_& m) {
             return d;
         },
         "What the CUDA runtime linked into this build sees.");
+    m.def(
+        "cuda_device",
+        [](int index) {
+            const CudaDevice device = cuda_device(index);
+            return py::make_tuple(device.capability, device.error);
+        },
+        "Compute capability (90 for 9.0) of a device, and None or why it cannot run this build's kernels.");
 #endif
 }
 
@@ -208,4 +216,8 @@ PYBIND11_MODULE(_C, m) {
     bind_ms_deform_attn(m);
     bind_box_match_cost(m);
     bind_linear_assignment(m);
+#if DETR_FAST_WITH_CUDA
+    bind_ms_deform_attn_gpu(m);
+    bind_box_match_cost_gpu(m);
+#endif
 }

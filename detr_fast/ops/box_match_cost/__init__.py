@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from detr_fast.ops.backend import Backend, Operator
-from detr_fast.ops.box_match_cost import native, reference
+from detr_fast.ops.box_match_cost import cuda, native, reference, triton
 
 ClassCost = Literal["softmax", "focal"]
 
 OPERATOR = Operator(
     "box_match_cost",
+    Backend("cuda", cuda.BACKEND, cuda.BACKEND.why_not),
+    Backend("triton", triton, triton.why_not),
     Backend("native", native, native.why_not),
     Backend("reference", reference, lambda device, dtype: None),
 )

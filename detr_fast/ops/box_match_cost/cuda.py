@@ -1,0 +1,81 @@
+"""The CUDA backend: all layers and images in one launch, and a second that only looks for non-finite costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from detr_fast import extension
+from detr_fast.ops.gpu import FLOAT_TYPES, device_and_stream, ready
+
+
+class Cuda:
+    """The operator through the launchers of `module()`. Nothing here waits for the device.
+
+    A module that executes the kernels on the host serves tensors on the CPU.
+    """
+
+    def __init__(self, module: Callable[[], ModuleType]) -> None:
+        self._module = module
+
+    def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Why this backend cannot serve tensors of `device` and `dtype`, or None."""
+        if device.type != "cuda":
+            return f"runs on a CUDA device, not on {device.type}"
+        if dtype not in FLOAT_TYPES:
+            return f"computes in float32, not in {dtype}"
+        return extension.why_not_cuda(device)
+
+    def box_match_cost(
+        self,
+        logits: Tensor,
+        boxes: Tensor,
+        target_labels: Tensor,
+        target_boxes: Tensor,
+        sizes: Sequence[int],
+        class_cost: str,
+        w_class: float,
+        w_l1: float,
+        w_giou: float,
+        alpha: float,
+        gamma: float,
+    ) -> Tensor:
+        """[..., sumT, Q] costs; arguments as the public function's, already checked."""
+        *layers, images, queries, classes = logits.shape
+        boxes_dtype = boxes.dtype if boxes.dtype == logits.dtype else torch.float32
+        logits, boxes, target_labels = ready(logits), ready(boxes, boxes_dtype), ready(target_labels)
+        target_boxes = ready(target_boxes, torch.float32)
+        shape = (*layers, target_labels.shape[0], queries)
+        costs = torch.empty(shape, dtype=torch.float32, device=logits.device)
+        if costs.numel():
+            kernels, depth = self._module(), layers[0] if layers else 1
+            flags = kernels.box_match_cost_cuda_flags(depth, images, queries)
+            non_finite = torch.empty(flags, dtype=torch.int32, device=logits.device)
+            kernels.box_match_cost_cuda(
+                *device_and_stream(logits),
+                logits.data_ptr(),
+                FLOAT_TYPES[logits.dtype],
+                boxes.data_ptr(),
+                FLOAT_TYPES[boxes_dtype],
+                target_labels.data_ptr(),
+                target_boxes.data_ptr(),
+                sizes,
+                depth,
+                queries,
+                classes,
+                class_cost == "focal",
+                w_class,
+                w_l1,
+                w_giou,
+                alpha,
+                gamma,
+                costs.data_ptr(),
+                non_finite.data_ptr(),
+            )
+        return costs
+
+
+BACKEND = Cuda(extension.extension)

@@ -1,0 +1,70 @@
+"""The Triton backend: the GPU kernels for people without a compiler. Triton is imported by the first call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from detr_fast.ops.triton_launch import device_table, launch, power_of_two, why_not_triton
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_BLOCK_Q, _BLOCK_T = (
+    32,
+    8,
+)  # two pairs a lane of four warps: many short programs, as the batch has many chunks
+_BLOCK_REPAIR = 1024
+
+
+def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why this backend cannot take tensors of `device` and `dtype`, or None."""
+    if dtype not in _DTYPES:
+        return f"computes in float32, not in {dtype}"
+    return why_not_triton(device)
+
+
+def box_match_cost(
+    logits: Tensor,
+    boxes: Tensor,
+    target_labels: Tensor,
+    target_boxes: Tensor,
+    sizes: Sequence[int],
+    class_cost: str,
+    w_class: float,
+    w_l1: float,
+    w_giou: float,
+    alpha: float,
+    gamma: float,
+) -> Tensor:
+    """[..., sumT, Q] costs; arguments as the public function's, already checked."""
+    *layers, images, queries, classes = logits.shape
+    targets = target_labels.shape[0]
+    costs = torch.empty((*layers, targets, queries), dtype=torch.float32, device=logits.device)
+    if costs.numel() == 0:
+        return costs
+    from detr_fast.ops.box_match_cost.triton_kernels import cost_kernel, repair_kernel
+
+    problems, chunks = (layers[0] if layers else 1) * images, -(-queries // _BLOCK_Q)
+    non_finite = torch.empty(problems * chunks, dtype=torch.int32, device=logits.device)
+    first_target = device_table((0, *accumulate(sizes)), logits.device)
+    boxes = boxes.contiguous() if boxes.dtype in _DTYPES else boxes.float().contiguous()
+    launch(
+        cost_kernel,
+        problems * chunks,
+        4,
+        (
+            *(costs, non_finite, logits.contiguous(), boxes, target_labels.contiguous()),
+            *(target_boxes.float().contiguous(), first_target),
+            *(images, queries, classes, targets, w_class, w_l1, w_giou, alpha, gamma),
+            *(class_cost == "focal", gamma == 2, _BLOCK_Q, _BLOCK_T, min(128, power_of_two(classes))),
+        ),
+    )
+    launch(
+        repair_kernel,
+        problems,
+        4,
+        (costs, non_finite, first_target, images, queries, targets, chunks, _BLOCK_REPAIR),
+    )
+    return costs

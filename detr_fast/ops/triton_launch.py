@@ -1,0 +1,53 @@
+"""What the Triton backends of all operators do around a launch. Triton is imported by the first one."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_GROUP = 16  # integers of one launch of the table kernel
+
+
+def why_not_triton(device: torch.device) -> str | None:
+    """Why Triton cannot run kernels on a device, or None where it can."""
+    if device.type != "cuda":
+        return f"runs on a CUDA device, not on {device.type}"
+    if torch.version.hip is not None:
+        return "was never tested on ROCm"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "Triton needs compute capability 8.0 or more"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed; `pip install triton`, or a CUDA build of torch, which brings it"
+    return None
+
+
+def launch(kernel: Any, programs: int, num_warps: int, arguments: tuple[Any, ...]) -> None:
+    """Runs a kernel on the device and the current stream of its first argument, a tensor."""
+    device = arguments[0].device
+    # without fusion coordinates are rounded as in the reference; the kernels fuse where it does no harm
+    options = {"num_warps": num_warps, "num_stages": 1, "enable_fp_fusion": False}
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        kernel[(programs,)](*arguments, **options)
+    else:
+        with torch.cuda.device(device):
+            kernel[(programs,)](*arguments, **options)
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is n or more."""
+    return 1 << (n - 1).bit_length()
+
+
+def device_table(values: Sequence[int], device: torch.device) -> Tensor:
+    """[len(values)] int64 on the device, made of launch arguments: no copy, no wait, and safe in CUDA graphs."""
+    from detr_fast.ops.triton_table import table_kernel
+
+    table = torch.empty(len(values), dtype=torch.int64, device=device)
+    padded = [*values, *[0] * (-len(values) % _GROUP)]
+    for first in range(0, len(values), _GROUP):
+        launch(table_kernel, 1, 1, (table, first, len(values), *padded[first : first + _GROUP]))
+    return table
