@@ -82,6 +82,35 @@ void backward(const MsDeformAttnCudaInputs& in, const MsDeformAttnCudaGradients&
                  simt::global(static_cast<const T*>(grad.grad_out), arrays.rows * s.channels), gradients);
 }
 
+template <class T, bool kFused>
+void bin(const MsDeformAttnCudaInputs& in, int32_t* cells, MsDeformAttnSample* samples) {
+    const Arrays<T> arrays(in);
+    int group = 1;
+    while (group < 32 && group < arrays.shape.samples) group *= 2;
+    Rows rows;
+    const simt::Grid grid = row_grid(in.shape, group, kBinThreads, rows);
+    rows.strips = false;  // nothing is gained where no value is read
+    simt::launch("ms_deform_attn_bin", bin_kernel<kFused, T>, grid, kBinThreads, 0,
+                 static_cast<simt::Stream>(in.stream), arrays.shape, rows, arrays.coordinates, arrays.weights,
+                 arrays.references, simt::global(cells, arrays.samples),
+                 simt::global(samples, arrays.samples));
+}
+
+template <class T, int kVec>
+void gather(const MsDeformAttnCudaInputs& in, const void* grad_out, const int32_t* cell_starts,
+            const int64_t* order, const MsDeformAttnSample* samples, void* grad_value) {
+    const Arrays<T> arrays(in);
+    const MsDeformAttnShape& s = in.shape;
+    const Tiles tiles = {tiles_of(s), group_of(s.channels, kVec)};
+    const int64_t blocks = tiles.count * s.batch * s.heads, cells = s.batch * s.heads * arrays.shape.cells;
+    simt::launch("ms_deform_attn_gather", gather_kernel<T, kVec>, simt::Grid(static_cast<unsigned>(blocks)),
+                 kGatherThreads, 0, static_cast<simt::Stream>(in.stream), arrays.shape, tiles,
+                 simt::global(static_cast<const T*>(grad_out), arrays.rows * s.channels),
+                 simt::global(cell_starts, cells + 1),
+                 SortedSamples{simt::global(order, arrays.samples), simt::global(samples, arrays.samples)},
+                 simt::global(static_cast<T*>(grad_value), s.batch * s.pixels * s.heads * s.channels));
+}
+
 // Calls `pass(Type{}, Vec{}, Fused{})` with the constants of a call: 16-byte vectors where D is made of them.
 template <int kVec, class T, class Pass>
 void with_fused(const MsDeformAttnCudaInputs& in, const Pass& pass) {
@@ -128,6 +157,32 @@ void ms_deform_attn_cuda_bwd(const MsDeformAttnCudaInputs& in, const MsDeformAtt
     const simt::UseDevice device(in.device);
     with_constants(in, [&](auto type, auto vec, auto fused) {
         backward<decltype(type), vec.value, fused.value>(in, grad);
+    });
+}
+
+int64_t ms_deform_attn_cells(const MsDeformAttnShape& shape) {
+    int64_t cells = 1;
+    for (int64_t n = 0; n < shape.levels; ++n)
+        cells += (shape.sizes[2 * n] + 1) * (shape.sizes[2 * n + 1] + 1);
+    return cells;
+}
+
+void ms_deform_attn_cuda_bin(const MsDeformAttnCudaInputs& in, int32_t* cells, MsDeformAttnSample* samples) {
+    using namespace ms_deform_attn_gpu;
+    if (empty(in.shape)) return;
+    const simt::UseDevice device(in.device);
+    with_constants(
+        in, [&](auto type, auto, auto fused) { bin<decltype(type), fused.value>(in, cells, samples); });
+}
+
+void ms_deform_attn_cuda_gather(const MsDeformAttnCudaInputs& in, const void* grad_out,
+                                const int32_t* cell_starts, const int64_t* order,
+                                const MsDeformAttnSample* samples, void* grad_value) {
+    using namespace ms_deform_attn_gpu;
+    if (empty(in.shape)) return;
+    const simt::UseDevice device(in.device);
+    with_constants(in, [&](auto type, auto vec, auto) {
+        gather<decltype(type), vec.value>(in, grad_out, cell_starts, order, samples, grad_value);
     });
 }
 

@@ -47,7 +47,8 @@ inline Shape kernel_shape(const MsDeformAttnShape& from) {
     if (from.levels > kMaxLevels)
         throw std::invalid_argument("spatial_shapes: expected at most " + std::to_string(kMaxLevels) +
                                     " levels on a GPU; got " + std::to_string(from.levels));
-    if (from.heads > most || from.channels > most || from.points > most || from.levels * from.points > most)
+    if (from.heads > most || from.channels > most || from.heads * from.channels > most ||
+        from.points > most || from.levels * from.points > most)
         throw std::invalid_argument("ms_deform_attn: H, D or N * P too large for a GPU");
     Shape shape{};
     shape.queries = from.queries;
