@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from detr_fast.ops.backend import Backend, Operator
-from detr_fast.ops.ms_deform_attn import cuda, native, reference
+from detr_fast.ops.ms_deform_attn import cuda, native, reference, triton
 from detr_fast.ops.ms_deform_attn.checks import check, level_sizes
 
 LevelSizes = Sequence[tuple[int, int]]
@@ -21,6 +21,7 @@ LevelSizes = Sequence[tuple[int, int]]
 OPERATOR = Operator(
     "ms_deform_attn",
     Backend("cuda", cuda.BACKEND, cuda.BACKEND.why_not),
+    Backend("triton", triton, triton.why_not),
     Backend("native", native, native.why_not),
     Backend("reference", reference, lambda device, dtype: None),
 )
@@ -49,13 +50,18 @@ def call(
     sizes = level_sizes(spatial_shapes)
     check(value, sizes, coordinates, weights, reference_points)
     implementation = OPERATOR.select(value.device, value.dtype, backend)
-    tensors = (value, coordinates, weights, reference_points)
     # nothing to differentiate: half of the call's overhead is saved
-    plain = not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in tensors)
-    if plain or implementation is reference:
+    differentiable = torch.is_grad_enabled() and (
+        value.requires_grad
+        or coordinates.requires_grad
+        or weights.requires_grad
+        or (reference_points is not None and reference_points.requires_grad)
+    )
+    if not differentiable or implementation is reference:
         return implementation.forward(value, sizes, coordinates, weights, reference_points)
     choices = (implementation, deterministic)
-    return _Function.apply(choices, sizes, value, coordinates, weights, reference_points)
+    apply = _Function.apply if torch._C._are_functorch_transforms_active() else _apply
+    return apply(choices, sizes, value, coordinates, weights, reference_points)
 
 
 class _Function(torch.autograd.Function):
@@ -79,6 +85,10 @@ class _Function(torch.autograd.Function):
         # gradients are recorded only where a second derivative is wanted (create_graph): that one raises
         gradients = _Gradients.apply(*arguments) if torch.is_grad_enabled() else _gradients(*arguments)
         return None, None, *gradients
+
+
+# `Function.apply` without its preparation for `torch.func`: a tenth of the call
+_apply = super(torch.autograd.Function, _Function).apply
 
 
 def _gradients(

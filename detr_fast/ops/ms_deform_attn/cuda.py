@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from detr_fast import extension
+from detr_fast.ops.gpu import FLOAT_TYPES, device_and_stream, is_aligned, ready
 
 LevelSizes = Sequence[tuple[int, int]]
 
-_FLOAT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/common/float_types.h
-_ALIGNMENT = 16  # bytes that a kernel loads and stores at once
 _SORTED_AT_ONCE = 2**24  # samples: working memory of a deterministic backward stays below 0.8 GB
 
 
@@ -31,7 +30,7 @@ class Cuda:
         """Why this backend cannot serve tensors of `device` and `dtype`, or None."""
         if device.type != "cuda":
             return f"runs on a CUDA device, not on {device.type}"
-        if dtype not in _FLOAT_TYPES:
+        if dtype not in FLOAT_TYPES:
             return f"computes in float32, too coarse for {dtype}"
         return extension.why_not_cuda(device)
 
@@ -73,7 +72,7 @@ class Cuda:
         call, value, coordinates, weights, reference_points = _call(
             value, sizes, coordinates, weights, reference_points
         )
-        grad_out = _ready(grad_out, value.dtype)
+        grad_out = ready(grad_out, value.dtype)
         grad_value = grad_coordinates = grad_weights = parts = None
         if needs[0] and not deterministic:
             grad_value = torch.zeros(value.shape, dtype=torch.float32, device=value.device)
@@ -115,10 +114,10 @@ class Cuda:
             references = None if reference_points is None else reference_points[some]
             call, *_keep = _call(value[some], sizes, coordinates[some], weights[some], references)
             into = grad_value[some]
-            ready = into if _is_aligned(into) else torch.empty_like(into)
-            self._gather(call, _ready(grad_out[some], value.dtype), weights[some].numel(), ready)
-            if ready is not into:
-                into.copy_(ready)
+            aligned = into if is_aligned(into) else torch.empty_like(into)
+            self._gather(call, ready(grad_out[some]), weights[some].numel(), aligned)
+            if aligned is not into:
+                into.copy_(aligned)
         return grad_value
 
     def _gather(self, call: list[int], grad_out: Tensor, samples: int, grad_value: Tensor) -> None:
@@ -156,33 +155,17 @@ def _call(
     dtype = coordinates.dtype
     if dtype != weights.dtype or dtype not in (torch.float32, value.dtype):
         dtype = torch.float32
-    value, coordinates, weights = _ready(value), _ready(coordinates, dtype), _ready(weights, dtype)
-    references = dims = device = stream = 0
+    value, coordinates, weights = ready(value), ready(coordinates, dtype), ready(weights, dtype)
+    references = dims = 0
     if reference_points is not None:
-        reference_points = _ready(reference_points, torch.float32)
+        reference_points = ready(reference_points, torch.float32)
         references, dims = reference_points.data_ptr(), reference_points.shape[-1]
-    if value.is_cuda:
-        device = value.device.index
-        # torch.cuda.current_stream(device).cuda_stream without the object in between
-        stream = torch._C._cuda_getCurrentRawStream(device)
-    call = [device, stream, _FLOAT_TYPES[value.dtype], _FLOAT_TYPES[dtype]]
-    call += [value.data_ptr(), coordinates.data_ptr(), weights.data_ptr(), references]
-    call += [batch, queries, heads, channels, levels, points, pixels, dims]
+    call = [*device_and_stream(value), FLOAT_TYPES[value.dtype], FLOAT_TYPES[dtype]]
+    call += (value.data_ptr(), coordinates.data_ptr(), weights.data_ptr(), references)
+    call += (batch, queries, heads, channels, levels, points, pixels, dims)
     for size in sizes:
         call += size
     return call, value, coordinates, weights, reference_points
-
-
-def _ready(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Contiguous and aligned, as the kernels want it; the tensor itself where it is so already."""
-    if dtype is not None and tensor.dtype != dtype:
-        tensor = tensor.to(dtype)
-    tensor = tensor.contiguous()
-    return tensor if _is_aligned(tensor) else tensor.clone()
-
-
-def _is_aligned(tensor: Tensor) -> bool:
-    return tensor.data_ptr() % _ALIGNMENT == 0
 
 
 BACKEND = Cuda(extension.extension)
