@@ -130,6 +130,16 @@ SIMT_DEVICE T shuffle_up(T v, int by, unsigned mask = kAllLanes) {
     return __shfl_up_sync(mask, v, by);
 }
 SIMT_DEVICE unsigned ballot(bool p, unsigned mask = kAllLanes) { return __ballot_sync(mask, p); }
+// The least of all 32 lanes.
+SIMT_DEVICE unsigned reduce_min(unsigned v) {
+#if __CUDA_ARCH__ >= 800
+    return __reduce_min_sync(kAllLanes, v);
+#else
+    SIMT_UNROLL
+    for (int lanes = 16; lanes > 0; lanes /= 2) v = min(v, __shfl_xor_sync(kAllLanes, v, lanes));
+    return v;
+#endif
+}
 SIMT_DEVICE int count_bits(unsigned bits) { return __popc(bits); }
 // Index of the lowest set bit; bits is not 0.
 SIMT_DEVICE int lowest_bit(unsigned bits) { return __ffs(static_cast<int>(bits)) - 1; }

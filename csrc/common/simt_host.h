@@ -291,6 +291,13 @@ inline unsigned ballot(bool p, unsigned mask = kAllLanes, Site site = caller()) 
     const uint64_t bit = static_cast<uint64_t>(p) << lane();
     return static_cast<unsigned>(host::meet(host::Word::ballot, mask, bit, 0, site));
 }
+inline unsigned reduce_min(unsigned v, Site site = caller()) {
+    for (int lanes = 16; lanes > 0; lanes /= 2) {
+        const unsigned other = shuffle_xor(v, lanes, kAllLanes, site);
+        if (other < v) v = other;
+    }
+    return v;
+}
 inline int count_bits(unsigned bits) { return __builtin_popcount(bits); }
 inline int lowest_bit(unsigned bits) { return __builtin_ffs(static_cast<int>(bits)) - 1; }
 

@@ -34,7 +34,7 @@ SIMT_KERNEL(64) void shuffle_not_in_own_mask(Ints out) {
 SIMT_KERNEL(64) void global_past_the_end(Ints out) { out[simt::thread() + 1] = 1; }
 SIMT_KERNEL(64) void global_before_the_start(Ints out) {
     const Ints inside = out + 10;
-    inside[simt::thread() % 10 - 11] = 1;
+    inside[simt::thread() - 11] = 1;
 }
 SIMT_KERNEL(64) void global_null(Ints) { simt::global<int>(nullptr, 64)[simt::thread()] = 1; }
 SIMT_KERNEL(64) void shared_past_the_end(Ints) {

@@ -22,8 +22,6 @@ PYBIND11_MODULE(_simt, m) {
         run_histogram(reinterpret_cast<const int*>(numbers), n, bins, reinterpret_cast<int*>(counts),
                       reinterpret_cast<int*>(taken));
     });
-#if WITH_OPERATORS
     bind_ms_deform_attn_gpu(m);
     bind_box_match_cost_gpu(m);
-#endif
 }
