@@ -6,10 +6,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <numeric>
 #include <vector>
 
 #include "box_match_cost/cuda.h"
+#include "linear_assignment/cuda.h"
 #include "ms_deform_attn/cuda.h"
 
 namespace detr_fast {
@@ -108,6 +110,40 @@ inline void bind_box_match_cost_gpu(pybind11::module_& m) {
                                  reinterpret_cast<int32_t*>(non_finite),
                                  device,
                                  reinterpret_cast<void*>(stream)});
+        },
+        pybind11::call_guard<pybind11::gil_scoped_release>());
+}
+
+inline void bind_linear_assignment_gpu(pybind11::module_& m) {
+    using Sizes = std::vector<int64_t>;
+    const auto first_targets_of = [](const Sizes& sizes) {
+        Sizes first(sizes.size() + 1);
+        std::partial_sum(sizes.begin(), sizes.end(), first.begin() + 1);
+        return first;
+    };
+    m.def("linear_assignment_cuda_workspace",
+          [=](bool is_double, int64_t layers, int64_t queries, const Sizes& sizes, int64_t shared_bytes) {
+              const Sizes first = first_targets_of(sizes);
+              AssignmentCudaBatch batch{};
+              batch.is_double = is_double;
+              batch.layers = layers;
+              batch.images = static_cast<int64_t>(sizes.size());
+              batch.queries = queries;
+              batch.first = first.data();
+              batch.shared_bytes = shared_bytes;
+              return linear_assignment_cuda_workspace(batch);
+          });
+    m.def(
+        "linear_assignment_cuda",
+        [=](int device, uintptr_t stream, uintptr_t costs, bool is_double, std::array<int64_t, 3> strides,
+            int64_t layers, int64_t queries, const Sizes& sizes, int64_t shared_bytes, uintptr_t query,
+            uintptr_t status, uintptr_t workspace) {
+            const Sizes first = first_targets_of(sizes);
+            linear_assignment_cuda({reinterpret_cast<const void*>(costs), is_double, strides[0], strides[1],
+                                    strides[2], layers, static_cast<int64_t>(sizes.size()), queries,
+                                    first.data(), reinterpret_cast<int64_t*>(query),
+                                    reinterpret_cast<int32_t*>(status), reinterpret_cast<void*>(workspace),
+                                    shared_bytes, device, reinterpret_cast<void*>(stream)});
         },
         pybind11::call_guard<pybind11::gil_scoped_release>());
 }

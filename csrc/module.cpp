@@ -219,5 +219,6 @@ PYBIND11_MODULE(_C, m) {
 #if DETR_FAST_WITH_CUDA
     bind_ms_deform_attn_gpu(m);
     bind_box_match_cost_gpu(m);
+    bind_linear_assignment_gpu(m);
 #endif
 }

@@ -24,4 +24,5 @@ PYBIND11_MODULE(_simt, m) {
     });
     bind_ms_deform_attn_gpu(m);
     bind_box_match_cost_gpu(m);
+    bind_linear_assignment_gpu(m);
 }

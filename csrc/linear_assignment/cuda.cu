@@ -1,0 +1,219 @@
+// A block for each problem. Its warps find every row's cheapest columns and bid together; what is left is a
+// chain of dependent steps, which one warp walks without barriers where rows are few, else the block. All
+// problems of a training step are resident at once, so that even the smallest ones gain by a whole block.
+#include <algorithm>
+
+#include "common/first_targets.h"
+#include "common/simt.h"
+#include "linear_assignment/cuda.h"
+#include "linear_assignment/gpu_bid.h"
+#include "linear_assignment/gpu_paths.h"
+
+namespace detr_fast {
+namespace linear_assignment_gpu {
+
+constexpr int kBiddingRounds = 2;    // after the first, which looks at no prices
+constexpr int kRowsOfOneWarp = 128;  // from here on barriers cost less than four slots a lane
+constexpr int kFewThreads = 256, kManyThreads = 512;
+
+template <class Cost>
+struct Call {
+    simt::Global<const Cost> costs;
+    int64_t layer_stride, target_stride, query_stride;
+    int64_t targets, all_images;  // of a layer
+    int images, first_image;      // of this launch
+    int queries, most_rows, most_columns;
+    simt::Global<int64_t> query;
+    simt::Global<int32_t> status;
+    simt::Global<Cost> cores;      // [layers, targets, most_rows]
+    simt::Global<int> of_columns;  // [layers, all_images, 2, most_columns]
+    simt::Global<double> doubles;  // the state where shared memory has no room for it
+    simt::Global<int> ints;
+};
+
+struct Problem {
+    int64_t first_target, number;  // counted over layers
+    int targets;
+    bool targets_are_rows;
+};
+
+template <class Cost, class State, class Team>
+SIMT_DEVICE void write(const Call<Cost>& call, const Problem& problem, const State& state,
+                       const Tables<Cost>& tables, const Team& team, bool solved) {
+    for (int t = team.rank(); t < problem.targets; t += team.size()) {
+        int slot = kNone, query = -1;
+        if (solved) {
+            if (problem.targets_are_rows)
+                slot = state.slot(t);
+            else
+                slot = tables.slot_of[t];
+        }
+        if (slot != kNone) {
+            if (problem.targets_are_rows)
+                query = state.column(slot);
+            else
+                query = state.owner(slot);
+        }
+        call.query[problem.first_target + t] = query;
+    }
+    if (team.rank() == 0)
+        call.status[problem.number] =
+            static_cast<int32_t>(solved ? AssignmentStatus::solved : AssignmentStatus::infeasible);
+}
+
+template <int kThreads, class Cost, class State>
+SIMT_DEVICE void solve(const Call<Cost>& call, const Problem& problem, Costs<Cost>& costs,
+                       const State& state) {
+    SIMT_SHARED(double, least_values, 2 * kThreads / 32);
+    SIMT_SHARED(int, least_at, 2 * kThreads / 32);
+    SIMT_SHARED(int, slots_of_block, 1);
+    BlockTeam<kThreads> block(least_values, least_at);
+    const int64_t of_columns = problem.number * 2 * call.most_columns;
+    const Tables<Cost> tables{call.of_columns + of_columns,
+                              call.of_columns + (of_columns + call.most_columns),
+                              call.cores + problem.first_target * call.most_rows};
+    prepare(costs, state, tables, block);
+    int slots = 0;
+    for (int round = 0;; ++round) {
+        for (int i = block.rank(); i < costs.rows; i += block.size()) {
+            const int column = state.wanted(i);
+            if (column != kNone) simt::atomic_min(&tables.bidder[column], i);
+        }
+        block.sync();
+        if (simt::warp() == 0) slots = settle(costs.rows, slots, state, tables);
+        block.sync();
+        bool waiting = false;
+        for (int i = block.rank(); i < costs.rows; i += block.size()) waiting |= state.slot(i) == kNone;
+        if (!simt::sync_block_or(waiting)) return write(call, problem, state, tables, block, true);
+        if (round == kBiddingRounds) break;
+        bid(costs, state, tables);
+        block.sync();
+    }
+    if (costs.rows <= kRowsOfOneWarp) {
+        if (simt::warp() != 0) return;
+        WarpTeam warp;
+        const bool solved = Paths<Cost, State, WarpTeam>(costs, state, tables, warp).run(slots);
+        return write(call, problem, state, tables, warp, solved);
+    }
+    if (block.rank() == 0) slots_of_block[0] = slots;
+    block.sync();
+    slots = slots_of_block[0];
+    const bool solved = Paths<Cost, State, BlockTeam<kThreads>>(costs, state, tables, block).run(slots);
+    write(call, problem, state, tables, block, solved);
+}
+
+template <class Cost, int kThreads, bool kStateInShared>
+SIMT_KERNEL(kThreads)
+void linear_assignment_kernel(Call<Cost> call, FirstTargets first) {
+    const int image = static_cast<int>(simt::block_x() % call.images);
+    const int64_t layer = simt::block_x() / call.images;
+    const int begin = first.of[image], targets = first.of[image + 1] - begin;
+    const Problem problem{layer * call.targets + begin, layer * call.all_images + call.first_image + image,
+                          targets, targets <= call.queries};
+    const bool as_rows = problem.targets_are_rows;
+    Costs<Cost> costs{call.costs + (layer * call.layer_stride + begin * call.target_stride),
+                      as_rows ? call.target_stride : call.query_stride,
+                      as_rows ? call.query_stride : call.target_stride,
+                      as_rows ? targets : call.queries,
+                      as_rows ? call.queries : targets,
+                      kInf,
+                      1};
+    if (costs.rows == 0) {
+        for (int t = simt::thread(); t < targets; t += kThreads) call.query[problem.first_target + t] = -1;
+        if (simt::thread() == 0) call.status[problem.number] = static_cast<int32_t>(AssignmentStatus::solved);
+        return;
+    }
+    if constexpr (kStateInShared) {
+        SIMT_DYNAMIC_SHARED(double, doubles);
+        SIMT_DYNAMIC_SHARED(int, ints);
+        using Shared = State<simt::Shared<double>, simt::Shared<int>>;
+        solve<kThreads>(call, problem, costs,
+                        Shared{doubles, ints + 2 * Shared::kDoubles * costs.rows, costs.rows});
+    } else {
+        using Far = State<simt::Global<double>, simt::Global<int>>;
+        solve<kThreads>(call, problem, costs,
+                        Far{call.doubles + problem.first_target * Far::kDoubles,
+                            call.ints + problem.first_target * Far::kInts, costs.rows});
+    }
+}
+
+// What follows from the sizes: the parts of the workspace and the shape of the launch.
+struct Plan {
+    int64_t targets, most_rows = 0, most_columns;
+    int64_t cores, of_columns, doubles, ints;  // elements
+    int64_t shared_bytes;                      // for the state; 0 where it lies in the workspace
+    int64_t workspace_bytes;
+
+    explicit Plan(const AssignmentCudaBatch& batch)
+        : targets(batch.first[batch.images]), most_columns(batch.queries) {
+        for (int64_t b = 0; b < batch.images; ++b) {
+            const int64_t of_image = batch.first[b + 1] - batch.first[b];
+            most_rows = std::max(most_rows, std::min(of_image, batch.queries));
+            most_columns = std::max(most_columns, of_image);
+        }
+        constexpr int64_t kStatic = 1024;  // at least what the kernels declare
+        const int64_t state = most_rows * kStateBytes;
+        shared_bytes = state + kStatic <= batch.shared_bytes ? state : 0;
+        cores = batch.layers * targets * most_rows;
+        of_columns = batch.layers * batch.images * 2 * most_columns;
+        doubles = shared_bytes ? 0 : batch.layers * targets * State<double*, int*>::kDoubles;
+        ints = shared_bytes ? 0 : batch.layers * targets * State<double*, int*>::kInts;
+        workspace_bytes = doubles * 8 + cores * (batch.is_double ? 8 : 4) + (of_columns + ints) * 4;
+    }
+};
+
+template <class Cost>
+void launch(const AssignmentCudaBatch& batch) {
+    const Plan plan(batch);
+    double* const doubles = static_cast<double*>(batch.workspace);
+    Cost* const cores = reinterpret_cast<Cost*>(doubles + plan.doubles);
+    int* const of_columns = reinterpret_cast<int*>(cores + plan.cores);
+    const bool empty = batch.layers * plan.targets * batch.queries == 0;
+    const int64_t reach = (batch.layers - 1) * batch.layer_stride + (plan.targets - 1) * batch.target_stride +
+                          (batch.queries - 1) * batch.query_stride + 1;
+    const bool few = !plan.shared_bytes || plan.most_rows <= kRowsOfOneWarp;
+    const auto kernel = !plan.shared_bytes ? linear_assignment_kernel<Cost, kFewThreads, false>
+                        : few              ? linear_assignment_kernel<Cost, kFewThreads, true>
+                                           : linear_assignment_kernel<Cost, kManyThreads, true>;
+    const simt::UseDevice device(batch.device);
+    for (int64_t image = 0; image < batch.images; image += kMostImages) {
+        const int64_t images = std::min<int64_t>(batch.images - image, kMostImages);
+        const Call<Cost> call{simt::global(static_cast<const Cost*>(batch.costs), empty ? 0 : reach),
+                              batch.layer_stride,
+                              batch.target_stride,
+                              batch.query_stride,
+                              plan.targets,
+                              batch.images,
+                              static_cast<int>(images),
+                              static_cast<int>(image),
+                              static_cast<int>(batch.queries),
+                              static_cast<int>(plan.most_rows),
+                              static_cast<int>(plan.most_columns),
+                              simt::global(batch.query, batch.layers * plan.targets),
+                              simt::global(batch.status, batch.layers * batch.images),
+                              simt::global(cores, plan.cores),
+                              simt::global(of_columns, plan.of_columns),
+                              simt::global(doubles, plan.doubles),
+                              simt::global(of_columns + plan.of_columns, plan.ints)};
+        simt::launch("linear_assignment", kernel, simt::Grid(static_cast<unsigned>(batch.layers * images)),
+                     few ? kFewThreads : kManyThreads, static_cast<size_t>(plan.shared_bytes),
+                     static_cast<simt::Stream>(batch.stream), call,
+                     first_targets(batch.first, image, images));
+    }
+}
+
+}  // namespace linear_assignment_gpu
+
+int64_t linear_assignment_cuda_workspace(const AssignmentCudaBatch& batch) {
+    return linear_assignment_gpu::Plan(batch).workspace_bytes;
+}
+
+void linear_assignment_cuda(const AssignmentCudaBatch& batch) {
+    if (batch.layers * batch.images == 0) return;
+    if (batch.is_double)
+        linear_assignment_gpu::launch<double>(batch);
+    else
+        linear_assignment_gpu::launch<float>(batch);
+}
+
+}  // namespace detr_fast

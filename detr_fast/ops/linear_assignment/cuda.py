@@ -1,0 +1,82 @@
+"""The CUDA backend: all problems of a call in one launch (csrc/linear_assignment/cuda.h)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from detr_fast import extension
+from detr_fast.ops.gpu import device_and_stream
+
+_DEFAULT_SHARED_BYTES = 48 * 1024  # that every device offers a block
+
+
+@functools.cache
+def _most_shared_bytes(device: torch.device) -> int:
+    if device.type != "cuda":
+        return _DEFAULT_SHARED_BYTES
+    properties = torch.cuda.get_device_properties(device)
+    return int(getattr(properties, "shared_memory_per_block_optin", _DEFAULT_SHARED_BYTES))
+
+
+class Cuda:
+    """The operator through the launcher of `module()`. Nothing here waits for the device.
+
+    A module that executes the kernels on the host serves tensors on the CPU. `shared_bytes` caps the
+    shared memory of a block; None: as much as the device has.
+    """
+
+    def __init__(self, module: Callable[[], ModuleType], shared_bytes: int | None = None) -> None:
+        self._module = module
+        self._shared_bytes = shared_bytes
+
+    def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Why this backend cannot serve tensors of `device` and `dtype`, or None."""
+        if device.type != "cuda":
+            return f"runs on a CUDA device, not on {device.type}"
+        return extension.why_not_cuda(device)
+
+    def solve(self, costs: Tensor, sizes: Sequence[int], check: bool) -> tuple[Tensor, Tensor | None]:
+        """costs [..., sumT, Q] float32 or float64 -> query [..., sumT] int64, status [..., B] int32 or None.
+
+        `check` raises nothing, for that would wait for the device: an infeasible problem has -1 everywhere.
+        """
+        *leading, targets, queries = costs.shape
+        query = costs.new_empty(costs.shape[:-1], dtype=torch.int64)
+        status = costs.new_empty((*leading, len(sizes)), dtype=torch.int32)
+        if max(targets, queries) >= 2**31:
+            raise ValueError(f"costs: expected sumT and Q below 2**31; got {list(costs.shape)}")
+        if status.numel():
+            if costs.ndim != 3:
+                costs = costs.reshape(-1, targets, queries)
+            shared_bytes = self._shared_bytes
+            if shared_bytes is None:
+                shared_bytes = _most_shared_bytes(costs.device)
+            kernels, is_double = self._module(), costs.dtype == torch.float64
+            workspace = costs.new_empty(
+                kernels.linear_assignment_cuda_workspace(
+                    is_double, costs.shape[0], queries, sizes, shared_bytes
+                ),
+                dtype=torch.uint8,
+            )
+            kernels.linear_assignment_cuda(
+                *device_and_stream(costs),
+                costs.data_ptr(),
+                is_double,
+                costs.stride(),
+                costs.shape[0],
+                queries,
+                sizes,
+                shared_bytes,
+                query.data_ptr(),
+                status.data_ptr(),
+                workspace.data_ptr(),
+            )
+        return query, None if check else status
+
+
+BACKEND = Cuda(extension.extension)
