@@ -97,6 +97,19 @@ SIMT_DEVICE Vec<T, Count> load_vec(Global<const T> from, int64_t i) {
     }
 }
 
+// As load_vec, or zeros. The choice is made between whole words, before they are taken apart.
+template <int Count, class T>
+SIMT_DEVICE Vec<T, Count> load_vec_if(bool condition, Global<const T> from, int64_t i) {
+    using V = Vec<T, Count>;
+    if constexpr (sizeof(V) == 16) {
+        uint4 bits = make_uint4(0, 0, 0, 0);
+        if (condition) bits = __ldg(reinterpret_cast<const uint4*>(from.data + i));
+        return bits_as<V>(&bits);
+    } else {
+        return condition ? load_vec<Count>(from, i) : V{};
+    }
+}
+
 template <class T, int Count>
 SIMT_DEVICE void store_vec(Global<T> to, int64_t i, const Vec<T, Count>& v) {
     *reinterpret_cast<Vec<T, Count>*>(to.data + i) = v;

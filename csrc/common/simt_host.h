@@ -236,6 +236,11 @@ Vec<T, Count> load_vec(Global<const T> from, int64_t i, Site site = caller()) {
     return v;
 }
 
+template <int Count, class T>
+Vec<T, Count> load_vec_if(bool condition, Global<const T> from, int64_t i, Site site = caller()) {
+    return condition ? load_vec<Count>(from, i, site) : Vec<T, Count>{};
+}
+
 template <class T, int Count>
 void store_vec(Global<T> to, int64_t i, const Vec<T, Count>& v, Site site = caller()) {
     T* address = to.vector_at(i, Count, site);

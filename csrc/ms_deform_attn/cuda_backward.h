@@ -51,23 +51,23 @@ SIMT_DEVICE void sum_pair(const float (&parts)[2][4], const Row& row, int group,
     for (int c = 0; c < 4; ++c) sum[c] += simt::shuffle_xor(sum[c], lanes);
 }
 
-// grad_value of the four corners' kVec channels += share * grad_out
+// grad_value of the four corners' kVec channels += share * grad_out; `pixels` starts with the channels
 template <int kVec>
-SIMT_DEVICE void add_corners(simt::Global<float> pixels, const Taps& taps, int64_t stride, int channel,
+SIMT_DEVICE void add_corners(simt::Global<float> pixels, const Taps& taps, int stride,
                              const float (&grad_out)[kVec]) {
     SIMT_UNROLL
     for (int c = 0; c < 4; ++c) {
         if (!taps.exists(c)) continue;
-        const int64_t at = taps.at(c) * stride + channel;
+        const auto corner = taps.in(pixels, stride, c);
         if constexpr (kVec == 1) {
-            simt::add_to(pixels, at, taps.share[c] * grad_out[0]);
+            simt::add_to(corner, 0, taps.share[c] * grad_out[0]);
         } else {
             SIMT_UNROLL
             for (int v = 0; v < kVec; v += 4) {
                 simt::Vec<float, 4> four;
                 SIMT_UNROLL
                 for (int k = 0; k < 4; ++k) four[k] = taps.share[c] * grad_out[v + k];
-                simt::add4_to(pixels, at + v, four);
+                simt::add4_to(corner, v, four);
             }
         }
     }
@@ -136,8 +136,7 @@ void backward_kernel(Shape shape, Rows rows, bool stashed, simt::Global<const T>
     const Row row = find_row(shape, rows);
     Softmax softmax{};
     if constexpr (kFused) softmax = row_softmax(shape, rows, row, weights);
-    const int64_t stride = static_cast<int64_t>(shape.heads) * shape.channels;
-    const int64_t first_pixel = row.image * shape.pixels * stride + row.head * shape.channels;
+    const int64_t first_pixel = row.image * shape.pixels * shape.stride + row.head * shape.channels;
     const auto pixels = value + first_pixel;
     const bool others = gradients.coordinates || gradients.weights || gradients.reference_parts;
     const bool through_softmax = kFused && gradients.weights;
@@ -180,7 +179,7 @@ void backward_kernel(Shape shape, Rows rows, bool stashed, simt::Global<const T>
                         simt::Vec<T, kVec> corners[kTogether][4];
                         SIMT_UNROLL
                         for (int t = 0; t < kTogether; ++t)
-                            load_corners<kVec>(pixels, taps[t], stride, channel, used, corners[t]);
+                            load_corners<kVec>(pixels + channel, taps[t], shape.stride, used, corners[t]);
                         SIMT_UNROLL
                         for (int t = 0; t < kTogether; ++t) SIMT_UNROLL
                         for (int c = 0; c < 4; ++c) SIMT_UNROLL
@@ -189,7 +188,8 @@ void backward_kernel(Shape shape, Rows rows, bool stashed, simt::Global<const T>
                     if (gradients.value && pass == 1 && used) {
                         SIMT_UNROLL
                         for (int t = 0; t < kTogether; ++t)
-                            add_corners(gradients.value + first_pixel, taps[t], stride, channel, grads);
+                            add_corners(gradients.value + (first_pixel + channel), taps[t], shape.stride,
+                                        grads);
                     }
                 }
                 if (others) {

@@ -13,8 +13,7 @@ void forward_kernel(Shape shape, Rows rows, simt::Global<const T> value, WideOrN
     const Row row = find_row(shape, rows);
     Softmax softmax{};
     if constexpr (kFused) softmax = row_softmax(shape, rows, row, weights);
-    const int64_t stride = static_cast<int64_t>(shape.heads) * shape.channels;
-    const auto pixels = value + (row.image * shape.pixels * stride + row.head * shape.channels);
+    const auto pixels = value + (row.image * shape.pixels * shape.stride + row.head * shape.channels);
 
     for (int channels = 0; channels < shape.channels; channels += rows.group * kVec) {
         const int channel = channels + row.lane * kVec;
@@ -31,7 +30,7 @@ void forward_kernel(Shape shape, Rows rows, simt::Global<const T> value, WideOrN
                 for (int t = 0; t < kTogether; ++t) taps[t] = shuffle_taps(mine, row.first + k + t);
                 SIMT_UNROLL
                 for (int t = 0; t < kTogether; ++t)
-                    load_corners<kVec>(pixels, taps[t], stride, channel, used, corners[t]);
+                    load_corners<kVec>(pixels + channel, taps[t], shape.stride, used, corners[t]);
                 SIMT_UNROLL
                 for (int t = 0; t < kTogether; ++t) SIMT_UNROLL
                 for (int c = 0; c < 4; ++c) SIMT_UNROLL

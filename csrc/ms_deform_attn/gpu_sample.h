@@ -30,6 +30,7 @@ struct Shape {
     int64_t queries, pixels;
     int heads, channels, levels, points;
     int samples;  // N * P
+    int stride;   // H * D, from pixel to pixel
     int reference_dims;
     int cells;  // of an (image, head); the last is the one outside
     Level level[kMaxLevels];
@@ -37,9 +38,10 @@ struct Shape {
 
 // How the rows are spread over a grid: a block serves rows of one image and head.
 struct Rows {
-    int group;       // lanes a row
-    unsigned tiles;  // blocks that share an (image, head)
-    bool strips;     // queries are the pixels themselves
+    int group, group_bits;  // lanes a row, and their logarithm
+    int block;              // rows a block
+    unsigned tiles;         // blocks that share an (image, head)
+    bool strips;            // queries are the pixels themselves
 };
 
 inline Shape kernel_shape(const MsDeformAttnShape& from) {
@@ -48,8 +50,8 @@ inline Shape kernel_shape(const MsDeformAttnShape& from) {
         throw std::invalid_argument("spatial_shapes: expected at most " + std::to_string(kMaxLevels) +
                                     " levels on a GPU; got " + std::to_string(from.levels));
     if (from.heads > most || from.channels > most || from.heads * from.channels > most ||
-        from.points > most || from.levels * from.points > most)
-        throw std::invalid_argument("ms_deform_attn: H, D or N * P too large for a GPU");
+        from.heads * from.channels > most || from.points > most || from.levels * from.points > most)
+        throw std::invalid_argument("ms_deform_attn: H * D or N * P too large for a GPU");
     Shape shape{};
     shape.queries = from.queries;
     shape.pixels = from.pixels;
@@ -58,6 +60,7 @@ inline Shape kernel_shape(const MsDeformAttnShape& from) {
     shape.levels = static_cast<int>(from.levels);
     shape.points = static_cast<int>(from.points);
     shape.samples = shape.levels * shape.points;
+    shape.stride = shape.heads * shape.channels;
     shape.reference_dims = from.reference_dims;
     int start = 0;
     int64_t cell = 0;
@@ -74,12 +77,13 @@ inline Shape kernel_shape(const MsDeformAttnShape& from) {
 
 // The grid of `threads` a block, and how its rows lie.
 inline simt::Grid row_grid(const MsDeformAttnShape& shape, int group, int threads, Rows& rows) {
-    const int64_t per_block = threads / group;
-    const int64_t tiles = (shape.queries + per_block - 1) / per_block;
+    rows = {group, 0, threads / group, 0, shape.queries == shape.pixels};
+    while (1 << rows.group_bits < group) ++rows.group_bits;
+    const int64_t tiles = (shape.queries + rows.block - 1) / rows.block;
     const int64_t images_heads = shape.batch * shape.heads;
     if (tiles > INT32_MAX / images_heads)
         throw std::invalid_argument("ms_deform_attn: B * Q * H too large for one launch");
-    rows = {group, static_cast<unsigned>(tiles), shape.queries == shape.pixels};
+    rows.tiles = static_cast<unsigned>(tiles);
     return simt::Grid(static_cast<unsigned>(tiles * images_heads));
 }
 
@@ -89,7 +93,8 @@ struct Row {
     int first;  // lane of the group within the warp
     int head;
     int64_t image, query;
-    int64_t index;  // (image * Q + query) * H + head
+    int64_t token;  // image * Q + query
+    int64_t index;  // token * H + head
 };
 
 // The `rank`-th query where the queries are the pixels: strips of kStrip pixel rows, column by column, so
@@ -109,8 +114,7 @@ SIMT_DEVICE Row find_row(const Shape& shape, const Rows& rows) {
     const unsigned block = simt::block_x(), thread = simt::thread();
     const unsigned tile_image = block / shape.heads;  // heads of a tile run side by side
     const int64_t rank =
-        static_cast<int64_t>(tile_image % rows.tiles) * (simt::block_threads() / rows.group) +
-        thread / rows.group;
+        static_cast<int64_t>(tile_image % rows.tiles) * rows.block + (thread >> rows.group_bits);
     Row row;
     row.exists = rank < shape.queries;
     row.lane = simt::lane() & (rows.group - 1);
@@ -118,7 +122,8 @@ SIMT_DEVICE Row find_row(const Shape& shape, const Rows& rows) {
     row.head = block % shape.heads;
     row.image = tile_image / rows.tiles;
     row.query = row.exists ? (rows.strips ? strip_order(shape, rank) : rank) : 0;
-    row.index = (row.image * shape.queries + row.query) * shape.heads + row.head;
+    row.token = row.image * shape.queries + row.query;
+    row.index = row.token * shape.heads + row.head;
     return row;
 }
 
@@ -189,8 +194,7 @@ SIMT_DEVICE Sample find_sample(const Shape& shape, const Row& row, int n, int i,
     float x0 = 0, y0 = 0;
     if constexpr (kFused) {
         sample.weight = softmax_weight(softmax, sample.weight);
-        const int64_t reference =
-            ((row.image * shape.queries + row.query) * shape.levels + n) * shape.reference_dims;
+        const int64_t reference = (row.token * shape.levels + n) * shape.reference_dims;
         x0 = simt::load(references, reference) * width;
         y0 = simt::load(references, reference + 1) * height;
         sample.scale_x = sample.scale_y = 1;
@@ -213,8 +217,12 @@ struct Taps {
     float share[4];
 
     SIMT_DEVICE bool exists(int corner) const { return layout >> (28 + corner) & 1; }
-    SIMT_DEVICE int64_t at(int corner) const {
-        return pixel + (corner & 1) + (corner & 2 ? static_cast<int>(layout & 0xfffffff) : 0);
+    // The corner's channels in an array of S * stride elements.
+    template <class T>
+    SIMT_DEVICE simt::Global<T> in(simt::Global<T> pixels, int stride, int corner) const {
+        auto at = pixels + static_cast<int64_t>(pixel) * stride;
+        if (corner & 2) at = at + static_cast<int64_t>(layout & 0xfffffff) * stride;
+        return corner & 1 ? at + stride : at;
     }
 };
 
@@ -254,15 +262,13 @@ SIMT_DEVICE Taps shuffle_taps(const Taps& from, int lane) {
              simt::shuffle(from.share[2], lane), simt::shuffle(from.share[3], lane)}};
 }
 
-// kVec channels of the four corners; zeros for corners that do not exist. `pixels` starts with the head.
+// kVec channels of the four corners; zeros for corners that do not exist. `pixels` starts with the channels.
 template <int kVec, class T>
-SIMT_DEVICE void load_corners(simt::Global<const T> pixels, const Taps& taps, int64_t stride, int channel,
-                              bool used, simt::Vec<T, kVec> (&corners)[4]) {
+SIMT_DEVICE void load_corners(simt::Global<const T> pixels, const Taps& taps, int stride, bool used,
+                              simt::Vec<T, kVec> (&corners)[4]) {
     SIMT_UNROLL
-    for (int c = 0; c < 4; ++c) {
-        corners[c] = {};
-        if (used && taps.exists(c)) corners[c] = simt::load_vec<kVec>(pixels, taps.at(c) * stride + channel);
-    }
+    for (int c = 0; c < 4; ++c)
+        corners[c] = simt::load_vec_if<kVec>(used && taps.exists(c), taps.in(pixels, stride, c), 0);
 }
 
 }  // namespace ms_deform_attn_gpu
