@@ -1,0 +1,263 @@
+"""The Triton kernels of forward and backward. See `triton.py` for what calls them.
+
+Products and sums are written as `tl.fma` where they may be contracted; the kernels are launched with
+`enable_fp_fusion=False`, so that coordinates are rounded as in `reference.py` and fall on the same side
+of an integer.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from detr_fast.ops.ms_deform_attn.triton_sample import (
+    block_of_queries,
+    corners_present,
+    level_size,
+    load_reference,
+    row_offsets,
+    softmax_terms,
+    split_pixel,
+)
+
+VARYING = ("s0", "s1", "s2", "s3", "s4", "s5", "s6", "s7", "queries", "pixels")
+
+
+@triton.jit(do_not_specialize=VARYING)
+def forward_kernel(
+    out_ptr,  # [B, Q, H, D]
+    value_ptr,  # [B, S, H, D]
+    coordinates_ptr,  # [B, Q, H, N, P, 2]
+    weights_ptr,  # [B, Q, H, N, P]
+    references_ptr,  # [B, Q, N, REFERENCE_DIMS]
+    levels_ptr, s0, s1, s2, s3, s4, s5, s6, s7,
+    queries,
+    pixels,
+    HEADS: tl.constexpr, CHANNELS: tl.constexpr, LEVELS: tl.constexpr, POINTS: tl.constexpr,
+    REFERENCE_DIMS: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    image, head, query = block_of_queries(queries, HEADS, BLOCK_Q)
+    valid_query = query < queries
+    row_of_query = image * queries + query
+    row = row_of_query * HEADS + head
+    channel = tl.arange(0, BLOCK_D)
+    value_ptr += (image * pixels * HEADS + head) * CHANNELS
+    if REFERENCE_DIMS:
+        largest, scale = softmax_terms(weights_ptr, row, valid_query, LEVELS * POINTS, BLOCK_Q, BLOCK_K)
+    total = tl.zeros((BLOCK_Q, BLOCK_P, BLOCK_D), tl.float32)
+    start = 0
+    for n in range(0, LEVELS):
+        height, width = level_size(n, levels_ptr, s0, s1, s2, s3, s4, s5, s6, s7, LEVELS)
+        if REFERENCE_DIMS:
+            base_x, base_y, scale_x, scale_y = load_reference(
+                references_ptr, row_of_query, valid_query, n, width, height, LEVELS, POINTS, REFERENCE_DIMS
+            )
+        for first in range(0, POINTS, BLOCK_P):
+            point = first + tl.arange(0, BLOCK_P)
+            valid = valid_query[:, None] & (point < POINTS)[None, :]
+            sample = row[:, None] * (LEVELS * POINTS) + (n * POINTS + point)[None, :]
+            x = tl.load(coordinates_ptr + 2 * sample, valid, 0).to(tl.float32)
+            y = tl.load(coordinates_ptr + 2 * sample + 1, valid, 0).to(tl.float32)
+            weight = tl.load(weights_ptr + sample, valid, 0).to(tl.float32)
+            if REFERENCE_DIMS:
+                x = x * scale_x + base_x
+                y = y * scale_y + base_y
+                weight = tl.exp(weight - largest[:, None]) * scale[:, None]
+            else:
+                x = x * width - 0.5
+                y = y * height - 0.5
+            inside, left, top, right, lower = split_pixel(x, y, valid, width, height)
+            present_00, present_01, present_10, present_11 = corners_present(inside, left, top, width, height)
+            pixel = start + top * width + left
+            upper_weight = weight * (1 - lower)
+            lower_weight = weight * lower
+            total = _add_corner(
+                total, value_ptr, pixel, present_00, upper_weight * (1 - right), channel, HEADS, CHANNELS
+            )
+            total = _add_corner(
+                total, value_ptr, pixel + 1, present_01, upper_weight * right, channel, HEADS, CHANNELS
+            )
+            total = _add_corner(
+                total,
+                value_ptr,
+                pixel + width,
+                present_10,
+                lower_weight * (1 - right),
+                channel,
+                HEADS,
+                CHANNELS,
+            )
+            total = _add_corner(
+                total,
+                value_ptr,
+                pixel + width + 1,
+                present_11,
+                lower_weight * right,
+                channel,
+                HEADS,
+                CHANNELS,
+            )
+        start += height * width
+    out = tl.sum(total, 1)
+    mask = valid_query[:, None] & (channel < CHANNELS)[None, :]
+    tl.store(out_ptr + row[:, None] * CHANNELS + channel[None, :], out.to(out_ptr.dtype.element_ty), mask)
+
+
+@triton.jit
+def _add_corner(
+    total, value_ptr, pixel, present, share, channel, HEADS: tl.constexpr, CHANNELS: tl.constexpr
+):
+    """A corner outside the level takes no part, whatever its value and weight."""
+    offset, mask = row_offsets(pixel, present, channel, HEADS * CHANNELS, CHANNELS)
+    corner = tl.load(value_ptr + offset, mask, 0).to(tl.float32)
+    return tl.fma(corner, tl.where(present, share, 0.0)[:, :, None], total)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def backward_kernel(
+    grad_out_ptr,  # [B, Q, H, D]
+    value_ptr,  # [B, S, H, D]
+    coordinates_ptr,  # [B, Q, H, N, P, 2]
+    weights_ptr,  # [B, Q, H, N, P]
+    references_ptr,  # [B, Q, N, REFERENCE_DIMS]
+    grad_value_ptr,  # [B, S, H, D] float32, zeroed
+    grad_coordinates_ptr,  # [B, Q, H, N, P, 2]
+    grad_weights_ptr,  # [B, Q, H, N, P]
+    by_weight_ptr,  # [B, Q, H, N, P] float32: gradients of the softmax's results, on their way
+    reference_parts_ptr,  # [B, Q, H, N, REFERENCE_DIMS] float32, to be summed over H
+    levels_ptr, s0, s1, s2, s3, s4, s5, s6, s7,
+    queries,
+    pixels,
+    HEADS: tl.constexpr, CHANNELS: tl.constexpr, LEVELS: tl.constexpr, POINTS: tl.constexpr,
+    REFERENCE_DIMS: tl.constexpr,
+    NEED_VALUE: tl.constexpr, NEED_COORDINATES: tl.constexpr, NEED_WEIGHTS: tl.constexpr,
+    NEED_REFERENCES: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    image, head, query = block_of_queries(queries, HEADS, BLOCK_Q)
+    valid_query = query < queries
+    row_of_query = image * queries + query
+    row = row_of_query * HEADS + head
+    channel = tl.arange(0, BLOCK_D)
+    first_value = (image * pixels * HEADS + head) * CHANNELS
+    value_ptr += first_value
+    grad_value_ptr += first_value
+    if REFERENCE_DIMS:
+        largest, scale = softmax_terms(weights_ptr, row, valid_query, LEVELS * POINTS, BLOCK_Q, BLOCK_K)
+    mask = valid_query[:, None] & (channel < CHANNELS)[None, :]
+    grad_out = tl.load(grad_out_ptr + row[:, None] * CHANNELS + channel[None, :], mask, 0).to(tl.float32)
+    grad_out = grad_out[:, None, :]
+    mean = tl.zeros((BLOCK_Q,), tl.float32)
+    start = 0
+    for n in range(0, LEVELS):
+        height, width = level_size(n, levels_ptr, s0, s1, s2, s3, s4, s5, s6, s7, LEVELS)
+        if REFERENCE_DIMS:
+            base_x, base_y, scale_x, scale_y = load_reference(
+                references_ptr, row_of_query, valid_query, n, width, height, LEVELS, POINTS, REFERENCE_DIMS
+            )
+        part_x = tl.zeros((BLOCK_Q,), tl.float32)
+        part_y = tl.zeros((BLOCK_Q,), tl.float32)
+        part_width = tl.zeros((BLOCK_Q,), tl.float32)
+        part_height = tl.zeros((BLOCK_Q,), tl.float32)
+        for first in range(0, POINTS, BLOCK_P):
+            point = first + tl.arange(0, BLOCK_P)
+            valid = valid_query[:, None] & (point < POINTS)[None, :]
+            sample = row[:, None] * (LEVELS * POINTS) + (n * POINTS + point)[None, :]
+            given_x = tl.load(coordinates_ptr + 2 * sample, valid, 0).to(tl.float32)
+            given_y = tl.load(coordinates_ptr + 2 * sample + 1, valid, 0).to(tl.float32)
+            weight = tl.load(weights_ptr + sample, valid, 0).to(tl.float32)
+            if REFERENCE_DIMS:
+                x = given_x * scale_x + base_x
+                y = given_y * scale_y + base_y
+                weight = tl.exp(weight - largest[:, None]) * scale[:, None]
+            else:
+                x = given_x * width - 0.5
+                y = given_y * height - 0.5
+            inside, left, top, right, lower = split_pixel(x, y, valid, width, height)
+            present_00, present_01, present_10, present_11 = corners_present(inside, left, top, width, height)
+            pixel = start + top * width + left
+            upper_weight = weight * (1 - lower)
+            lower_weight = weight * lower
+            dot_00 = _differentiate_corner(
+                value_ptr, grad_value_ptr, grad_out, pixel, present_00, upper_weight * (1 - right), channel,
+                HEADS, CHANNELS, NEED_VALUE, NEED_COORDINATES or NEED_WEIGHTS or NEED_REFERENCES,
+            )  # fmt: skip
+            dot_01 = _differentiate_corner(
+                value_ptr, grad_value_ptr, grad_out, pixel + 1, present_01, upper_weight * right, channel,
+                HEADS, CHANNELS, NEED_VALUE, NEED_COORDINATES or NEED_WEIGHTS or NEED_REFERENCES,
+            )  # fmt: skip
+            dot_10 = _differentiate_corner(
+                value_ptr, grad_value_ptr, grad_out, pixel + width, present_10, lower_weight * (1 - right),
+                channel, HEADS, CHANNELS, NEED_VALUE, NEED_COORDINATES or NEED_WEIGHTS or NEED_REFERENCES,
+            )  # fmt: skip
+            dot_11 = _differentiate_corner(
+                value_ptr, grad_value_ptr, grad_out, pixel + width + 1, present_11, lower_weight * right,
+                channel, HEADS, CHANNELS, NEED_VALUE, NEED_COORDINATES or NEED_WEIGHTS or NEED_REFERENCES,
+            )  # fmt: skip
+            if NEED_WEIGHTS:
+                upper = tl.fma(right, dot_01, (1 - right) * dot_00)
+                by_weight = tl.fma(lower, tl.fma(right, dot_11, (1 - right) * dot_10), (1 - lower) * upper)
+                if REFERENCE_DIMS:
+                    mean += tl.sum(tl.where(valid, weight * by_weight, 0.0), 1)
+                    tl.store(by_weight_ptr + sample, by_weight, valid)
+                else:
+                    by_weight = by_weight.to(grad_weights_ptr.dtype.element_ty)
+                    tl.store(grad_weights_ptr + sample, by_weight, valid)
+            if NEED_COORDINATES or NEED_REFERENCES:
+                # by pixel coordinates; a weight may be infinite where the sample is outside
+                by_x = weight * tl.fma(lower, dot_11 - dot_10, (1 - lower) * (dot_01 - dot_00))
+                by_y = weight * tl.fma(right, dot_11 - dot_01, (1 - right) * (dot_10 - dot_00))
+                by_x = tl.where(inside, by_x, 0.0)
+                by_y = tl.where(inside, by_y, 0.0)
+            if NEED_COORDINATES:
+                if REFERENCE_DIMS:
+                    grad_x = by_x * scale_x
+                    grad_y = by_y * scale_y
+                else:
+                    grad_x = by_x * width
+                    grad_y = by_y * height
+                grad_x = grad_x.to(grad_coordinates_ptr.dtype.element_ty)
+                grad_y = grad_y.to(grad_coordinates_ptr.dtype.element_ty)
+                tl.store(grad_coordinates_ptr + 2 * sample, grad_x, valid)
+                tl.store(grad_coordinates_ptr + 2 * sample + 1, grad_y, valid)
+            if NEED_REFERENCES:
+                part_x += tl.sum(by_x, 1) * width
+                part_y += tl.sum(by_y, 1) * height
+                if REFERENCE_DIMS == 4:
+                    part_width += tl.sum(tl.where(inside, by_x * given_x, 0.0), 1) * (0.5 / POINTS) * width
+                    part_height += tl.sum(tl.where(inside, by_y * given_y, 0.0), 1) * (0.5 / POINTS) * height
+        if NEED_REFERENCES:
+            part_ptr = reference_parts_ptr + (row * LEVELS + n) * REFERENCE_DIMS
+            tl.store(part_ptr, part_x, valid_query)
+            tl.store(part_ptr + 1, part_y, valid_query)
+            if REFERENCE_DIMS == 4:
+                tl.store(part_ptr + 2, part_width, valid_query)
+                tl.store(part_ptr + 3, part_height, valid_query)
+        start += height * width
+    if NEED_WEIGHTS and REFERENCE_DIMS:
+        tl.debug_barrier()  # what other threads of this program have stored in by_weight is read
+        for first in range(0, LEVELS * POINTS, BLOCK_K):
+            k = first + tl.arange(0, BLOCK_K)
+            valid = valid_query[:, None] & (k < LEVELS * POINTS)[None, :]
+            sample = row[:, None] * (LEVELS * POINTS) + k[None, :]
+            logit = tl.load(weights_ptr + sample, valid, 0).to(tl.float32)
+            weight = tl.exp(logit - largest[:, None]) * scale[:, None]
+            grad = weight * (tl.load(by_weight_ptr + sample, valid, 0) - mean[:, None])
+            tl.store(grad_weights_ptr + sample, grad.to(grad_weights_ptr.dtype.element_ty), valid)
+
+
+@triton.jit
+def _differentiate_corner(
+    value_ptr, grad_value_ptr, grad_out, pixel, present, share, channel,
+    HEADS: tl.constexpr, CHANNELS: tl.constexpr, NEED_VALUE: tl.constexpr, NEED_DOT: tl.constexpr,
+):  # fmt: skip
+    """Adds a corner's share of grad_out to its pixel's gradient; returns grad_out times the pixel."""
+    offset, mask = row_offsets(pixel, present, channel, HEADS * CHANNELS, CHANNELS)
+    dot = share
+    if NEED_DOT:
+        corner = tl.load(value_ptr + offset, mask, 0).to(tl.float32)
+        dot = tl.where(present, tl.sum(corner * grad_out, 2), 0.0)
+    if NEED_VALUE:
+        tl.atomic_add(grad_value_ptr + offset, share[:, :, None] * grad_out, mask, sem="relaxed")
+    return dot
