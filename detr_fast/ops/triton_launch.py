@@ -16,12 +16,14 @@ def why_not_triton(device: torch.device) -> str | None:
     """Why Triton cannot run kernels on a device, or None where it can."""
     if device.type != "cuda":
         return f"runs on a CUDA device, not on {device.type}"
-    if torch.version.hip is not None:
-        return "was never tested on ROCm"
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return "Triton needs compute capability 8.0 or more"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed; `pip install triton`, or a CUDA build of torch, which brings it"
+    if torch.version.hip is not None:
+        return "was never tested on ROCm"
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "Triton needs compute capability 8.0 or more"
     return None
 
 
@@ -43,7 +45,7 @@ def power_of_two(n: int) -> int:
 
 
 def device_table(values: Sequence[int], device: torch.device) -> Tensor:
-    """[len(values)] int64 on the device, made of launch arguments: no copy, no wait, and safe in CUDA graphs."""
+    """[len(values)] int64 on the device, made of launch arguments: no copy, no wait, safe in CUDA graphs."""
     from detr_fast.ops.triton_table import table_kernel
 
     table = torch.empty(len(values), dtype=torch.int64, device=device)

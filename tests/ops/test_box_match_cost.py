@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,10 +11,21 @@ from torch import Tensor
 from detr_fast.ops import box_match_cost, linear_assignment
 from detr_fast.ops.box_match_cost import OPERATOR
 from tests.ops.cases.box_match_cost import make
+from tests.ops.simulated import labels, simulated
 
 BACKENDS = [n for n, why in OPERATOR.explain(torch.device("cpu"), torch.float32).items() if why is None]
-backends = pytest.mark.parametrize("backend", BACKENDS)
+backends = pytest.mark.parametrize("backend", [*BACKENDS, *labels(OPERATOR)], indirect=True)
 class_costs = pytest.mark.parametrize("class_cost", ["softmax", "focal"])
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The backend to pin; a simulated one takes the place of the one it simulates."""
+    if request.param in BACKENDS:
+        yield request.param
+    else:
+        with simulated(OPERATOR, request.param) as name:
+            yield name
 
 
 def corners(boxes: Tensor) -> Tensor:
@@ -236,3 +249,30 @@ def test_random_ragged_batches(rng: torch.Generator) -> None:
             atol=1e-5,
             msg=f"{sizes} {inputs}",
         )
+
+
+@pytest.mark.parametrize("backend", labels(OPERATOR), indirect=True)
+def test_more_images_than_one_launch_takes(backend: str, rng: torch.Generator) -> None:
+    sizes = tuple(torch.randint(0, 3, (300,), generator=rng).tolist())
+    inputs = make(rng, sizes, queries=5, classes=3, layers=2)
+    inputs["boxes"][:, ::7, 1] = torch.nan
+    narrow = {
+        k: v.float() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in inputs.items()
+    }
+    torch.testing.assert_close(
+        box_match_cost(**narrow, backend=backend), box_match_cost(**narrow, backend="reference")
+    )
+
+
+@pytest.mark.parametrize("backend", labels(OPERATOR), indirect=True)
+def test_gpu_label_out_of_range_counts_as_non_finite(backend: str, rng: torch.Generator) -> None:
+    inputs = make(rng, (3, 2), queries=40, classes=4, layers=1)
+    inputs["target_labels"][1], inputs["target_labels"][4] = 4, -1
+    narrow = {
+        k: v.float() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in inputs.items()
+    }
+    costs = box_match_cost(**narrow, backend=backend)[0]
+    for bad, block in ((1, slice(0, 3)), (4, slice(3, 5))):
+        others = [t for t in range(*block.indices(5)) if t != bad]
+        assert (costs[bad] == costs[bad, 0]).all()
+        assert costs[bad, 0] > len(others) * costs[others].max() - (len(others) - 1) * costs[others].min()

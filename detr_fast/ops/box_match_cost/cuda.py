@@ -1,4 +1,4 @@
-"""The CUDA backend: all layers and images in one launch, and a second that only looks for non-finite costs."""
+"""The CUDA backend: all layers and images in one launch; a second only looks for non-finite costs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Matching costs in Triton. A program takes BLOCK_Q queries of one (layer, image), BLOCK_T targets at a time."""
+"""Matching costs in Triton: a program takes BLOCK_Q queries of a (layer, image), BLOCK_T targets at a time."""
 
 from __future__ import annotations
 
