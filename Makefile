@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := CMakeLists.txt setup.py $(shell find csrc -type f)
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: demo test lint format bench package clean
+.PHONY: demo test lint format bench resources package release clean
 
 demo: $(VENV)/.installed
 	$(BIN)/detr-fast demo --output runs/demo
@@ -30,8 +30,15 @@ format: $(VENV)/.installed
 bench: $(VENV)/.peers
 	$(BIN)/python -m pytest benchmarks
 
+resources: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.resources
+
 package: $(VENV)/.installed
 	sh tests/package.sh $(BIN)/python
+
+# The sdist and the wheel for all architectures, in dist/.
+release: $(VENV)/.installed
+	DETR_FAST_CUDA=ON DETR_FAST_CUDA_ARCHS= sh tests/package.sh $(BIN)/python dist
 
 clean:
 	rm -rf build dist runs *.egg-info detr_fast/_C*.so

@@ -70,13 +70,10 @@ def find_cuobjdump() -> str | None:
 
 def read_kernels(binary: Path) -> list[Kernel]:
     """All kernels in a shared library, an object file or a cubin, once for each architecture."""
-    with tempfile.TemporaryDirectory() as folder:
-        listing = _cuobjdump("-xelf", "all", str(binary.resolve()), folder=folder)
-        cubins = sorted(Path(folder).glob("*.cubin"))
-        if listing.count("Extracting ELF") != len(cubins):
-            raise RuntimeError(f"cuobjdump wrote {len(cubins)} files, but listed\n{listing}")
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            kernels = [kernel for found in pool.map(_read_cubin, cubins) for kernel in found]
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+        kernels = [
+            kernel for found in pool.map(_read_cubin, _cubins(binary, Path(folder))) for kernel in found
+        ]
     return sorted(kernels, key=lambda kernel: (kernel.operator, kernel.name, int(kernel.architecture[3:])))
 
 
@@ -108,7 +105,7 @@ def resident_warps(architecture: str, threads: int, registers: int, shared_bytes
     return min(limits.blocks, limits.warps // warps, by_registers, by_shared) * warps
 
 
-def _cuobjdump(*arguments: str, folder: str | None = None) -> str:
+def _cuobjdump(*arguments: str, folder: Path | None = None) -> str:
     tool = find_cuobjdump()
     if tool is None:
         raise FileNotFoundError("cuobjdump is neither on PATH nor in a CUDA toolkit nor in triton's package")
@@ -120,6 +117,32 @@ def _cuobjdump(*arguments: str, folder: str | None = None) -> str:
 
 def _architectures(listing: str) -> list[str]:
     return sorted(set(re.findall(r"\.(sm_\d+)[a-z]?\.", listing)), key=lambda name: int(name[3:]))
+
+
+def _cubins(binary: Path, folder: Path) -> Iterator[Path]:
+    """Extracts each compiled source by itself: cuobjdump gives sources of one name the same file."""
+    for number, source in enumerate(_fat_binaries(binary.read_bytes())):
+        place = folder / str(number)
+        place.mkdir()
+        (place / "source.fatbin").write_bytes(source)
+        listing = _cuobjdump("-xelf", "all", "source.fatbin", folder=place)
+        cubins = sorted(place.glob("*.cubin"))
+        if listing.count("Extracting ELF") != len(cubins):
+            raise RuntimeError(f"cuobjdump wrote {len(cubins)} files, but listed\n{listing}")
+        yield from cubins
+
+
+def _fat_binaries(elf: bytes) -> Iterator[bytes]:
+    """The device code of each source of a host binary; a cubin is its own."""
+    sections = [data for name, data in _sections(elf) if name == ".nv_fatbin"]
+    if not sections and any(name.startswith(".nv.info") for name, _ in _sections(elf)):
+        yield elf
+    for section in sections:
+        position = 0
+        while (position := section.find(b"\x50\xed\x55\xba", position)) >= 0:
+            header, size = struct.unpack_from("<6xHQ", section, position)
+            yield section[position : position + header + size]
+            position += header + size
 
 
 def _read_cubin(cubin: Path) -> list[Kernel]:
@@ -203,7 +226,7 @@ def _demangled(symbols: list[str]) -> list[str]:
 
 
 def _short(name: str) -> str:
-    name = re.sub(r"\(anonymous namespace\)::|\b(detr_fast|simt)::|^void ", "", name)
+    name = re.sub(r"\(anonymous namespace\)::|\b\w+::|^void ", "", name)
     depth = 0
     for i, letter in enumerate(name):
         depth += (letter == "<") - (letter == ">")
@@ -214,7 +237,7 @@ def _short(name: str) -> str:
 
 @cache
 def operators_of_kernels() -> dict[str, str]:
-    """The operator's folder of each kernel that csrc/ defines."""
-    kernels = re.compile(r"\bSIMT_KERNEL\(.*?\)\s+(\w+)\s*\(", re.DOTALL)
+    """The folder under csrc/ of each kernel that is defined there."""
+    definition = re.compile(r"^(?:SIMT_KERNEL\(.*\)|__global__)\s+void\s+(\w+)\(", re.MULTILINE)
     sources = [*ROOT.glob("csrc/*/*.h"), *ROOT.glob("csrc/*/*.cu")]
-    return {name: path.parent.name for path in sources for name in kernels.findall(path.read_text())}
+    return {name: path.parent.name for path in sources for name in definition.findall(path.read_text())}

@@ -25,11 +25,12 @@ RESULTS = Path(__file__).parent / "results"
 INTRODUCTION = """\
 # Resources of the CUDA kernels
 
-Written by `make resources` from the machine code of `{file}`: {mb:.2f} MB, of which {device_mb:.2f} MB are
-device code for {machine_code}, with PTX for {ptx}.
+Written by `make resources` from the extension: {mb:.2f} MB, of which {device_mb:.2f} MB are device code for
+{machine_code}, with PTX for {ptx}.
 
 - In an architecture's column: registers of a thread / resident warps of a multiprocessor, which its
-  registers, static shared memory and blocks of *threads* (the launch bound) allow. Most: {most}.
+  registers, static shared memory and blocks of *threads* (the launch bound) allow. An SM's most:
+  {most}.
 - *local*: bytes of stack and accesses to local memory, which spills and indexed arrays cause.
 - *shared*: static bytes of a block. *load*, *reduce*: the widest load from and sum into global memory of one
   lane, in bits. Ranges span the architectures.
@@ -60,7 +61,6 @@ def report(build: dict[str, Any], kernels: list[Kernel]) -> str:
     """Markdown: a section for each operator, a row for each kernel, a column for each architecture."""
     architectures = build["machine_code"]
     text = INTRODUCTION.format(
-        file=build["file"],
         mb=build["bytes"] / 1e6,
         device_mb=build["device_code_bytes"] / 1e6,
         machine_code=", ".join(architectures),
@@ -77,7 +77,7 @@ def report(build: dict[str, Any], kernels: list[Kernel]) -> str:
 
 def _row(name: str, kernels: list[Kernel], architectures: list[str]) -> list[str]:
     stack, accesses = max(k.stack_bytes for k in kernels), max(k.local_accesses for k in kernels)
-    cells = {k.architecture: f"{k.registers} / {k.warps_per_sm}" for k in kernels}
+    cells = {k.architecture: f"{k.registers} / {k.warps_per_sm or '?'}" for k in kernels}
     return [
         f"`{name}`",
         _span(k.threads for k in kernels),
