@@ -9,7 +9,8 @@
 
 #include "common/float_types.h"
 
-#define SIMT_KERNEL(max_threads) __global__ __launch_bounds__(max_threads)
+// SIMT_KERNEL(most threads of a block), or (most threads, blocks that must fit a multiprocessor at least).
+#define SIMT_KERNEL(...) __global__ __launch_bounds__(__VA_ARGS__)
 #define SIMT_DEVICE __device__ __forceinline__
 // An array in the block's shared memory; `SIMT_DYNAMIC_SHARED` has the launch's shared_bytes.
 #define SIMT_SHARED(T, name, count) __shared__ __align__(16) T name[count]
@@ -41,6 +42,20 @@ struct Global {
     SIMT_DEVICE Global operator+(int64_t offset) const { return {data + offset}; }
     DETR_FAST_BOTH explicit operator bool() const { return data != nullptr; }
 };
+
+// The 64-bit product as one instruction: compilers lose it where they hoist a conversion out of a loop.
+SIMT_DEVICE int64_t multiply_wide(int a, int b) {
+    int64_t product;
+    asm("mul.wide.s32 %0, %1, %2;" : "=l"(product) : "r"(a), "r"(b));
+    return product;
+}
+
+// from + steps * stride, where a stride is less than 2 GB.
+template <class T>
+SIMT_DEVICE Global<T> advance(Global<T> from, int steps, int stride) {
+    const int64_t bytes = multiply_wide(steps, stride * static_cast<int>(sizeof(T)));
+    return {reinterpret_cast<T*>(reinterpret_cast<intptr_t>(from.data) + bytes)};
+}
 
 template <class T>
 Global<T> global(T* data, int64_t /*count*/) {

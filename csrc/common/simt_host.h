@@ -18,7 +18,7 @@
 
 #include "common/float_types.h"
 
-#define SIMT_KERNEL(max_threads) inline
+#define SIMT_KERNEL(...) inline
 #define SIMT_DEVICE inline
 #define SIMT_SHARED(T, name, count)   \
     static const char name##_key = 0; \
@@ -184,6 +184,13 @@ struct Global {
     Global operator+(int64_t offset) const { return {data, count, start + offset}; }
     explicit operator bool() const { return data != nullptr; }
 };
+
+inline int64_t multiply_wide(int a, int b) { return static_cast<int64_t>(a) * b; }
+
+template <class T>
+Global<T> advance(Global<T> from, int steps, int stride) {
+    return from + multiply_wide(steps, stride);
+}
 
 template <class T>
 Global<T> global(T* data, int64_t count) {

@@ -19,10 +19,10 @@ int group_of(int64_t channels, int vec) {
 }
 
 // A block is large where its rows lie in a square, and small where few rows must fill the device.
-int threads_of(const MsDeformAttnShape& s, int group) {
+int threads_of(const MsDeformAttnShape& s, int group, int most) {
     constexpr int64_t enough_blocks = 1024;
     const int64_t threads = s.batch * s.heads * s.queries * group;
-    int result = kMostThreads;
+    int result = most;
     while (result > 64 && threads / result < enough_blocks) result /= 2;
     return result;
 }
@@ -50,7 +50,8 @@ struct Arrays {
 template <class T, int kVec, bool kFused>
 void forward(const MsDeformAttnCudaInputs& in, void* out) {
     const Arrays<T> arrays(in);
-    const int group = group_of(in.shape.channels, kVec), threads = threads_of(in.shape, group);
+    const int group = group_of(in.shape.channels, kVec),
+              threads = threads_of(in.shape, group, kForwardThreads);
     Rows rows;
     const simt::Grid grid = row_grid(in.shape, group, threads, rows);
     simt::launch("ms_deform_attn_fwd", forward_kernel<T, kVec, kFused>, grid, threads, 0,
@@ -64,7 +65,7 @@ void backward(const MsDeformAttnCudaInputs& in, const MsDeformAttnCudaGradients&
     const Arrays<T> arrays(in);
     const MsDeformAttnShape& s = in.shape;
     const int group = group_of(s.channels, kVec);
-    int threads = threads_of(s, group);
+    int threads = threads_of(s, group, kBackwardThreads);
     constexpr size_t most_shared = 48 * 1024;
     const auto shared_bytes = [&] { return sizeof(float) * (threads / group) * arrays.shape.samples; };
     while (kFused && threads > 64 && shared_bytes() > most_shared) threads /= 2;
@@ -101,6 +102,8 @@ void gather(const MsDeformAttnCudaInputs& in, const void* grad_out, const int32_
             const int64_t* order, const MsDeformAttnSample* samples, void* grad_value) {
     const Arrays<T> arrays(in);
     const MsDeformAttnShape& s = in.shape;
+    if (s.queries * s.heads * s.channels / kVec > UINT32_MAX)
+        throw std::invalid_argument("ms_deform_attn: Q * H * D too large for a deterministic backward");
     const Tiles tiles = {tiles_of(s), group_of(s.channels, kVec)};
     const int64_t blocks = tiles.count * s.batch * s.heads, cells = s.batch * s.heads * arrays.shape.cells;
     simt::launch("ms_deform_attn_gather", gather_kernel<T, kVec>, simt::Grid(static_cast<unsigned>(blocks)),

@@ -127,7 +127,7 @@ SIMT_DEVICE void add_references(const Shape& shape, const Rows& rows, const Row&
 
 // With `stashed` the launch's shared memory has a float for each sample of the block's rows.
 template <class T, int kVec, bool kFused>
-SIMT_KERNEL(kMostThreads)
+SIMT_KERNEL(kBackwardThreads, 2)
 void backward_kernel(Shape shape, Rows rows, bool stashed, simt::Global<const T> value,
                      WideOrNarrow<T> coordinates, WideOrNarrow<T> weights,
                      simt::Global<const float> references, simt::Global<const T> grad_out,
@@ -179,24 +179,26 @@ void backward_kernel(Shape shape, Rows rows, bool stashed, simt::Global<const T>
                         simt::Vec<T, kVec> corners[kTogether][4];
                         SIMT_UNROLL
                         for (int t = 0; t < kTogether; ++t)
-                            load_corners<kVec>(pixels + channel, taps[t], shape.stride, used, corners[t]);
+                            load_corners<kVec>(pixels + channel, taps_if(used, taps[t]), shape.stride,
+                                               corners[t]);
                         SIMT_UNROLL
                         for (int t = 0; t < kTogether; ++t) SIMT_UNROLL
                         for (int c = 0; c < 4; ++c) SIMT_UNROLL
                         for (int v = 0; v < kVec; ++v) parts[t][c] += grads[v] * to_float(corners[t][c][v]);
                     }
-                    if (gradients.value && pass == 1 && used) {
+                    if (gradients.value && pass == 1) {
                         SIMT_UNROLL
                         for (int t = 0; t < kTogether; ++t)
-                            add_corners(gradients.value + (first_pixel + channel), taps[t], shape.stride,
-                                        grads);
+                            add_corners(gradients.value + (first_pixel + channel), taps_if(used, taps[t]),
+                                        shape.stride, grads);
                     }
                 }
                 if (others) {
                     float sum[4];
                     sum_pair(parts, row, rows.group, sum);
                     SIMT_UNROLL
-                    for (int c = 0; c < 4; ++c) dots[c] = row.lane / 2 * 2 == k ? sum[c] : dots[c];
+                    for (int c = 0; c < 4; ++c)
+                        if (row.lane / kTogether * kTogether == k && own_taps.exists(c)) dots[c] = sum[c];
                 }
             }
             if (!others) continue;

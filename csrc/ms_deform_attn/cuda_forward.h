@@ -7,7 +7,7 @@ namespace detr_fast {
 namespace ms_deform_attn_gpu {
 
 template <class T, int kVec, bool kFused>
-SIMT_KERNEL(kMostThreads)
+SIMT_KERNEL(kForwardThreads, 2)
 void forward_kernel(Shape shape, Rows rows, simt::Global<const T> value, WideOrNarrow<T> coordinates,
                     WideOrNarrow<T> weights, simt::Global<const float> references, simt::Global<T> out) {
     const Row row = find_row(shape, rows);
@@ -27,10 +27,11 @@ void forward_kernel(Shape shape, Rows rows, simt::Global<const T> value, WideOrN
                 Taps taps[kTogether];
                 simt::Vec<T, kVec> corners[kTogether][4];
                 SIMT_UNROLL
-                for (int t = 0; t < kTogether; ++t) taps[t] = shuffle_taps(mine, row.first + k + t);
+                for (int t = 0; t < kTogether; ++t)
+                    taps[t] = taps_if(used, shuffle_taps(mine, row.first + k + t));
                 SIMT_UNROLL
                 for (int t = 0; t < kTogether; ++t)
-                    load_corners<kVec>(pixels + channel, taps[t], shape.stride, used, corners[t]);
+                    load_corners<kVec>(pixels + channel, taps[t], shape.stride, corners[t]);
                 SIMT_UNROLL
                 for (int t = 0; t < kTogether; ++t) SIMT_UNROLL
                 for (int c = 0; c < 4; ++c) SIMT_UNROLL

@@ -16,10 +16,10 @@
 namespace detr_fast {
 namespace ms_deform_attn_gpu {
 
-constexpr int kMaxLevels = 128;    // the table travels with every launch, 4 KB at most
-constexpr int kMostThreads = 512;  // of a block
-constexpr int kTogether = 2;       // samples whose loads are in flight together; divides every group
-constexpr int kStrip = 8;          // height of a strip of queries, see strip_order
+constexpr int kMaxLevels = 128;  // the table travels with every launch, 4 KB at most
+constexpr int kForwardThreads = 512, kBackwardThreads = 256;  // of a block, at most
+constexpr int kTogether = 2;  // samples whose loads are in flight together; divides every group
+constexpr int kStrip = 8;     // height of a strip of queries, see strip_order
 
 struct Level {
     int start, height, width;  // start: its first pixel among the S
@@ -45,7 +45,7 @@ struct Rows {
 };
 
 inline Shape kernel_shape(const MsDeformAttnShape& from) {
-    constexpr int64_t most = INT32_MAX;
+    constexpr int64_t most = INT32_MAX / 4;  // bytes of a float32 fit an int, too
     if (from.levels > kMaxLevels)
         throw std::invalid_argument("spatial_shapes: expected at most " + std::to_string(kMaxLevels) +
                                     " levels on a GPU; got " + std::to_string(from.levels));
@@ -216,12 +216,12 @@ struct Taps {
     unsigned layout;  // width of the level and, from bit 28 on, which corners exist
     float share[4];
 
-    SIMT_DEVICE bool exists(int corner) const { return layout >> (28 + corner) & 1; }
+    SIMT_DEVICE bool exists(int corner) const { return (layout & 0x10000000u << corner) != 0; }
     // The corner's channels in an array of S * stride elements.
     template <class T>
     SIMT_DEVICE simt::Global<T> in(simt::Global<T> pixels, int stride, int corner) const {
-        auto at = pixels + static_cast<int64_t>(pixel) * stride;
-        if (corner & 2) at = at + static_cast<int64_t>(layout & 0xfffffff) * stride;
+        auto at = simt::advance(pixels, pixel, stride);
+        if (corner & 2) at = simt::advance(at, layout & 0xfffffff, stride);
         return corner & 1 ? at + stride : at;
     }
 };
@@ -262,13 +262,19 @@ SIMT_DEVICE Taps shuffle_taps(const Taps& from, int lane) {
              simt::shuffle(from.share[2], lane), simt::shuffle(from.share[3], lane)}};
 }
 
+// Without corners for lanes that have no use for them.
+SIMT_DEVICE Taps taps_if(bool used, Taps taps) {
+    if (!used) taps.layout = 0;
+    return taps;
+}
+
 // kVec channels of the four corners; zeros for corners that do not exist. `pixels` starts with the channels.
 template <int kVec, class T>
-SIMT_DEVICE void load_corners(simt::Global<const T> pixels, const Taps& taps, int stride, bool used,
+SIMT_DEVICE void load_corners(simt::Global<const T> pixels, const Taps& taps, int stride,
                               simt::Vec<T, kVec> (&corners)[4]) {
     SIMT_UNROLL
     for (int c = 0; c < 4; ++c)
-        corners[c] = simt::load_vec_if<kVec>(used && taps.exists(c), taps.in(pixels, stride, c), 0);
+        corners[c] = simt::load_vec_if<kVec>(taps.exists(c), taps.in(pixels, stride, c), 0);
 }
 
 }  // namespace ms_deform_attn_gpu

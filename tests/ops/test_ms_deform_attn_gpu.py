@@ -1,0 +1,173 @@
+"""The CUDA kernels of multi-scale deformable attention on the host: what the contract leaves out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from detr_fast.ops.ms_deform_attn import reference
+from detr_fast.ops.ms_deform_attn.cuda import Cuda
+from tests.ops.cases.ms_deform_attn import Geometry, fused_inputs, plain_inputs, randn
+from tests.simt.build import simt_module
+
+KERNELS = Cuda(simt_module)
+TOLERANCE = {torch.float32: 3e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}
+NAMES = ("out", "value", "coordinates", "weights", "references")
+ALL = (True, True, True, True)
+
+LEVELS = ((5, 7), (3, 4))
+GEOMETRIES = {
+    "typical": Geometry(((9, 11), (5, 6), (3, 3), (2, 2)), queries=5, heads=2),
+    "boxes": Geometry(((9, 11), (5, 6), (3, 3), (2, 2)), queries=5, heads=2, boxes=True),
+    "d256": Geometry(LEVELS, queries=3, heads=1, channels=256, points=2),
+    "d300": Geometry(LEVELS, batch=1, queries=2, heads=1, channels=300, points=2),
+    "d16": Geometry(LEVELS, heads=2, channels=16, points=2, boxes=True),
+    "d6": Geometry(LEVELS, queries=3, heads=2, channels=6, points=3),
+    "d1": Geometry(LEVELS, heads=2, channels=1, points=3),
+    "one_sample": Geometry(((4, 5),), heads=1, channels=8, points=1),
+    "samples_36": Geometry(LEVELS, batch=1, queries=3, heads=2, points=18, boxes=True),
+    "samples_200": Geometry(LEVELS, batch=1, queries=2, heads=1, channels=8, points=100),
+    "samples_1800": Geometry(LEVELS, batch=1, queries=2, heads=1, channels=4, points=900, boxes=True),
+    "levels_128": Geometry(((2, 3),) * 128, batch=1, queries=2, heads=1, channels=8, points=1, boxes=True),
+    "queries_are_pixels": Geometry(((13, 9), (7, 5), (1, 3)), batch=2, queries=155, heads=2, channels=8),
+    "far_outside": Geometry(LEVELS, queries=9, spread=20.0),
+}
+
+
+def arguments(
+    geometry: Geometry, rng: torch.Generator, fused: bool, dtype: torch.dtype, narrow: bool
+) -> tuple[Tensor, list[tuple[int, int]], Tensor, Tensor, Tensor | None]:
+    """What a backend's forward takes: value in `dtype`; coordinates and weights as well where `narrow`."""
+    given = (fused_inputs if fused else plain_inputs)(geometry, rng)
+    coordinates = given["sampling_offsets" if fused else "sampling_locations"]
+    weights = given["attention_logits" if fused else "attention_weights"].view(coordinates.shape[:-1])
+    fine = dtype if narrow else torch.float32
+    references = given["reference_points"].float() if fused else None
+    sizes = [(height, width) for height, width in given["spatial_shapes"]]
+    return given["value"].to(dtype), sizes, coordinates.to(fine), weights.to(fine), references
+
+
+def expected_of(inputs: Sequence, grad_out: Tensor) -> list[Tensor]:
+    """Output and gradients by the float64 reference."""
+    value, sizes, *others = inputs
+    leaves = [t.double().requires_grad_() for t in (value, *others) if t is not None]
+    out = reference.forward(leaves[0], sizes, *leaves[1:])
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad_out.double())]
+
+
+def actual_of(
+    inputs: Sequence, grad_out: Tensor, needs: Sequence[bool] = ALL, kernels: Cuda = KERNELS
+) -> list[Tensor | None]:
+    out = kernels.forward(*inputs)
+    gradients = kernels.backward(grad_out, *inputs, needs)
+    return [out, *(gradients[:3] if inputs[4] is None else gradients)]
+
+
+def assert_close(
+    actual: Sequence[Tensor | None],
+    expected: Sequence[Tensor],
+    tolerance: float,
+    wanted: Sequence[bool] = ALL,
+) -> None:
+    for name, a, e, want in zip(NAMES, actual, expected, (True, *wanted), strict=False):
+        assert (a is not None) == want, name
+        if a is None:
+            continue
+        finite = e.isfinite()
+        assert torch.equal(a.isfinite(), finite), name
+        scale = e[finite].abs().max().clamp(min=1).item() if finite.any() else 1
+        torch.testing.assert_close(
+            a[finite].double(),
+            e[finite].double(),
+            rtol=tolerance,
+            atol=tolerance * scale,
+            msg=lambda m, n=name: f"{n}: {m}",
+        )
+
+
+def grad_out_like(inputs: Sequence, rng: torch.Generator) -> Tensor:
+    value, _, coordinates, *_ = inputs
+    shape = (value.shape[0], coordinates.shape[1], value.shape[2] * value.shape[3])
+    return randn(rng, *shape).to(value.dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_ms_deform_attn_host_matches_reference(
+    name: str, fused: bool, dtype: torch.dtype, rng: torch.Generator
+) -> None:
+    inputs = arguments(GEOMETRIES[name], rng, fused, dtype, narrow=False)
+    grad_out = grad_out_like(inputs, rng)
+    assert_close(actual_of(inputs, grad_out), expected_of(inputs, grad_out), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+def test_ms_deform_attn_host_narrow_coordinates(
+    fused: bool, dtype: torch.dtype, rng: torch.Generator
+) -> None:
+    """Coordinates and weights in value's type are widened first: the same numbers, gradients rounded."""
+    narrow = arguments(GEOMETRIES["typical"], rng, fused, dtype, narrow=True)
+    wide = (*narrow[:2], narrow[2].float(), narrow[3].float(), narrow[4])
+    grad_out = grad_out_like(narrow, rng)
+    for name, a, e in zip(NAMES, actual_of(narrow, grad_out), actual_of(wide, grad_out), strict=False):
+        exact = name != "value"  # summed in no fixed order
+        torch.testing.assert_close(a, e.to(a.dtype), rtol=0 if exact else 1e-2, atol=0 if exact else 1e-3)
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+def test_ms_deform_attn_host_any_gradients(fused: bool, rng: torch.Generator) -> None:
+    """Each subset of the gradients alone is what it is among all."""
+    geometry = Geometry(LEVELS, batch=1, queries=3, heads=2, channels=8, points=3, boxes=True)
+    inputs = arguments(geometry, rng, fused, torch.float32, narrow=False)
+    grad_out = grad_out_like(inputs, rng)
+    expected = expected_of(inputs, grad_out)[1:]
+    for needs in itertools.product((False, True), repeat=4 if fused else 3):
+        actual = KERNELS.backward(grad_out, *inputs, (*needs, False)[:4])[: len(needs)]
+        assert_close(
+            [torch.zeros(()), *actual], [torch.zeros(()), *expected], TOLERANCE[torch.float32], wanted=needs
+        )
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+def test_ms_deform_attn_host_strange_coordinates(fused: bool, rng: torch.Generator) -> None:
+    """Far outside, infinite or NaN: no part and no gradient; the rest is as if they were not there."""
+    geometry = Geometry(LEVELS, batch=1, queries=8, heads=2, channels=8, points=3)
+    inputs = arguments(geometry, rng, fused, torch.float32, narrow=False)
+    strange = torch.tensor([1e10, -1e10, 1e30, -1e30, torch.inf, -torch.inf, torch.nan, 3e38])
+    for axis in range(2):
+        inputs[2][0, :, axis, 1, 2, axis] = strange
+    grad_out = grad_out_like(inputs, rng)
+    assert_close(actual_of(inputs, grad_out), expected_of(inputs, grad_out), TOLERANCE[torch.float32])
+
+
+def test_ms_deform_attn_host_corners_outside(rng: torch.Generator) -> None:
+    """Inf and NaN reach exactly the samples that the reference says they reach."""
+    levels = ((4, 8), (2, 4))  # powers of two: pixel coordinates are exact
+    pixels = torch.cartesian_prod(
+        torch.tensor([-1, -0.75, 0, 3.5, 7, 7.25]), torch.tensor([-1, -0.5, 1, 3, 3.75])
+    )
+    locations = ((pixels + 0.5) / torch.tensor([8, 4])).view(1, -1, 1, 1, 1, 2).expand(1, -1, 2, 2, 1, 2)
+    weights = randn(rng, *locations.shape[:-1]).float()
+    weights[0, ::4, 0] = 0
+    value = randn(rng, 1, 40, 2, 8).float()
+    value[0, [0, 7, 12, 31, 35], 0, 3] = torch.tensor(
+        [torch.inf, -torch.inf, torch.nan, torch.inf, torch.nan]
+    )
+    inputs = (value, levels, locations.contiguous(), weights, None)
+    grad_out = grad_out_like(inputs, rng)
+    assert_close(actual_of(inputs, grad_out), expected_of(inputs, grad_out), TOLERANCE[torch.float32])
+    grad_out[0, 3:20:3, 5] = torch.inf
+    assert_close(actual_of(inputs, grad_out), expected_of(inputs, grad_out), TOLERANCE[torch.float32])
+
+
+def test_ms_deform_attn_host_too_many_levels(rng: torch.Generator) -> None:
+    geometry = Geometry(((1, 1),) * 129, batch=1, queries=1, heads=1, channels=4, points=1)
+    inputs = arguments(geometry, rng, False, torch.float32, narrow=False)
+    with pytest.raises(ValueError, match="spatial_shapes: expected at most 128 levels"):
+        KERNELS.forward(*inputs)
