@@ -10,6 +10,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+# Without a GPU, Triton kernels are interpreted; it must be known before Triton is first imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 SEED = int(os.environ.get("DETR_FAST_SEED", random.SystemRandom().randrange(2**31)))
 
 

@@ -21,6 +21,8 @@ LevelSizes = Sequence[tuple[int, int]]
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _SCALAR_LEVELS = 8  # more than any known model has; further ones go through memory
 _SORTED_AT_ONCE = 2**24  # samples: working memory of a deterministic backward stays below 0.8 GB
+# of a deterministic backward: pixels a program and samples a step; a fine level has about ten samples a pixel
+_GATHER_PIXELS, _GATHER_SAMPLES = 4, 8
 
 
 def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -213,16 +215,14 @@ def _gather(
     cell, order = torch.sort(cell, stable=True)
     numbers = torch.arange(batch * heads * cells + 1, dtype=torch.int32, device=cell.device)
     starts = torch.searchsorted(cell, numbers, out_int32=True)
-    # four pixels a program and eight samples a step: a fine level has about ten samples a pixel and side
-    block_s, block_j, block_d = 4, 8, power_of_two(channels)
     arguments = (
         *(grad_value, grad_out, records, order, starts),
         *packed,
         *(pixels, cells),
         *(heads, channels, levels, points),
-        *(block_s, block_j, block_d),
+        *(_GATHER_PIXELS, _GATHER_SAMPLES, power_of_two(channels)),
     )
-    launch(kernels.gather_kernel, batch * heads * -(-pixels // block_s), 4, arguments)
+    launch(kernels.gather_kernel, batch * heads * -(-pixels // _GATHER_PIXELS), 4, arguments)
 
 
 def _programs(batch: int, queries: int, heads: int, tile: Configuration) -> int:

@@ -1,0 +1,162 @@
+"""Compiles the Triton kernels of real calls for one architecture, without a GPU, and tells what came out.
+
+    python -m tests.ops.triton_cubins 90
+
+The backends run on tensors of the CPU with a recorder in place of the launch, so what is compiled is what
+a call would launch: its tile, its types, its constants. One line of JSON is printed for each kernel.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from detr_fast.ops import triton_launch
+from detr_fast.ops.box_match_cost import triton as match_cost
+from detr_fast.ops.ms_deform_attn import triton as attention
+
+ENCODER = ((100, 134), (50, 67), (25, 34), (13, 17))
+EVERYTHING = (True, True, True, True)
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+
+
+def attend(
+    dtype: torch.dtype,
+    *,
+    coordinates: torch.dtype = F32,
+    dims: int = 0,
+    levels: tuple[tuple[int, int], ...] = ENCODER,
+    queries: int = 17821,
+    heads: int = 8,
+    channels: int = 32,
+    points: int = 4,
+    needs: tuple[bool, ...] = EVERYTHING,
+    deterministic: bool = False,
+) -> None:
+    """Forward and backward of multi-scale deformable attention; a deterministic one's grad_value alone."""
+    pixels = sum(h * w for h, w in levels)
+    value = torch.empty(1, pixels, heads, channels, dtype=dtype)
+    given = torch.empty(1, queries, heads, len(levels), points, 2, dtype=coordinates)
+    weights = torch.empty(given.shape[:-1], dtype=coordinates)
+    references = torch.empty(1, queries, len(levels), dims, dtype=F32) if dims else None
+    grad_out = torch.empty(1, queries, heads * channels, dtype=dtype)
+    if not deterministic:
+        attention.forward(value, levels, given, weights, references)
+    attention.backward(
+        grad_out, value, levels, given, weights, references, needs, deterministic=deterministic
+    )
+
+
+def match(class_cost: str, gamma: float, dtype: torch.dtype) -> None:
+    sizes = [20] * 16
+    logits, boxes = torch.empty(6, 16, 300, 91, dtype=dtype), torch.empty(6, 16, 300, 4, dtype=dtype)
+    labels, target_boxes = torch.zeros(320, dtype=torch.int64), torch.empty(320, 4)
+    match_cost.box_match_cost(
+        logits, boxes, labels, target_boxes, sizes, class_cost, 2.0, 5.0, 2.0, 0.25, gamma
+    )
+
+
+CALLS: dict[str, Callable[[], None]] = {
+    "ms_deform_attn-encoder_float32": partial(attend, F32),
+    "ms_deform_attn-encoder_bfloat16": partial(attend, BF16),
+    "ms_deform_attn_fused-encoder_float32": partial(attend, F32, dims=2),
+    "ms_deform_attn_fused-encoder_autocast": partial(attend, BF16, coordinates=BF16, dims=2),
+    "ms_deform_attn_fused-decoder_float16": partial(attend, F16, dims=4, queries=300),
+    "ms_deform_attn_fused-rf_detr": partial(
+        attend, BF16, dims=4, levels=((40, 40),), queries=300, heads=16, channels=16, points=2
+    ),
+    "ms_deform_attn-channels_20": partial(attend, F32, channels=20, points=3, queries=300),
+    "ms_deform_attn-channels_64": partial(attend, BF16, channels=64),
+    "ms_deform_attn_fused-nine_levels": partial(attend, F32, dims=2, levels=((4, 4),) * 9, points=1),
+    "ms_deform_attn-only_value": partial(attend, F32, needs=(True, False, False, False)),
+    "ms_deform_attn-frozen_value": partial(attend, F32, needs=(False, True, True, False)),
+    "ms_deform_attn_fused-deterministic": partial(
+        attend, BF16, dims=2, queries=300, needs=(True, False, False, False), deterministic=True
+    ),
+    "box_match_cost-softmax": partial(match, "softmax", 2.0, F32),
+    "box_match_cost-focal": partial(match, "focal", 2.0, BF16),
+    "box_match_cost-focal_gamma": partial(match, "focal", 3.0, F32),
+}
+
+_TYPES = {F32: "*fp32", BF16: "*bf16", F16: "*fp16", torch.int32: "*i32", torch.int64: "*i64"}
+
+
+def recorded(call: Callable[[], None]) -> list[tuple[Any, int, tuple[Any, ...]]]:
+    """The launches of a call: kernel, warps, arguments."""
+    launches = []
+
+    def launch(kernel: Any, programs: int, num_warps: int, arguments: tuple[Any, ...]) -> None:
+        launches.append((kernel, num_warps, arguments))
+
+    with ExitStack() as stack:
+        for module in (triton_launch, attention, match_cost):
+            stack.enter_context(patch.object(module, "launch", launch))
+        call()
+    return launches
+
+
+def compiled(kernel: Any, num_warps: int, arguments: tuple[Any, ...], architecture: int) -> Any:
+    """The kernel as the launcher would specialise it: pointers aligned to 16 bytes, numbers as they come."""
+    triton = importlib.import_module("triton")
+    signature, constants, attributes = {}, {}, {}
+    for i, (parameter, argument) in enumerate(zip(kernel.params, arguments, strict=True)):
+        if parameter.is_constexpr:
+            signature[parameter.name] = "constexpr"
+            constants[parameter.name] = argument
+        elif isinstance(argument, torch.Tensor):
+            signature[parameter.name] = _TYPES[argument.dtype]
+            attributes[(i,)] = [["tt.divisibility", 16]]
+        elif isinstance(argument, float):
+            signature[parameter.name] = "fp32"
+        else:
+            assert parameter.do_not_specialize, f"{parameter.name} would compile anew for some of its values"
+            signature[parameter.name] = "i64" if abs(argument) >= 2**31 else "i32"
+    source = triton.compiler.ASTSource(kernel, signature, constants, attributes)
+    target = triton.backends.compiler.GPUTarget("cuda", architecture, 32)
+    options = {"num_warps": num_warps, "num_stages": 1, "enable_fp_fusion": False}
+    return triton.compile(source, target=target, options=options)
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """Registers, and bytes of stack, local and shared memory, as cuobjdump reads them."""
+    nvidia = importlib.import_module("triton.backends.nvidia")
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        tool = Path(nvidia.__path__[0]) / "bin" / "cuobjdump"
+        report = subprocess.run(
+            [str(tool), "-res-usage", file.name], check=True, capture_output=True, text=True
+        ).stdout
+    return {key.lower(): int(count) for key, count in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", report)}
+
+
+def kernels(architecture: int) -> Iterator[dict[str, Any]]:
+    for name, call in CALLS.items():
+        for kernel, num_warps, arguments in recorded(call):
+            built = compiled(kernel, num_warps, arguments, architecture)
+            ptx = built.asm["ptx"]
+            yield {
+                "call": name,
+                "kernel": kernel.__name__,
+                "wide_loads": len(re.findall(r"ld\.global[\w.:]*\.v4\.b32", ptx)),
+                "wide_sums": len(re.findall(r"(?:atom|red)\.global[\w.]*\.v4\.f32", ptx)),
+                "barriers": ptx.count("bar.sync"),
+                **resources(built.asm["cubin"]),
+            }
+
+
+if __name__ == "__main__":
+    for row in kernels(int(sys.argv[1])):
+        print(json.dumps(row), flush=True)
