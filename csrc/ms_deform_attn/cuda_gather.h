@@ -14,10 +14,9 @@ constexpr int kBinThreads = 256;
 constexpr int kTileSide = 4;
 constexpr int kGatherWarps = kTileSide * kTileSide;
 constexpr int kGatherThreads = kGatherWarps * 32;
+constexpr int kGatherBlocks = 2;  // three would spill registers
 // Longer lists of samples are spread over the warps of the block.
 constexpr int kLongList = 1024;
-// Loads in flight for each lane.
-constexpr int kRowsAhead = 2;
 
 template <bool kFused, class T>
 SIMT_KERNEL(kBinThreads)
@@ -103,18 +102,19 @@ struct SortedSamples {
 };
 
 // Sums share * grad_out over every `step`-th batch of 32 samples from batch `first` on. `rows` are
-// grad_out's, from the lane's channels on; groups of lanes take the rows of a batch in turn, and all groups
-// get the sum. A lane without channels has `active` false.
+// grad_out's, from the lane's channels on, and `stride` vectors apart; groups of lanes take the rows of a
+// batch in turn, and all groups get the sum.
 template <int V, class T>
 SIMT_DEVICE simt::Vec<float, V> sum_samples(const Pixel& pixel, const SortedSamples& sorted,
-                                            simt::Global<const T> rows, int stride, bool active, int group,
-                                            int first, int step) {
+                                            simt::Global<const T> rows, unsigned stride, int group, int first,
+                                            int step) {
+    constexpr int kRowsAhead = V > 4 ? 2 : 4;  // in flight for each group; eight sums leave fewer registers
     const int groups = 32 / group, own = simt::lane() / group;
     simt::Vec<float, V> sum{};
     for (int batch = first * 32; batch < pixel.count; batch += step * 32) {
         const int size = pixel.count - batch < 32 ? pixel.count - batch : 32;
         float share = 0;
-        int query = 0;
+        unsigned row = 0;
         if (simt::lane() < size) {
             const int i = batch + simt::lane();
             const bool below = i >= pixel.above;
@@ -122,32 +122,29 @@ SIMT_DEVICE simt::Vec<float, V> sum_samples(const Pixel& pixel, const SortedSamp
             const bool left = at < (below ? pixel.below_right : pixel.above_right);
             const MsDeformAttnSample s = simt::load(sorted.samples, simt::load(sorted.order, at));
             share = s.weight * (below ? 1 - s.lower : s.lower) * (left ? s.right : 1 - s.right);
-            query = s.query;
+            row = static_cast<unsigned>(s.query) * stride;
         }
-        for (int turn = 0; turn < size; turn += kRowsAhead * groups) {
+        // Groups without a row load the last one, so that loads need no condition, and do not add it.
+        for (int turn = own; turn - own < size; turn += kRowsAhead * groups) {
             float shares[kRowsAhead];
             simt::Vec<T, V> grads[kRowsAhead];
             SIMT_UNROLL
             for (int k = 0; k < kRowsAhead; ++k) {
-                const int j = turn + k * groups + own;
-                shares[k] = simt::shuffle(share, j & 31);
-                const int64_t at = static_cast<int64_t>(simt::shuffle(query, j & 31)) * stride;
-                grads[k] = {};
-                if (j < size && active)
-                    grads[k] = simt::load_vec<V>(rows, at);
-                else
-                    shares[k] = 0;
+                const int j = turn + k * groups < size ? turn + k * groups : size - 1;
+                shares[k] = simt::shuffle(share, j);
+                grads[k] = simt::load_vec<V>(rows, static_cast<int64_t>(simt::shuffle(row, j)) * V);
             }
             SIMT_UNROLL
             for (int k = 0; k < kRowsAhead; ++k) {
+                if (turn + k * groups >= size) continue;
                 SIMT_UNROLL
-                for (int c = 0; c < V; ++c) sum[c] += shares[k] * to_float(grads[k][c]);
+                for (int v = 0; v < V; ++v) sum[v] += shares[k] * to_float(grads[k][v]);
             }
         }
     }
     for (int apart = group; apart < 32; apart *= 2) {
         SIMT_UNROLL
-        for (int c = 0; c < V; ++c) sum[c] += simt::shuffle_xor(sum[c], apart);
+        for (int v = 0; v < V; ++v) sum[v] += simt::shuffle_xor(sum[v], apart);
     }
     return sum;
 }
@@ -174,7 +171,7 @@ SIMT_DEVICE void add_warps(simt::Vec<float, V>& sum, simt::Shared<float> partial
 }
 
 template <class T, int V>
-SIMT_KERNEL(kGatherThreads)
+SIMT_KERNEL(kGatherThreads, kGatherBlocks)
 void gather_kernel(Shape shape, Tiles tiles, simt::Global<const T> grad_out,
                    simt::Global<const int32_t> cell_starts, SortedSamples sorted,
                    simt::Global<T> grad_value) {
@@ -182,7 +179,8 @@ void gather_kernel(Shape shape, Tiles tiles, simt::Global<const T> grad_out,
     const Tile tile = find_tile(shape, tiles);
     const Level level = shape.level[tile.level];
     const int first_cell = tile.image_head * shape.cells + level.first_cell;
-    const int stride = shape.heads * shape.channels;
+    const int64_t stride = static_cast<int64_t>(shape.heads) * shape.channels;
+    const unsigned row_stride = static_cast<unsigned>(stride) / V;
     const int64_t image = tile.image_head / shape.heads, head = tile.image_head % shape.heads;
     const int first_channel = (simt::lane() & (tiles.group - 1)) * V;
     grad_out = grad_out + (image * shape.queries * stride + head * shape.channels);
@@ -195,9 +193,9 @@ void gather_kernel(Shape shape, Tiles tiles, simt::Global<const T> grad_out,
              channel += tiles.group * V) {
             const bool active = channel < shape.channels;
             const auto sum =
-                sum_samples<V>(own, sorted, grad_out + channel, stride, active, tiles.group, 0, 1);
+                sum_samples<V>(own, sorted, grad_out + (active ? channel : 0), row_stride, tiles.group, 0, 1);
             if (active && simt::lane() < tiles.group)
-                store_narrow(grad_value, static_cast<int64_t>(own.index) * stride + channel, sum);
+                store_narrow(grad_value, own.index * stride + channel, sum);
         }
     if (!simt::sync_block_or(is_long)) return;
     for (int k = 0; k < kGatherWarps; ++k) {
@@ -206,11 +204,11 @@ void gather_kernel(Shape shape, Tiles tiles, simt::Global<const T> grad_out,
         for (int channel = first_channel; channel - first_channel < shape.channels;
              channel += tiles.group * V) {
             const bool active = channel < shape.channels;
-            auto sum = sum_samples<V>(pixel, sorted, grad_out + channel, stride, active, tiles.group,
-                                      simt::warp(), kGatherWarps);
+            auto sum = sum_samples<V>(pixel, sorted, grad_out + (active ? channel : 0), row_stride,
+                                      tiles.group, simt::warp(), kGatherWarps);
             add_warps(sum, partial);
             if (active && simt::thread() < tiles.group)
-                store_narrow(grad_value, static_cast<int64_t>(pixel.index) * stride + channel, sum);
+                store_narrow(grad_value, pixel.index * stride + channel, sum);
         }
     }
 }
