@@ -58,7 +58,7 @@ class AttentionInputs:
         total = self.locations.shape[1]
         if total <= queries:
             return self
-        checked = torch.randperm(total, generator=generator)[:queries]
+        checked = torch.randperm(total, generator=generator, device=generator.device)[:queries]
         grad_output = torch.zeros_like(self.grad_output)
         grad_output[:, checked] = self.grad_output[:, checked]
         return replace(self, grad_output=grad_output, checked=checked)
@@ -83,28 +83,30 @@ class AttentionCase:
     passes: ClassVar[tuple[str, ...]] = (FORWARD, FORWARD_BACKWARD)
 
     def inputs(self, generator: Generator) -> AttentionInputs:
+        """Inputs of one call, drawn from `generator`, on its device."""
         B, H, N, P = self.images, self.heads, len(self.shapes), self.points
         S = sum(h * w for h, w in self.shapes)
+        device = generator.device
         if self.queries is None:
-            points = torch.cat([_pixel_centres(h, w) for h, w in self.shapes]).expand(B, S, 2)
+            points = torch.cat([_pixel_centres(h, w) for h, w in self.shapes]).to(device).expand(B, S, 2)
         else:
-            points = torch.rand(B, self.queries, 2, generator=generator)
+            points = torch.rand(B, self.queries, 2, generator=generator, device=device)
         Q = points.shape[1]
         reference_points = points[:, :, None].expand(B, Q, N, 2).contiguous()
-        extent = torch.tensor([(w, h) for h, w in self.shapes], dtype=torch.float32)[:, None]
-        offsets = 3 * torch.randn(B, Q, H, N, P, 2, generator=generator)
+        extent = torch.tensor([(w, h) for h, w in self.shapes], dtype=torch.float32, device=device)[:, None]
+        offsets = 3 * torch.randn(B, Q, H, N, P, 2, generator=generator, device=device)
         anchors = reference_points[:, :, None, :, None]
         offsets += _away_from_knots((anchors.double() + offsets.double() / extent) * extent).float()
-        logits = torch.randn(B, Q, H, N, P, generator=generator)
+        logits = torch.randn(B, Q, H, N, P, generator=generator, device=device)
         return AttentionInputs(
-            value=torch.randn(B, S, H, self.channels, generator=generator),
+            value=torch.randn(B, S, H, self.channels, generator=generator, device=device),
             shapes=self.shapes,
             locations=anchors + offsets / extent,
             weights=logits.flatten(3).softmax(-1).view_as(logits),
             reference_points=reference_points,
             offsets=offsets,
             logits=logits,
-            grad_output=torch.randn(B, Q, H * self.channels, generator=generator),
+            grad_output=torch.randn(B, Q, H * self.channels, generator=generator, device=device),
         )
 
 

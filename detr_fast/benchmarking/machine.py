@@ -16,7 +16,17 @@ import torch
 from detr_fast import extension
 from detr_fast.benchmarking.timing import torch_threads
 
-PACKAGES = ("detr_fast", "torch", "numpy", "scipy", "torch-ms-deform-attn", "lap", "lapx", "py-lap-solver")
+PACKAGES = (
+    "detr_fast",
+    "torch",
+    "triton",
+    "numpy",
+    "scipy",
+    "torch-ms-deform-attn",
+    "lap",
+    "lapx",
+    "py-lap-solver",
+)
 
 
 def describe_machine() -> dict[str, Any]:

@@ -41,7 +41,7 @@ def _attention(name: str, names: tuple[str, ...], function: Callable[..., Tensor
     return Contender(name, prepare, canonical)
 
 
-def _grid_sample_path(inputs: AttentionInputs, value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+def grid_sample_path(inputs: AttentionInputs, value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
     """The pure-PyTorch path that every public model falls back to: one `grid_sample` a level."""
     B, _, H, D = value.shape
     Q, P = locations.shape[1], locations.shape[4]
@@ -62,7 +62,7 @@ def _grid_sample_fused(inputs: AttentionInputs, value: Tensor, offsets: Tensor, 
     extent = torch.tensor([(w, h) for h, w in inputs.shapes], dtype=value.dtype)[:, None]
     locations = inputs.reference_points[:, :, None, :, None] + offsets / extent
     weights = logits.flatten(3).softmax(-1).view_as(logits)
-    return _grid_sample_path(inputs, value, locations, weights)
+    return grid_sample_path(inputs, value, locations, weights)
 
 
 def _ours_attention(inputs: AttentionInputs, value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def _torch_ms_deform_attn(module: Any, inputs: AttentionInputs, *tensors: Tensor
 def peers() -> list[Peer]:
     ours = _attention("detr_fast", _PLAIN, _ours_attention)
     ours_fused = _attention("detr_fast, fused form", _FUSED, _ours_fused)
-    path = _attention(goals.GRID_SAMPLE, _PLAIN, _grid_sample_path)
+    path = _attention(goals.GRID_SAMPLE, _PLAIN, grid_sample_path)
     path_fused = _attention(f"{goals.GRID_SAMPLE}, fused form", _FUSED, _grid_sample_fused)
     module, missing = import_peer("torch_ms_deform_attn")
     other = _attention(goals.TORCH_MS_DEFORM_ATTN, _PLAIN, partial(_torch_ms_deform_attn, module))

@@ -1,0 +1,10 @@
+"""Multi-scale deformable attention on a GPU: kernel and call times beside floors and peers.
+
+>>> from detr_fast.benchmarking.gpu import GpuPlan, run_gpu_benchmarks
+>>> report = run_gpu_benchmarks(GpuPlan(deadline_s=60))
+"""
+
+from detr_fast.benchmarking.gpu.report import markdown, quick_gpu_plan, run_gpu_benchmarks
+from detr_fast.benchmarking.gpu.suite import GpuPlan
+
+__all__ = ["GpuPlan", "markdown", "quick_gpu_plan", "run_gpu_benchmarks"]
