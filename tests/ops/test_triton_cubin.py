@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-from collections import defaultdict
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -37,17 +36,13 @@ def compilations(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """For each architecture, the kernels of each call; compiled afresh, two architectures at a time."""
     cache = tmp_path_factory.mktemp("triton")
 
-    def run(architecture: int) -> dict[str, list[dict[str, Any]]]:
+    def run(architecture: int) -> dict[str, dict[str, Any]]:
         # this process interprets Triton kernels, so others compile them
         environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache)}
         command = [sys.executable, "-m", "tests.ops.triton_cubins", str(architecture)]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-4000:]
-        kernels = defaultdict(list)
-        for line in done.stdout.splitlines():
-            row = json.loads(line)
-            kernels[row["call"]].append(row)
-        return kernels
+        return {row["call"]: row for row in map(json.loads, done.stdout.splitlines())}
 
     with ThreadPoolExecutor(2) as pool:
         yield {architecture: pool.submit(run, architecture) for architecture in ARCHITECTURES}
@@ -56,11 +51,12 @@ def compilations(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: f"sm_{a}")
 @pytest.mark.parametrize("call", [pytest.param(name, id=f"{name}-triton-cubin") for name in CALLS])
 def test_cubins(
-    call: str, architecture: int, compilations: dict[int, Future[dict[str, list[dict[str, Any]]]]]
+    call: str, architecture: int, compilations: dict[int, Future[dict[str, dict[str, Any]]]]
 ) -> None:
-    kernels = compilations[architecture].result()[call]
-    assert kernels
-    for kernel in kernels:
+    result = compilations[architecture].result()[call]
+    assert "error" not in result, result["error"]
+    assert result["kernels"]
+    for kernel in result["kernels"]:
         assert kernel["stack"] == kernel["local"] == 0, f"spills or local arrays: {kernel}"
         if kernel["kernel"] in ("forward_kernel", "backward_kernel", "gather_kernel"):
             # four corners' pixels, or grad_out's rows; without dot products a backward reads no pixels

@@ -3,7 +3,7 @@
     python -m tests.ops.triton_cubins 90
 
 The backends run on tensors of the CPU with a recorder in place of the launch, so what is compiled is what
-a call would launch: its tile, its types, its constants. One line of JSON is printed for each kernel.
+a call would launch: its tile, its types, its constants. One line of JSON is printed for each call.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -25,6 +26,7 @@ import torch
 
 from detr_fast.ops import triton_launch
 from detr_fast.ops.box_match_cost import triton as match_cost
+from detr_fast.ops.linear_assignment import triton as assignment
 from detr_fast.ops.ms_deform_attn import triton as attention
 
 ENCODER = ((100, 134), (50, 67), (25, 34), (13, 17))
@@ -68,6 +70,10 @@ def match(class_cost: str, gamma: float, dtype: torch.dtype) -> None:
     )
 
 
+def assign(dtype: torch.dtype, sizes: tuple[int, ...], queries: int) -> None:
+    assignment.solve(torch.empty(1, sum(sizes), queries, dtype=dtype), sizes, check=True)
+
+
 CALLS: dict[str, Callable[[], None]] = {
     "ms_deform_attn-encoder_float32": partial(attend, F32),
     "ms_deform_attn-encoder_bfloat16": partial(attend, BF16),
@@ -88,9 +94,18 @@ CALLS: dict[str, Callable[[], None]] = {
     "box_match_cost-softmax": partial(match, "softmax", 2.0, F32),
     "box_match_cost-focal": partial(match, "focal", 2.0, BF16),
     "box_match_cost-focal_gamma": partial(match, "focal", 3.0, F32),
+    "linear_assignment-300x60": partial(assign, F32, (60,) * 16, 300),
+    "linear_assignment-2048x2048": partial(assign, torch.float64, (2048,), 2048),
 }
 
-_TYPES = {F32: "*fp32", BF16: "*bf16", F16: "*fp16", torch.int32: "*i32", torch.int64: "*i64"}
+_TYPES = {
+    torch.float64: "*fp64",
+    F32: "*fp32",
+    BF16: "*bf16",
+    F16: "*fp16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
 
 
 def recorded(call: Callable[[], None]) -> list[tuple[Any, int, tuple[Any, ...]]]:
@@ -101,7 +116,7 @@ def recorded(call: Callable[[], None]) -> list[tuple[Any, int, tuple[Any, ...]]]
         launches.append((kernel, num_warps, arguments))
 
     with ExitStack() as stack:
-        for module in (triton_launch, attention, match_cost):
+        for module in (triton_launch, attention, match_cost, assignment):
             stack.enter_context(patch.object(module, "launch", launch))
         call()
     return launches
@@ -142,21 +157,26 @@ def resources(cubin: bytes) -> dict[str, int]:
     return {key.lower(): int(count) for key, count in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", report)}
 
 
-def kernels(architecture: int) -> Iterator[dict[str, Any]]:
+def kernels(call: Callable[[], None], architecture: int) -> Iterator[dict[str, Any]]:
+    for kernel, num_warps, arguments in recorded(call):
+        built = compiled(kernel, num_warps, arguments, architecture)
+        ptx = built.asm["ptx"]
+        yield {
+            "kernel": kernel.__name__,
+            "wide_loads": len(re.findall(r"ld\.global[\w.:]*\.v4\.b32", ptx)),
+            "wide_sums": len(re.findall(r"(?:atom|red)\.global[\w.]*\.v4\.f32", ptx)),
+            "barriers": ptx.count("bar.sync"),
+            **resources(built.asm["cubin"]),
+        }
+
+
+def main(architecture: int) -> None:
     for name, call in CALLS.items():
-        for kernel, num_warps, arguments in recorded(call):
-            built = compiled(kernel, num_warps, arguments, architecture)
-            ptx = built.asm["ptx"]
-            yield {
-                "call": name,
-                "kernel": kernel.__name__,
-                "wide_loads": len(re.findall(r"ld\.global[\w.:]*\.v4\.b32", ptx)),
-                "wide_sums": len(re.findall(r"(?:atom|red)\.global[\w.]*\.v4\.f32", ptx)),
-                "barriers": ptx.count("bar.sync"),
-                **resources(built.asm["cubin"]),
-            }
+        try:
+            print(json.dumps({"call": name, "kernels": list(kernels(call, architecture))}), flush=True)
+        except Exception:
+            print(json.dumps({"call": name, "error": traceback.format_exc()}), flush=True)
 
 
 if __name__ == "__main__":
-    for row in kernels(int(sys.argv[1])):
-        print(json.dumps(row), flush=True)
+    main(int(sys.argv[1]))

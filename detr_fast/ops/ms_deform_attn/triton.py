@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from detr_fast.ops.gpu import ready
 from detr_fast.ops.triton_launch import device_table, launch, power_of_two, why_not_triton
 
 LevelSizes = Sequence[tuple[int, int]]
@@ -87,7 +88,7 @@ def forward(
     tile = configuration(batch * queries * heads, channels, levels, points, value.element_size())
     arguments = (
         out,
-        value.contiguous(),
+        ready(value),
         *_ready(coordinates, weights, reference_points),
         *_levels(sizes, value),
         queries,
@@ -123,7 +124,7 @@ def backward(
     _, queries, _, levels, points, _ = coordinates.shape
     dims = _dims(reference_points)
     given = _ready(coordinates, weights, reference_points)
-    value, grad_out = value.contiguous(), grad_out.to(value.dtype).contiguous()
+    value, grad_out = ready(value), ready(grad_out, value.dtype)
     grad_value = grad_coordinates = grad_weights = by_weight = parts = None
     if needs[0] and not deterministic:
         grad_value = torch.zeros(value.shape, dtype=torch.float32, device=value.device)
@@ -245,9 +246,9 @@ def _pack(sizes: tuple[tuple[int, int], ...]) -> tuple[int, ...]:
 
 
 def _ready(coordinates: Tensor, weights: Tensor, reference_points: Tensor | None) -> tuple[Tensor, ...]:
-    """Contiguous and at most float32; weights stand in for missing references."""
+    """As kernels take them: of at most float32; weights stand in for missing references."""
     tensors = (coordinates, weights, weights if reference_points is None else reference_points)
-    return tuple([(t.float() if t.dtype not in _DTYPES else t).contiguous() for t in tensors])
+    return tuple([ready(t, None if t.dtype in _DTYPES else torch.float32) for t in tensors])
 
 
 def _dims(reference_points: Tensor | None) -> int:
