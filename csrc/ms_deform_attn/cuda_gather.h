@@ -175,7 +175,7 @@ SIMT_KERNEL(kGatherThreads, kGatherBlocks)
 void gather_kernel(Shape shape, Tiles tiles, simt::Global<const T> grad_out,
                    simt::Global<const int32_t> cell_starts, SortedSamples sorted,
                    simt::Global<T> grad_value) {
-    SIMT_SHARED(float, partial, kGatherThreads* V);
+    SIMT_SHARED(float, partial, (kGatherThreads * V));
     const Tile tile = find_tile(shape, tiles);
     const Level level = shape.level[tile.level];
     const int first_cell = tile.image_head * shape.cells + level.first_cell;
