@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := CMakeLists.txt setup.py $(shell find csrc -type f)
 CPP := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: demo test lint format bench resources package release clean
+.PHONY: demo test lint format bench gpu resources package release clean
 
 demo: $(VENV)/.installed
 	$(BIN)/detr-fast demo --output runs/demo
@@ -29,6 +29,10 @@ format: $(VENV)/.installed
 
 bench: $(VENV)/.peers
 	$(BIN)/python -m pytest benchmarks
+
+# On a machine with an NVIDIA GPU, with the packages of $(PYTHON) as they are: build, tests, sanitizer, benchmark.
+gpu:
+	$(PYTHON) benchmarks/gpu/run.py
 
 resources: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.resources

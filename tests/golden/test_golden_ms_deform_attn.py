@@ -14,8 +14,13 @@ from tests.golden import case as golden
 from tests.golden.case import Case
 from tests.paths import GOLDEN, GOLDEN_REASON
 
-# backend, dtype
-RUNS = [("native", torch.float32), ("reference", torch.float32), ("reference", torch.float64)]
+# backend, dtype, device
+RUNS = [
+    ("native", torch.float32, "cpu"),
+    ("reference", torch.float32, "cpu"),
+    ("reference", torch.float64, "cpu"),
+    *((name, torch.float32, "cuda") for name in ("cuda", "triton") if torch.cuda.is_available()),
+]
 
 
 def _cases(mark: str) -> list[Any]:
@@ -39,7 +44,7 @@ def _close(
 ) -> None:
     """Within `share` of the largest entry (2e-7 for float64: the arrays are rounded to float32)."""
     expected = case[name].double()
-    difference = (actual.detach().double().view_as(expected) - expected).abs()
+    difference = (actual.detach().cpu().double().view_as(expected) - expected).abs()
     if ignore is not None:
         difference = difference.masked_fill(ignore, 0)
     share = 2e-7 if dtype == torch.float64 else share
@@ -49,12 +54,13 @@ def _close(
     )
 
 
-@pytest.mark.parametrize(("backend", "dtype"), RUNS)
+@pytest.mark.parametrize(("backend", "dtype", "device"), RUNS)
 @pytest.mark.parametrize(("name", "group"), _cases("locations"))
-def test_operator(name: str, group: str, backend: str, dtype: torch.dtype) -> None:
+def test_operator(name: str, group: str, backend: str, dtype: torch.dtype, device: str) -> None:
     case = golden.load(name)
     value, locations, weights = (
-        case[f"{group}/{array}"].to(dtype).requires_grad_() for array in ("value", "locations", "weights")
+        case[f"{group}/{array}"].to(device, dtype).requires_grad_()
+        for array in ("value", "locations", "weights")
     )
     shapes, starts = case[f"{group}/spatial_shapes"], case[f"{group}/level_start_index"]
     out = ms_deform_attn(value, shapes, locations, weights, backend=backend)
@@ -63,7 +69,7 @@ def test_operator(name: str, group: str, backend: str, dtype: torch.dtype) -> No
     torch.testing.assert_close(classic, out, rtol=0, atol=0)
 
     by_value, by_locations, by_weights = torch.autograd.grad(
-        out, (value, locations, weights), case[f"{group}/grad_out"].to(dtype)
+        out, (value, locations, weights), case[f"{group}/grad_out"].to(device, dtype)
     )
     _close(case, f"{group}/grad_value", by_value, dtype, 2e-5)
     _close(case, f"{group}/grad_weights", by_weights, dtype, 2e-5)
@@ -75,28 +81,28 @@ def test_operator(name: str, group: str, backend: str, dtype: torch.dtype) -> No
         _close(case, f"{group}/grad_locations", by_locations, dtype, 1e-4, either)
 
 
-@pytest.mark.parametrize(("backend", "dtype"), RUNS)
+@pytest.mark.parametrize(("backend", "dtype", "device"), RUNS)
 @pytest.mark.parametrize(("name", "variant"), _cases("grad/sampling_offsets.weight"))
-def test_module(name: str, variant: str, backend: str, dtype: torch.dtype) -> None:
+def test_module(name: str, variant: str, backend: str, dtype: torch.dtype, device: str) -> None:
     case = golden.load(name)
     group = variant.split("/")[0]
     if f"{group}/input_flatten" not in case:
         pytest.skip("not a case of the module alone")
     config = case.config[group]
     module = MSDeformAttn(config["d_model"], config["n_levels"], config["n_heads"], config["n_points"]).to(
-        dtype
+        device, dtype
     )
     module.load_state_dict({key: array.to(dtype) for key, array in case.state_dict().items()})
     dims = case[f"{variant}/grad_reference_points"].shape[-1]
     query, flat, reference = (
-        case[f"{group}/{array}"].to(dtype).requires_grad_()
+        case[f"{group}/{array}"].to(device, dtype).requires_grad_()
         for array in ("query", "input_flatten", f"reference_points_{dims}d")
     )
-    mask = None if variant.endswith("nomask") else case[f"{group}/padding_mask"].bool()
+    mask = None if variant.endswith("nomask") else case[f"{group}/padding_mask"].bool().to(device)
     starts = case[f"{group}/level_start_index"]
     with use_backend(ms_deform_attn=backend):
         out = module(query, reference, flat, case[f"{group}/spatial_shapes"], starts, mask)
-        out.backward(case[f"{group}/grad_out"].to(dtype))
+        out.backward(case[f"{group}/grad_out"].to(device, dtype))
     _close(case, f"{variant}/out", out, dtype, 2e-5)
     gradients = {"query": query, "input_flatten": flat, "reference_points": reference}
     for array, leaf in gradients.items():

@@ -35,7 +35,7 @@ ALL_BF16 = Precision("bf16 locations", torch.bfloat16, torch.bfloat16, torch.bfl
 
 @dataclass(frozen=True)
 class Job:
-    """One case in one precision and form. compiled: only `torch.compile` of the pure-PyTorch path is timed."""
+    """One case in one precision and form. compiled: `torch.compile` of the pure-PyTorch path, only."""
 
     case: AttentionCase
     precision: Precision

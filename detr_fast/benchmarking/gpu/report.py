@@ -105,10 +105,11 @@ def why_untimed(row: Row) -> str:
 def markdown(report: dict[str, Any]) -> str:
     """Goals, then one table for each case and precision."""
     machine, rates = report["machine"], report["rates"]
+    memory, cache = (rates[key] / 1e9 for key in ("copy_bytes_per_s", "cached_copy_bytes_per_s"))
     lines = [
         f"{machine.get('gpu', machine['cpu'])}, torch {machine['versions']['torch']}, "
-        f"commit {machine['commit']}, {machine['date']}. Copies in device memory: {rates['copy_bytes_per_s'] / 1e9:.0f} GB/s, "
-        f"in the L2 cache: {rates['cached_copy_bytes_per_s'] / 1e9:.0f} GB/s (bytes read and written).",
+        f"commit {machine['commit']}, {machine['date']}. Copies in device memory: {memory:.0f} GB/s, "
+        f"in the L2 cache: {cache:.0f} GB/s (bytes read and written).",
         "",
         "Floor: each input read once, each output written once, at the copy rate. Gather: rows read from (and"
         " added to) the caches, at the cached rate. Classic: time of torch-ms-deform-attn over this one's.",
