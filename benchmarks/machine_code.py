@@ -55,6 +55,7 @@ class Kernel:
     shared_bytes: int  # static
     warps_per_sm: int | None  # as far as threads, registers and static shared memory decide
     load_bits: int  # widest load from global memory, one lane; 0: none
+    wide_loads: int  # instructions that load 128 bits or more
     reduce_bits: int  # widest sum into global memory
     instructions: int
 
@@ -161,6 +162,7 @@ def _read_cubin(cubin: Path) -> list[Kernel]:
         # From sm_90 on the listing counts the part of a block's shared memory that the system keeps.
         shared -= min(shared, 1024 if int(architecture[3:]) >= 90 else 0)
         opcodes = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?\w+ +)?(\w[\w.]*)", code[symbol], re.MULTILINE)
+        loads = [_bits(opcode) for opcode in opcodes if opcode.startswith(("LDG.", "LD."))]
         kernels.append(
             Kernel(
                 operator=operators_of_kernels().get(name.split("<")[0], ""),
@@ -172,7 +174,8 @@ def _read_cubin(cubin: Path) -> list[Kernel]:
                 local_accesses=sum(opcode.startswith(("LDL", "STL")) for opcode in opcodes),
                 shared_bytes=shared,
                 warps_per_sm=resident_warps(architecture, threads[symbol], registers, shared),
-                load_bits=max((_bits(o) for o in opcodes if o.startswith(("LDG.", "LD."))), default=0),
+                load_bits=max(loads, default=0),
+                wide_loads=sum(bits >= 128 for bits in loads),
                 reduce_bits=max((_bits(o) for o in opcodes if o.startswith(("RED.", "REDG."))), default=0),
                 instructions=len(opcodes),
             )

@@ -64,6 +64,23 @@ def test_resource_a_block_of_the_launch_bound_fits(
 
 @needs_cuda_build
 @each_architecture
+@pytest.mark.parametrize("step", ["forward", "backward"])
+@pytest.mark.parametrize("operator", ["ms_deform_attn"])
+def test_resource_fast_path_moves_128_bits(
+    kernels: list[Kernel], operator: str, step: str, architecture: str
+) -> None:
+    """The four corners of a sample come in 128-bit loads; sums into grad_value leave so where sm_90 can."""
+    found = {kernel.name: kernel for kernel in _select(kernels, operator, architecture)}
+    for channels in ("float, 4", "BFloat16, 8", "Half, 8"):
+        for fused in ("false", "true"):
+            kernel = found[f"{step}_kernel<{channels}, {fused}>"]
+            assert kernel.wide_loads >= 4, kernel
+            if step == "backward" and int(architecture.removeprefix("sm_")) >= 90:
+                assert kernel.reduce_bits == 128, kernel
+
+
+@needs_cuda_build
+@each_architecture
 def test_resource_all_kernels_of_csrc_are_there(kernels: list[Kernel], architecture: str) -> None:
     """A kernel in the report belongs to an operator, and no kernel in the sources is missing from it."""
     found = {(k.operator, k.name.split("<")[0]) for k in kernels if k.architecture == architecture}
