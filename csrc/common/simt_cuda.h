@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "common/float_types.h"
 
@@ -123,6 +124,32 @@ SIMT_DEVICE Vec<T, Count> load_vec_if(bool condition, Global<const T> from, int6
     } else {
         return condition ? load_vec<Count>(from, i) : V{};
     }
+}
+
+// Elements as float32. 16-bit ones come out of whole words: one instruction each, not a move and a shift.
+template <class T, int Count>
+SIMT_DEVICE Vec<float, Count> widen(const Vec<T, Count>& v) {
+    Vec<float, Count> wide;
+    if constexpr (sizeof(T) == 2 && Count % 2 == 0) {
+        SIMT_UNROLL
+        for (int k = 0; k < Count; k += 2) {
+            unsigned word;
+            memcpy(&word, &v.at[k], sizeof word);
+            if constexpr (std::is_same_v<T, BFloat16>) {
+                wide[k] = __uint_as_float(word << 16);
+                wide[k + 1] = __uint_as_float(word & 0xffff0000u);
+            } else {
+                __half2 pair;
+                memcpy(&pair, &word, sizeof pair);
+                wide[k] = __low2float(pair);
+                wide[k + 1] = __high2float(pair);
+            }
+        }
+    } else {
+        SIMT_UNROLL
+        for (int k = 0; k < Count; ++k) wide[k] = to_float(v[k]);
+    }
+    return wide;
 }
 
 template <class T, int Count>

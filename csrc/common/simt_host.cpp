@@ -34,10 +34,10 @@ constexpr const char* kWords[] = {"sync_block",  "sync_block_or", "sync_warp", "
 // through _setjmp, which spares two system calls.
 class Fiber {
   public:
-    explicit Fiber(void* stack) {
+    Fiber(void* stack, size_t size) {
         getcontext(&first_);
         first_.uc_stack.ss_sp = stack;
-        first_.uc_stack.ss_size = kStack;
+        first_.uc_stack.ss_size = size;
         first_.uc_link = nullptr;
         makecontext(&first_, start, 0);
     }
@@ -127,6 +127,7 @@ class Machine {
     unsigned char* stacks_ = nullptr;
     std::vector<Lane> lanes_;
     std::vector<int> ready_;
+    unsigned waiting_[kMaxThreads / 32];  // a bit for each lane of each warp
     std::exception_ptr error_;
     int64_t block_ = 0;
     // Time advances at every barrier; what was done before a barrier has an earlier time.
@@ -177,8 +178,9 @@ void Machine::prepare_fibers() {
         stacks_ = static_cast<unsigned char*>(memory);
         for (int i = 0; i < kMaxThreads; ++i) mprotect(stacks_ + i * kStack, page, PROT_NONE);
     }
-    while (fibers_.size() < lanes_.size())
-        fibers_.push_back(std::make_unique<Fiber>(stacks_ + fibers_.size() * kStack));
+    // stacks of different size: tops a power of two apart would share few lines of the cache
+    for (size_t i = fibers_.size(); i < lanes_.size(); ++i)
+        fibers_.push_back(std::make_unique<Fiber>(stacks_ + i * kStack, kStack - i % 61 * 1088));
 }
 
 void Machine::run(const char* name, Grid grid, int threads, size_t shared_bytes,
@@ -225,6 +227,7 @@ void Machine::run_block(int64_t block) {
     ready_.resize(lanes_.size());
     std::iota(ready_.begin(), ready_.end(), 0);
     for (Lane& lane : lanes_) lane.state = State::ready;
+    std::fill(std::begin(waiting_), std::end(waiting_), 0u);
     while (!ready_.empty()) {
         std::swap(ready_[random() % ready_.size()], ready_.back());
         const int thread = ready_.back();
@@ -283,9 +286,16 @@ std::vector<int> Machine::party(const Call& call, int thread) const {
 // The meeting takes place once the last of its party is there.
 void Machine::arrive(int thread) {
     const Call call = lanes_[thread].call;
+    waiting_[thread / 32] |= 1u << thread % 32;
+    if (call.whole_block()) {
+        for (int t = 0; t < position.threads; t += 32)
+            if (count_bits(waiting_[t / 32]) < std::min(32, position.threads - t)) return;
+    } else if ((waiting_[thread / 32] & call.mask) != call.mask) {
+        return;
+    }
     const std::vector<int> members = party(call, thread);
     for (int t : members)
-        if (lanes_[t].state != State::waiting || !lanes_[t].call.meets(call)) return;
+        if (!lanes_[t].call.meets(call)) return;
     complete(call, thread & ~31, members);
 }
 
@@ -304,6 +314,7 @@ void Machine::complete(const Call& call, int first, const std::vector<int>& memb
                                      ", which is not in the mask of " + text(call));
         own.bits = shuffles ? bits[own.source] : all;
         lanes_[t].state = State::ready;
+        waiting_[t / 32] &= ~(1u << t % 32);
         ready_.push_back(t);
     }
     if (call.whole_block()) {

@@ -249,6 +249,13 @@ Vec<T, Count> load_vec_if(bool condition, Global<const T> from, int64_t i, Site 
 }
 
 template <class T, int Count>
+Vec<float, Count> widen(const Vec<T, Count>& v) {
+    Vec<float, Count> wide;
+    for (int k = 0; k < Count; ++k) wide[k] = to_float(v[k]);
+    return wide;
+}
+
+template <class T, int Count>
 void store_vec(Global<T> to, int64_t i, const Vec<T, Count>& v, Site site = caller()) {
     T* address = to.vector_at(i, Count, site);
     for (int k = 0; k < Count; ++k) {

@@ -67,7 +67,7 @@ def _tool(name: str) -> str:
 def _run(*command: str) -> None:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
-        raise SimtBuildError(f"{' '.join(command)} failed:\n{done.stdout}")
+        raise SimtBuildError(f"{' '.join(command)} failed:\n{done.stdout[:8000]}")
 
 
 def _import(path: Path) -> ModuleType:
