@@ -30,6 +30,8 @@ def why_not_cuda(device: torch.device) -> str | None:
     info = _module.cuda_info()
     if info["error"] is not None:
         return f"the CUDA runtime finds no device: {info['error']}"
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
     index = torch.cuda.current_device() if device.index is None else device.index
     capability, error = _module.cuda_device(index)
     if error is not None:

@@ -34,17 +34,18 @@ def diagnose() -> Iterator[str]:
         shared = {True: "shared with torch", False: "NOT torch's: two thread pools", None: "built without"}
         yield f"  openmp       {shared[machine['openmp_shared_with_torch']]}"
         yield f"  cuda         {_compiled_cuda(module)}"
-    devices = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
+    gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
     for operator in OPERATORS:
-        for device in devices:
-            yield f"{operator.name} on {device}, float32"
+        for device in [torch.device("cpu"), *(gpus or [torch.device("cuda")])]:
+            is_here = bool(gpus) or device.type == "cpu"
+            yield f"{operator.name} on {device}, float32{'' if is_here else ': no such device'}"
             served = False
             for backend, why_not in operator.explain(device, torch.float32).items():
-                if why_not is None:
+                if why_not is not None:
+                    yield f"  {backend:12} no: {why_not}"
+                elif is_here:
                     yield f"  {backend:12} {'can serve' if served else 'serves'}"
                     served = True
-                else:
-                    yield f"  {backend:12} no: {why_not}"
 
 
 def _version(package: str) -> str:

@@ -170,6 +170,7 @@ def test_ms_deform_attn_cuda_says_why_not(monkeypatch: pytest.MonkeyPatch) -> No
             **module, cuda_device=lambda index: (changes.get("sm", 80), changes.get("why"))
         )
 
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for module, reason in (
         (built(), None),
         (built(sm=90, why="no kernel image"), r"no kernels for this GPU \(sm_90\), only for 75-real 80-real"),
@@ -181,6 +182,9 @@ def test_ms_deform_attn_cuda_says_why_not(monkeypatch: pytest.MonkeyPatch) -> No
         assert found is None if reason is None else re.search(reason, str(found))
     assert "runs on a CUDA device, not on cpu" in str(serves(torch.device("cpu"), torch.float32))
     assert "too coarse for torch.float64" in str(serves(device, torch.float64))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(extension, "_module", built())
+    assert serves(device, torch.float32) == "torch finds no CUDA device"
     monkeypatch.setattr(extension, "_module", None)
     monkeypatch.setattr(extension, "_error", "it did not import")
     assert serves(device, torch.float32) == "it did not import"
