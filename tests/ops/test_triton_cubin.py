@@ -17,6 +17,8 @@ from tests.ops.triton_cubins import CALLS
 from tests.paths import ROOT
 
 ARCHITECTURES = (80, 90, 100)
+# bytes of stack: ptxas saves two registers there to fit ten blocks on an SM
+SPILLS = {("ms_deform_attn-channels_20", 80): 8}
 
 
 def _why_not() -> str | None:
@@ -57,7 +59,8 @@ def test_cubins(
     assert "error" not in result, result["error"]
     assert result["kernels"]
     for kernel in result["kernels"]:
-        assert kernel["stack"] == kernel["local"] == 0, f"spills or local arrays: {kernel}"
+        allowed = SPILLS.get((call, architecture), 0)
+        assert kernel["stack"] + kernel["local"] <= allowed, f"spills or local arrays: {kernel}"
         if kernel["kernel"] in ("forward_kernel", "backward_kernel", "gather_kernel"):
             # four corners' pixels, or grad_out's rows; without dot products a backward reads no pixels
             least = 0 if call.endswith("only_value") else 2 if kernel["kernel"] == "gather_kernel" else 4

@@ -174,7 +174,7 @@ def main(architecture: int) -> None:
     for name, call in CALLS.items():
         try:
             print(json.dumps({"call": name, "kernels": list(kernels(call, architecture))}), flush=True)
-        except Exception:
+        except Exception:  # noqa: PERF203
             print(json.dumps({"call": name, "error": traceback.format_exc()}), flush=True)
 
 

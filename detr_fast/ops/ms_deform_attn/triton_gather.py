@@ -33,10 +33,15 @@ def bin_kernel(
     HEADS: tl.constexpr, LEVELS: tl.constexpr, POINTS: tl.constexpr, REFERENCE_DIMS: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    image, head, query = block_of_queries(queries, HEADS, BLOCK_Q)
-    valid_query = query < queries
-    row_of_query = image * queries + query
-    row = row_of_query * HEADS + head
+    image, head, first_query, valid_query = block_of_queries(queries, HEADS, BLOCK_Q)
+    first_row = (image * queries + first_query) * HEADS + head
+    query = tl.arange(0, BLOCK_Q)
+    row = query * HEADS
+    coordinates_ptr += first_row * (2 * LEVELS * POINTS)
+    weights_ptr += first_row * (LEVELS * POINTS)
+    references_ptr += (image * queries + first_query) * (LEVELS * REFERENCE_DIMS)
+    cell_ptr += first_row * (LEVELS * POINTS)
+    record_ptr += first_row * (3 * LEVELS * POINTS)
     first_cell = (image * HEADS + head) * cells
     if REFERENCE_DIMS:
         largest, scale = softmax_terms(weights_ptr, row, valid_query, LEVELS * POINTS, BLOCK_Q, BLOCK_K)
@@ -45,7 +50,7 @@ def bin_kernel(
         height, width = level_size(n, levels_ptr, s0, s1, s2, s3, s4, s5, s6, s7, LEVELS)
         if REFERENCE_DIMS:
             base_x, base_y, scale_x, scale_y = load_reference(
-                references_ptr, row_of_query, valid_query, n, width, height, LEVELS, POINTS, REFERENCE_DIMS
+                references_ptr, query, valid_query, n, width, height, LEVELS, POINTS, REFERENCE_DIMS
             )
         for first in range(0, POINTS, BLOCK_P):
             point = first + tl.arange(0, BLOCK_P)

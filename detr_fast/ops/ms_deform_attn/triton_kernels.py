@@ -37,10 +37,14 @@ def forward_kernel(
     REFERENCE_DIMS: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    image, head, query = block_of_queries(queries, HEADS, BLOCK_Q)
-    valid_query = query < queries
-    row_of_query = image * queries + query
-    row = row_of_query * HEADS + head
+    image, head, first_query, valid_query = block_of_queries(queries, HEADS, BLOCK_Q)
+    first_row = (image * queries + first_query) * HEADS + head
+    query = tl.arange(0, BLOCK_Q)
+    row = query * HEADS
+    coordinates_ptr += first_row * (2 * LEVELS * POINTS)
+    weights_ptr += first_row * (LEVELS * POINTS)
+    references_ptr += (image * queries + first_query) * (LEVELS * REFERENCE_DIMS)
+    out_ptr += first_row * CHANNELS
     channel = tl.arange(0, BLOCK_D)
     value_ptr += (image * pixels * HEADS + head) * CHANNELS
     if REFERENCE_DIMS:
@@ -51,7 +55,7 @@ def forward_kernel(
         height, width = level_size(n, levels_ptr, s0, s1, s2, s3, s4, s5, s6, s7, LEVELS)
         if REFERENCE_DIMS:
             base_x, base_y, scale_x, scale_y = load_reference(
-                references_ptr, row_of_query, valid_query, n, width, height, LEVELS, POINTS, REFERENCE_DIMS
+                references_ptr, query, valid_query, n, width, height, LEVELS, POINTS, REFERENCE_DIMS
             )
         for first in range(0, POINTS, BLOCK_P):
             point = first + tl.arange(0, BLOCK_P)
@@ -135,10 +139,18 @@ def backward_kernel(
     NEED_REFERENCES: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    image, head, query = block_of_queries(queries, HEADS, BLOCK_Q)
-    valid_query = query < queries
-    row_of_query = image * queries + query
-    row = row_of_query * HEADS + head
+    image, head, first_query, valid_query = block_of_queries(queries, HEADS, BLOCK_Q)
+    first_row = (image * queries + first_query) * HEADS + head
+    query = tl.arange(0, BLOCK_Q)
+    row = query * HEADS
+    coordinates_ptr += first_row * (2 * LEVELS * POINTS)
+    weights_ptr += first_row * (LEVELS * POINTS)
+    references_ptr += (image * queries + first_query) * (LEVELS * REFERENCE_DIMS)
+    grad_out_ptr += first_row * CHANNELS
+    grad_coordinates_ptr += first_row * (2 * LEVELS * POINTS)
+    grad_weights_ptr += first_row * (LEVELS * POINTS)
+    by_weight_ptr += first_row * (LEVELS * POINTS)
+    reference_parts_ptr += first_row * (LEVELS * REFERENCE_DIMS)
     channel = tl.arange(0, BLOCK_D)
     first_value = (image * pixels * HEADS + head) * CHANNELS
     value_ptr += first_value
@@ -154,7 +166,7 @@ def backward_kernel(
         height, width = level_size(n, levels_ptr, s0, s1, s2, s3, s4, s5, s6, s7, LEVELS)
         if REFERENCE_DIMS:
             base_x, base_y, scale_x, scale_y = load_reference(
-                references_ptr, row_of_query, valid_query, n, width, height, LEVELS, POINTS, REFERENCE_DIMS
+                references_ptr, query, valid_query, n, width, height, LEVELS, POINTS, REFERENCE_DIMS
             )
         part_x = tl.zeros((BLOCK_Q,), tl.float32)
         part_y = tl.zeros((BLOCK_Q,), tl.float32)

@@ -12,13 +12,16 @@ import triton.language as tl
 
 @triton.jit
 def block_of_queries(queries, HEADS: tl.constexpr, BLOCK_Q: tl.constexpr):
-    """This program's image, head and [BLOCK_Q] queries; heads vary fastest, as in value's rows."""
+    """This program's image, head, first query, and which of its BLOCK_Q queries exist.
+
+    Heads vary fastest, as in value's rows. What may exceed 2**31 is added to pointers once, in 64 bits; the
+    offsets of a block's queries need 32.
+    """
     program = tl.program_id(0)
     blocks = tl.cdiv(queries, BLOCK_Q)
-    block = (program // HEADS) % blocks
     image = (program // HEADS // blocks).to(tl.int64)
-    query = block.to(tl.int64) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    return image, program % HEADS, query
+    first = ((program // HEADS) % blocks).to(tl.int64) * BLOCK_Q
+    return image, program % HEADS, first, first + tl.arange(0, BLOCK_Q) < queries
 
 
 @triton.jit
@@ -69,14 +72,14 @@ def _logits(logits_ptr, row, valid, first, SAMPLES: tl.constexpr, BLOCK_K: tl.co
 
 @triton.jit
 def load_reference(
-    references_ptr, row_of_query, valid, n, width, height,
+    references_ptr, query, valid, n, width, height,
     LEVELS: tl.constexpr, POINTS: tl.constexpr, REFERENCE_DIMS: tl.constexpr,
 ):  # fmt: skip
     """Of a level: pixel coordinate = base + scale * offset, each [BLOCK_Q, 1]; fused calls only.
 
     Algebraically `reference.sampling_locations`, without its divisions.
     """
-    reference_ptr = references_ptr + (row_of_query * LEVELS + n) * REFERENCE_DIMS
+    reference_ptr = references_ptr + (query * LEVELS + n) * REFERENCE_DIMS
     base_x = tl.load(reference_ptr, valid, 0).to(tl.float32) * width - 0.5
     base_y = tl.load(reference_ptr + 1, valid, 0).to(tl.float32) * height - 0.5
     if REFERENCE_DIMS == 4:
