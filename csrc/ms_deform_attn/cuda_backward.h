@@ -47,8 +47,10 @@ SIMT_DEVICE void sum_pair(const float (&parts)[2][4], const Row& row, int group,
     SIMT_UNROLL
     for (int c = 0; c < 4; ++c)
         sum[c] = (odd ? parts[1][c] : parts[0][c]) + simt::shuffle_xor(odd ? parts[0][c] : parts[1][c], 1);
-    for (int lanes = 2; lanes < group; lanes *= 2) SIMT_UNROLL
-    for (int c = 0; c < 4; ++c) sum[c] += simt::shuffle_xor(sum[c], lanes);
+    for (int lanes = 2; lanes < group; lanes *= 2) {
+        SIMT_UNROLL
+        for (int c = 0; c < 4; ++c) sum[c] += simt::shuffle_xor(sum[c], lanes);
+    }
 }
 
 // grad_value of the four corners' kVec channels += share * grad_out; `pixels` starts with the channels
@@ -182,9 +184,14 @@ void backward_kernel(Shape shape, Rows rows, bool stashed, simt::Global<const T>
                             load_corners<kVec>(pixels + channel, taps_if(used, taps[t]), shape.stride,
                                                corners[t]);
                         SIMT_UNROLL
-                        for (int t = 0; t < kTogether; ++t) SIMT_UNROLL
-                        for (int c = 0; c < 4; ++c) SIMT_UNROLL
-                        for (int v = 0; v < kVec; ++v) parts[t][c] += grads[v] * to_float(corners[t][c][v]);
+                        for (int t = 0; t < kTogether; ++t) {
+                            SIMT_UNROLL
+                            for (int c = 0; c < 4; ++c) {
+                                const auto corner = simt::widen(corners[t][c]);
+                                SIMT_UNROLL
+                                for (int v = 0; v < kVec; ++v) parts[t][c] += grads[v] * corner[v];
+                            }
+                        }
                     }
                     if (gradients.value && pass == 1) {
                         SIMT_UNROLL

@@ -33,9 +33,14 @@ void forward_kernel(Shape shape, Rows rows, simt::Global<const T> value, WideOrN
                 for (int t = 0; t < kTogether; ++t)
                     load_corners<kVec>(pixels + channel, taps[t], shape.stride, corners[t]);
                 SIMT_UNROLL
-                for (int t = 0; t < kTogether; ++t) SIMT_UNROLL
-                for (int c = 0; c < 4; ++c) SIMT_UNROLL
-                for (int v = 0; v < kVec; ++v) sum[v] += taps[t].share[c] * to_float(corners[t][c][v]);
+                for (int t = 0; t < kTogether; ++t) {
+                    SIMT_UNROLL
+                    for (int c = 0; c < 4; ++c) {
+                        const auto corner = simt::widen(corners[t][c]);
+                        SIMT_UNROLL
+                        for (int v = 0; v < kVec; ++v) sum[v] += taps[t].share[c] * corner[v];
+                    }
+                }
             }
         }
         if (!used) continue;
