@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ from detr_fast.ops import BackendUnavailable, use_backend
 from detr_fast.ops.backend import ORDER
 from tests.ops.contract import BadInput, Case, Contract, Inputs, convert, to_float64
 from tests.ops.simulated import SIMULATED, is_slow, labels, simulated
+from tests.ops.simulated import cases as simulated_cases
 
 CONTRACTS: list[Contract] = [
     contract
@@ -47,15 +48,10 @@ RUNS = [
 ]
 
 
-def _cases(contract: Contract, backend: str, dtype: torch.dtype) -> Sequence[Case]:
-    slow = dtype != torch.float32 and is_slow(contract.operator, backend)
-    return contract.cases[:1] if slow else contract.cases
-
-
 CASES = [
     pytest.param(*run.values, case, id=f"{run.id}-{case.name}")
     for run in RUNS
-    for case in _cases(run.values[0], run.values[1], run.values[3])
+    for case in simulated_cases(run.values[0], run.values[1], run.values[3])
 ]
 BITWISE = [p for p in RUNS if p.values[3] == torch.float32 or not is_slow(p.values[0].operator, p.values[1])]
 TYPICAL = [pytest.param(c, id=c.name) for c in CONTRACTS]
@@ -241,7 +237,8 @@ def test_runs_and_thread_counts_give_the_same_bits(
     rng: torch.Generator,
     reproducible: None,
 ) -> None:
-    for case in contract.cases[:1] if backend == "triton" and device == "cpu" else contract.cases:
+    on_host = backend in GRADIENT_MODES and device == "cpu"  # simulated: slow
+    for case in contract.cases[:1] if on_host else contract.cases:
         inputs = convert(case.inputs(rng), contract, dtype, device)
         grad_out = _grad_out(contract, inputs, rng) if contract.differentiable else None
         seen: list[list[Tensor]] = []

@@ -89,7 +89,7 @@ GEOMETRIES = {
     "shapes_tensor_4d": Geometry(FOUR_LEVELS, shapes_as_tensor=True, boxes=True),
     "rf_detr": Geometry(((10, 10),), heads=16, channels=16, points=2, queries=20),
     "many_queries": Geometry(((8, 9), (4, 5)), batch=1, queries=150, heads=3, boxes=True),
-    "few_queries": Geometry(((40, 41), (20, 21)), queries=2, heads=8),
+    "few_queries": Geometry(((20, 21), (10, 11)), queries=2, heads=8),
     "odd_d1": Geometry(((5, 7), (3, 3)), heads=1, channels=1, points=1, queries=40),
     "odd_d3_n5": Geometry(
         ((7, 6), (6, 5), (4, 4), (2, 3), (1, 2)), heads=3, channels=3, points=3, boxes=True
