@@ -11,10 +11,8 @@ from torch import Tensor
 from detr_fast.ops.triton_launch import device_table, launch, power_of_two, why_not_triton
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_BLOCK_Q, _BLOCK_T = (
-    32,
-    8,
-)  # two pairs a lane of four warps: many short programs, as the batch has many chunks
+# eight numbers a lane of four warps at most; many short programs, as a batch has many chunks
+_BLOCK_Q, _BLOCK_T, _BLOCK_K = 32, 8, 32
 _BLOCK_REPAIR = 1024
 
 
@@ -58,7 +56,7 @@ def box_match_cost(
             *(costs, non_finite, logits.contiguous(), boxes, target_labels.contiguous()),
             *(target_boxes.float().contiguous(), first_target),
             *(images, queries, classes, targets, w_class, w_l1, w_giou, alpha, gamma),
-            *(class_cost == "focal", gamma == 2, _BLOCK_Q, _BLOCK_T, min(128, power_of_two(classes))),
+            *(class_cost == "focal", gamma == 2, _BLOCK_Q, _BLOCK_T, min(_BLOCK_K, power_of_two(classes))),
         ),
     )
     launch(

@@ -1,4 +1,4 @@
-"""Matching costs in Triton: a program takes BLOCK_Q queries of a (layer, image), BLOCK_T targets at a time."""
+"""Matching costs in Triton: a program takes BLOCK_Q queries of a (layer, image), BLOCK_T targets at once."""
 
 from __future__ import annotations
 
@@ -129,8 +129,8 @@ def repair_kernel(
     end = tl.load(first_target_ptr + problem % images + 1)
     lanes = tl.arange(0, BLOCK)
     found = tl.zeros((BLOCK,), tl.int32)
-    for first in range(0, chunks, BLOCK):
-        found += tl.load(non_finite_ptr + problem * chunks + first + lanes, first + lanes < chunks, 0)
+    for chunk in range(0, chunks, BLOCK):
+        found += tl.load(non_finite_ptr + problem * chunks + chunk + lanes, chunk + lanes < chunks, 0)
     if tl.max(found, 0) > 0:
         block_ptr = costs_ptr + (layer * targets + begin) * queries
         count = (end - begin) * queries

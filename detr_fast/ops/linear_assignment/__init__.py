@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from detr_fast.ops.backend import Backend, Operator
-from detr_fast.ops.linear_assignment import cuda, native, reference
+from detr_fast.ops.linear_assignment import cuda, native, reference, triton
 
 __all__ = ["OPERATOR", "linear_assignment"]
 
@@ -32,6 +32,7 @@ def _needs_cpu(device: torch.device, dtype: torch.dtype) -> str | None:
 OPERATOR = Operator(
     "linear_assignment",
     Backend("cuda", cuda.BACKEND, cuda.BACKEND.why_not),
+    Backend("triton", triton, triton.why_not),
     Backend("native", native, _needs_cpu),
     Backend("reference", reference, lambda device, dtype: None),
 )

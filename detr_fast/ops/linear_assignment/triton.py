@@ -1,0 +1,47 @@
+"""The Triton backend, for installs without a compiler: exact, every problem of a call in one launch.
+
+Simpler than the CUDA solver: no bidding first, and each search scans all columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from detr_fast.ops.triton_launch import device_table, launch, power_of_two, why_not_triton
+
+
+def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why this backend cannot serve tensors of `device` and `dtype`, or None."""
+    return why_not_triton(device)
+
+
+def solve(costs: Tensor, sizes: Sequence[int], check: bool) -> tuple[Tensor, Tensor | None]:
+    """costs [..., sumT, Q] float32 or float64 -> query [..., sumT] int64, status [..., B] int32 or None.
+
+    `check` raises nothing, for that would wait for the device: an infeasible problem has -1 everywhere.
+    """
+    *leading, targets, queries = costs.shape
+    query = costs.new_empty(costs.shape[:-1], dtype=torch.int64)
+    status = costs.new_empty((*leading, len(sizes)), dtype=torch.int32)
+    if status.numel():
+        from detr_fast.ops.linear_assignment.triton_kernels import assignment_kernel
+
+        if costs.ndim != 3:
+            costs = costs.reshape(-1, targets, queries)
+        block = power_of_two(max(queries, *sizes, 1))
+        # up to four columns a lane: what is known of a column takes eight registers
+        num_warps = min(16, max(1, block // 128))
+        launch(
+            assignment_kernel,
+            status.numel(),
+            num_warps,
+            (
+                *(costs, query, status, device_table((0, *accumulate(sizes)), costs.device)),
+                *(*costs.stride(), len(sizes), queries, targets, block),
+            ),
+        )
+    return query, None if check else status
