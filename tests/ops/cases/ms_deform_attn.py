@@ -131,6 +131,15 @@ def _bad_inputs(coordinates: str, weights: str) -> list[BadInput]:
             "spatial_shapes: .* sides",
         ),
         BadInput(
+            "shapes_huge",
+            _with(spatial_shapes=lambda s: [[2**40, 2**40]]),
+            ValueError,
+            "spatial_shapes: .* sides",
+        ),
+        BadInput(
+            "one_level_less", _with(spatial_shapes=lambda s: s[1:]), ValueError, "value: expected .* S = "
+        ),
+        BadInput(
             "no_levels", _with(spatial_shapes=lambda s: []), ValueError, "spatial_shapes: .* at least one"
         ),
         BadInput(
