@@ -1,10 +1,10 @@
-"""Every GPU kernel of attention once, on small ragged cases: what compute-sanitizer watches.
+"""Every GPU kernel once, on small ragged cases: what compute-sanitizer watches.
 
     compute-sanitizer --tool memcheck --error-exitcode 9 python benchmarks/gpu/sanitize.py
 
-Each backend that serves the device runs both forms and passes, with and without the fixed order of sums, the
-compiled ones in every dtype and size, and is compared with the float64 reference on the CPU. Exit code 1: a
-result was wrong.
+Attention: each backend that serves the device runs both forms and passes, with and without the fixed order of
+sums, the compiled ones in every dtype and size, and is compared with the float64 reference on the CPU.
+Matching: costs and total costs are compared with the reference's. Exit code 1: a result was wrong.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from detr_fast.ops import ms_deform_attn, ms_deform_attn_fused
+from detr_fast.ops import box_match_cost, linear_assignment, ms_deform_attn, ms_deform_attn_fused
+from detr_fast.ops.box_match_cost import OPERATOR as COST
+from detr_fast.ops.linear_assignment import OPERATOR as ASSIGNMENT
 from detr_fast.ops.ms_deform_attn import OPERATOR
 
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
@@ -28,6 +31,7 @@ SIZES: tuple[Size, ...] = (
     (((3, 5), (1, 1), (2, 2)), 1, 5, 3),
 )
 BATCH, QUERIES = 2, 9
+MATCHING = ((7, (3, 0, 5)), (4, (9, 2)), (70, (40, 1)), (150, (140,)))  # Q, T of each image
 DIMS = (0, 2, 4)  # of the reference points; 0: the plain form
 
 
@@ -78,12 +82,57 @@ def worst_error(
     return worst
 
 
+def matching(device: str, only: list[str] | None) -> Iterator[tuple[str, float]]:
+    """Name and error of each backend of the matcher's operators, in each of its sizes."""
+    generator = torch.Generator().manual_seed(2)
+    for operator in (COST, ASSIGNMENT):
+        for backend, reason in operator.explain(torch.device(device), torch.float32).items():
+            if reason is not None or backend == "reference" or (only is not None and backend not in only):
+                continue
+            for queries, sizes in MATCHING:
+                targets = sum(sizes)
+                if operator is COST:
+                    predicted = (
+                        torch.randn(2, len(sizes), queries, 5, generator=generator),
+                        0.1 + 0.8 * torch.rand(2, len(sizes), queries, 4, generator=generator),
+                    )
+                    targeted = (
+                        torch.randint(5, (targets,), generator=generator),
+                        0.1 + 0.8 * torch.rand(targets, 4, generator=generator),
+                    )
+                    on_device = [tensor.to(device) for tensor in (*predicted, *targeted)]
+                    found = cost(on_device, sizes, backend)
+                    expected = cost([*predicted, *targeted], sizes, "reference")
+                else:
+                    costs = torch.rand(2, targets, queries, generator=generator)
+                    query = linear_assignment(costs.to(device), sizes, backend=backend).cpu()
+                    found = total(costs, query)
+                    expected = total(costs, linear_assignment(costs, sizes, backend="reference"))
+                error = (found - expected).abs().max() / expected.abs().max().clamp(min=1e-9)
+                yield f"{operator.name} {backend} Q={queries} T={sizes}", error.item()
+
+
+def cost(tensors: list[Tensor], sizes: Sequence[int], backend: str) -> Tensor:
+    """Costs on the CPU."""
+    logits, boxes, labels, target_boxes = tensors
+    return box_match_cost(logits, boxes, labels, target_boxes, sizes, backend=backend).cpu()
+
+
+def total(costs: Tensor, query: Tensor) -> Tensor:
+    """Cost of an assignment [L, sumT], -1 for targets that it left out."""
+    return costs.gather(2, query.clamp(min=0)[..., None])[..., 0].mul(query >= 0).sum(1)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--backend", action="append", help="only these; default: all that serve the device")
     arguments = parser.parse_args()
     wrong = ran = 0
+    for name, error in matching(arguments.device, arguments.backend):
+        bad = not error <= 1e-4
+        ran, wrong = ran + 1, wrong + bad
+        print(f"{'WRONG' if bad else 'right'} {error:.1e} {name}", flush=True)
     for dtype in TOLERANCES:
         reasons = OPERATOR.explain(torch.device(arguments.device), dtype)
         for backend, dims, deterministic in itertools.product(reasons, DIMS, (False, True)):

@@ -122,7 +122,26 @@ def test_bench_delegates_and_fails_with_a_broken_operator(
     plan, path = calls[0]
     assert (plan.quick, list(plan.threads), plan.operators) == (True, [1], ["linear_assignment"])
     assert path == tmp_path / "a.json"
-    assert "contract" in refused("bench")
+    assert "contract" in refused("bench", "--device", "cpu")
+
+
+def test_bench_measures_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    plans = []
+
+    def fake(plan, json_path, echo):
+        plans.append(plan)
+        return {"rows": []}
+
+    monkeypatch.setattr(cli, "run_gpu_benchmarks", fake)
+    monkeypatch.setattr(cli, "pick_device", lambda name: torch.device("cuda"))
+    ok("bench", "--json", tmp_path / "a.json")
+    ok("bench", "--quick", "--device", "cuda", "--operator", "ms_deform_attn")
+    assert [plan.device for plan in plans] == ["cuda", "cuda"]
+    assert plans[1].deadline_s < 50 < plans[0].deadline_s
+    assert "add --device cpu" in refused("bench", "--device", "cuda", "--threads", 2)
+    assert "expected ms_deform_attn; got matcher" in refused(
+        "bench", "--device", "cuda", "--operator", "matcher"
+    )
 
 
 def test_demo_takes_its_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
