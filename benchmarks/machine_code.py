@@ -57,6 +57,7 @@ class Kernel:
     load_bits: int  # widest load from global memory, one lane; 0: none
     wide_loads: int  # instructions that load 128 bits or more
     reduce_bits: int  # widest sum into global memory
+    generic_accesses: int  # instructions for which the compiler did not know that the memory is global
     instructions: int
 
 
@@ -162,7 +163,7 @@ def _read_cubin(cubin: Path) -> list[Kernel]:
         # From sm_90 on the listing counts the part of a block's shared memory that the system keeps.
         shared -= min(shared, 1024 if int(architecture[3:]) >= 90 else 0)
         opcodes = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?\w+ +)?(\w[\w.]*)", code[symbol], re.MULTILINE)
-        loads = [_bits(opcode) for opcode in opcodes if opcode.startswith(("LDG.", "LD."))]
+        loads = [_bits(opcode) for opcode in opcodes if opcode.startswith("LDG.")]
         kernels.append(
             Kernel(
                 operator=operators_of_kernels().get(name.split("<")[0], ""),
@@ -177,6 +178,7 @@ def _read_cubin(cubin: Path) -> list[Kernel]:
                 load_bits=max(loads, default=0),
                 wide_loads=sum(bits >= 128 for bits in loads),
                 reduce_bits=max((_bits(o) for o in opcodes if o.startswith(("RED.", "REDG."))), default=0),
+                generic_accesses=sum(opcode.startswith(("LD.", "ST.", "ATOM.")) for opcode in opcodes),
                 instructions=len(opcodes),
             )
         )

@@ -52,6 +52,17 @@ def test_resource_no_spills_and_no_local_arrays(
 @needs_cuda_build
 @each_architecture
 @each_operator
+def test_resource_addresses_are_known_to_be_global(
+    kernels: list[Kernel], operator: str, architecture: str
+) -> None:
+    """Else an atomic sum becomes one that returns, beside a loop for the case of shared memory."""
+    found = _select(kernels, operator, architecture)
+    assert [kernel for kernel in found if kernel.generic_accesses] == []
+
+
+@needs_cuda_build
+@each_architecture
+@each_operator
 def test_resource_a_block_of_the_launch_bound_fits(
     kernels: list[Kernel], operator: str, architecture: str
 ) -> None:

@@ -202,10 +202,16 @@ SIMT_DEVICE int lowest_bit(unsigned bits) { return __ffs(static_cast<int>(bits))
 SIMT_DEVICE float fast_exp(float x) { return __expf(x); }
 
 // Sums into global memory; nothing is returned, so the hardware may use a reduction.
-SIMT_DEVICE void add_to(Global<float> to, int64_t i, float v) { atomicAdd(to.data + i, v); }
+// Without the assumption computed addresses are taken for generic ones: a returning atomic with a loop
+// for shared memory beside it.
+SIMT_DEVICE void add_to(Global<float> to, int64_t i, float v) {
+    __builtin_assume(__isGlobal(to.data + i));
+    atomicAdd(to.data + i, v);
+}
 
 // Four floats at once (one instruction from sm_90 on); i is a multiple of 4, the array aligned to 16 bytes.
 SIMT_DEVICE void add4_to(Global<float> to, int64_t i, const Vec<float, 4>& v) {
+    __builtin_assume(__isGlobal(to.data + i));
 #if __CUDA_ARCH__ >= 900
     atomicAdd(reinterpret_cast<float4*>(to.data + i), make_float4(v[0], v[1], v[2], v[3]));
 #else
