@@ -93,6 +93,8 @@ SIMT_KERNEL(64) void read_only_array_is_written(Ints out) {
     out[simt::thread()] = simt::load(same, simt::thread() ^ 1);
 }
 
+SIMT_KERNEL(1024) void empty_kernel() {}
+
 struct Faulty {
     void (*kernel)(Ints);
     unsigned blocks = 1;
@@ -184,6 +186,10 @@ void run_faulty(const std::string& name) {
     const Faulty& fault = faulty().at(name);
     simt::launch(name.c_str(), fault.kernel, simt::Grid(fault.blocks), 64, 0, nullptr,
                  simt::global(numbers, 64));
+}
+
+void run_empty(unsigned x, unsigned y, int threads, int64_t shared_bytes) {
+    simt::launch("empty", empty_kernel, simt::Grid(x, y), threads, shared_bytes, nullptr);
 }
 
 void run_reduction(const int* numbers, int64_t blocks, int* through_shared, int* through_shuffles) {

@@ -14,6 +14,7 @@ PYBIND11_MODULE(_simt, m) {
     m.def("set_seed", simt::host::set_seed, "Fixes the order of blocks and threads of the launches to come.");
     m.def("faulty_kernels", faulty_kernels);
     m.def("run_faulty", run_faulty);
+    m.def("run_empty", run_empty);
     m.def("reduction", [](uintptr_t numbers, int64_t blocks, uintptr_t shared, uintptr_t shuffles) {
         run_reduction(reinterpret_cast<const int*>(numbers), blocks, reinterpret_cast<int*>(shared),
                       reinterpret_cast<int*>(shuffles));

@@ -53,6 +53,24 @@ def test_fault_is_found_and_named_in_any_order(fault: str, rng: torch.Generator)
         assert re.search(FAULTS[fault], message), f"seed {seed}: {message}"
 
 
+@pytest.mark.parametrize(
+    ("x", "y", "threads", "shared_bytes", "message"),
+    [
+        pytest.param(0, 1, 32, 0, "a grid of 0 x 1 x 1 blocks", id="host-no_blocks"),
+        pytest.param(1, 65536, 32, 0, "a grid of 1 x 65536 x 1 blocks", id="host-tall_grid"),
+        pytest.param(1, 1, 0, 0, "0 threads a block", id="host-no_threads"),
+        pytest.param(1, 1, 1025, 0, "1025 threads a block", id="host-too_many_threads"),
+        pytest.param(1, 1, 32, 232449, "232449 bytes of shared memory", id="host-too_much_shared_memory"),
+    ],
+)
+def test_launch_beyond_the_limits_of_cuda_raises(
+    x: int, y: int, threads: int, shared_bytes: int, message: str
+) -> None:
+    simt_module().run_empty(2, 3, 1024, 232448)
+    with pytest.raises(RuntimeError, match=f"empty: invalid launch: {message}"):
+        simt_module().run_empty(x, y, threads, shared_bytes)
+
+
 def test_host_right_kernels_are_right_in_any_order(rng: torch.Generator) -> None:
     simt = simt_module()
     for _ in range(20):
