@@ -139,6 +139,8 @@ def backward_kernel(
     NEED_REFERENCES: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
+    # the parentheses are for Triton 3.2
+    NEED_DOT: tl.constexpr = NEED_COORDINATES or (NEED_WEIGHTS or NEED_REFERENCES)
     image, head, first_query, valid_query = block_of_queries(queries, HEADS, BLOCK_Q)
     first_row = (image * queries + first_query) * HEADS + head
     query = tl.arange(0, BLOCK_Q)
@@ -193,19 +195,19 @@ def backward_kernel(
             lower_weight = weight * lower
             dot_00 = _differentiate_corner(
                 value_ptr, grad_value_ptr, grad_out, pixel, present_00, upper_weight * (1 - right), channel,
-                HEADS, CHANNELS, NEED_VALUE, NEED_COORDINATES or NEED_WEIGHTS or NEED_REFERENCES,
+                HEADS, CHANNELS, NEED_VALUE, NEED_DOT,
             )  # fmt: skip
             dot_01 = _differentiate_corner(
                 value_ptr, grad_value_ptr, grad_out, pixel + 1, present_01, upper_weight * right, channel,
-                HEADS, CHANNELS, NEED_VALUE, NEED_COORDINATES or NEED_WEIGHTS or NEED_REFERENCES,
+                HEADS, CHANNELS, NEED_VALUE, NEED_DOT,
             )  # fmt: skip
             dot_10 = _differentiate_corner(
                 value_ptr, grad_value_ptr, grad_out, pixel + width, present_10, lower_weight * (1 - right),
-                channel, HEADS, CHANNELS, NEED_VALUE, NEED_COORDINATES or NEED_WEIGHTS or NEED_REFERENCES,
+                channel, HEADS, CHANNELS, NEED_VALUE, NEED_DOT,
             )  # fmt: skip
             dot_11 = _differentiate_corner(
                 value_ptr, grad_value_ptr, grad_out, pixel + width + 1, present_11, lower_weight * right,
-                channel, HEADS, CHANNELS, NEED_VALUE, NEED_COORDINATES or NEED_WEIGHTS or NEED_REFERENCES,
+                channel, HEADS, CHANNELS, NEED_VALUE, NEED_DOT,
             )  # fmt: skip
             if NEED_WEIGHTS:
                 upper = tl.fma(right, dot_01, (1 - right) * dot_00)
