@@ -153,7 +153,8 @@ class SetCriterion(nn.Module):
             raise ValueError(f"outputs: expected boxes {[*logits.shape[:3], 4]}; got {list(boxes.shape)}")
         if len(targets) != logits.shape[1]:
             raise ValueError(f"targets: expected B = {logits.shape[1]} images as outputs; got {len(targets)}")
-        if labels.device.type == "cpu" and labels.numel():
+        # a compiled graph cannot look; there the match costs raise
+        if labels.device.type == "cpu" and labels.numel() and not torch.compiler.is_compiling():
             low, high = (int(x) for x in torch.aminmax(labels))
             if low < 0 or high >= self.num_classes:
                 raise ValueError(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +16,12 @@ from detr_fast.boxes import box_cxcywh_to_xyxy, generalized_box_iou
 from detr_fast.criterion import SetCriterion, detection_weights
 from detr_fast.criterion.losses import classification_loss, matched_slots
 from detr_fast.matcher import HungarianMatcher
+from detr_fast.ops import use_backend
+from detr_fast.ops.box_match_cost import OPERATOR as MATCH_COST
+from detr_fast.ops.linear_assignment import OPERATOR as ASSIGNMENT
 from detr_fast.structures import PackedTargets, Predictions
+from tests.ops import interpreter
+from tests.ops.simulated import labels, simulated
 from tests.read_back import NoReadBack
 
 K = 7
@@ -244,3 +252,41 @@ def test_nothing_is_read_back(rng: torch.Generator, monkeypatch: pytest.MonkeyPa
     with NoReadBack():
         criterion.total(criterion(predictions, packed)).backward()
     assert predictions.logits.grad is not None
+
+
+@pytest.mark.parametrize("simulation", ["host", "triton"])
+def test_nothing_is_read_back_by_gpu_backends(simulation: str, rng: torch.Generator) -> None:
+    """From logits to gradients, matching included, with the GPU backends executed without a GPU."""
+    wide, targets = random_batch([2, 0, 12], rng, layers=1)
+    predictions = Predictions(*(x.detach().float().requires_grad_() for x in (wide.logits, wide.boxes)))
+    packed, criterion = PackedTargets.from_list(targets), make_criterion(layers=1)
+    expected = criterion.total(criterion(predictions, packed))
+    operators = (MATCH_COST, ASSIGNMENT)
+    if any(simulation not in labels(operator) for operator in operators):
+        pytest.skip(f"no simulation {simulation} here: {interpreter.why_not()}")
+    with ExitStack() as stack:
+        for operator in operators:
+            name = stack.enter_context(simulated(operator, simulation))
+        stack.enter_context(use_backend(box_match_cost=name, linear_assignment=name))
+        criterion.matcher.match(predictions, packed)  # modules are imported by a first call
+        stack.enter_context(NoReadBack())
+        with patch.object(criterion, "_check"):  # looks at the labels, on the CPU only
+            total = criterion.total(criterion(predictions, packed))
+        total.backward()
+    torch.testing.assert_close(total, expected)
+    assert predictions.logits.grad is not None
+
+
+def test_compiles_as_one_graph(rng: torch.Generator) -> None:
+    predictions, targets = random_batch([2, 0, 5], rng)
+    packed, criterion = PackedTargets.from_list(targets), make_criterion()
+
+    def step(logits: Tensor, boxes: Tensor) -> Tensor:
+        return criterion.total(criterion(Predictions(logits, boxes), packed))
+
+    inputs = (predictions.logits, predictions.boxes)
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    actual, expected = compiled(*inputs), step(*inputs)
+    torch.testing.assert_close(actual, expected)
+    for a, e in zip(torch.autograd.grad(actual, inputs), torch.autograd.grad(expected, inputs), strict=True):
+        torch.testing.assert_close(a, e)
