@@ -146,9 +146,9 @@ void backward_kernel(Shape shape, Rows rows, bool stashed, simt::Global<const T>
 
     float grads[kVec] = {};
     const auto load_grads = [&](int channel) {
-        const auto narrow = simt::load_vec<kVec>(grad_out, row.index * shape.channels + channel);
+        const auto wide = simt::widen(simt::load_vec<kVec>(grad_out, row.index * shape.channels + channel));
         SIMT_UNROLL
-        for (int v = 0; v < kVec; ++v) grads[v] = to_float(narrow[v]);
+        for (int v = 0; v < kVec; ++v) grads[v] = wide[v];
     };
     const bool one_load = shape.channels <= rows.group * kVec;
     if (one_load && row.exists && row.lane * kVec < shape.channels) load_grads(row.lane * kVec);

@@ -16,7 +16,7 @@
 namespace detr_fast {
 namespace ms_deform_attn_gpu {
 
-constexpr int kMaxLevels = 128;  // the table travels with every launch, 4 KB at most
+constexpr int kMaxLevels = 128;  // the table travels with every launch: 2 of the 4 KB of its parameters
 constexpr int kForwardThreads = 512, kBackwardThreads = 256;  // of a block, at most
 constexpr int kTogether = 2;  // samples whose loads are in flight together; divides every group
 constexpr int kStrip = 8;     // height of a strip of queries, see strip_order
@@ -50,7 +50,7 @@ inline Shape kernel_shape(const MsDeformAttnShape& from) {
         throw std::invalid_argument("spatial_shapes: expected at most " + std::to_string(kMaxLevels) +
                                     " levels on a GPU; got " + std::to_string(from.levels));
     if (from.heads > most || from.channels > most || from.heads * from.channels > most ||
-        from.heads * from.channels > most || from.points > most || from.levels * from.points > most)
+        from.points > most || from.levels * from.points > most)
         throw std::invalid_argument("ms_deform_attn: H * D or N * P too large for a GPU");
     Shape shape{};
     shape.queries = from.queries;

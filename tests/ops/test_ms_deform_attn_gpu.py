@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ KERNELS = Cuda(simt_module)
 TOLERANCE = {torch.float32: 3e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 NAMES = ("out", "value", "coordinates", "weights", "references")
 ALL = (True, True, True, True)
+
+Inputs = tuple[Tensor, Sequence[tuple[int, int]], Tensor, Tensor, Tensor | None]
 
 LEVELS = ((5, 7), (3, 4))
 GEOMETRIES = {
@@ -40,7 +43,7 @@ GEOMETRIES = {
 
 def arguments(
     geometry: Geometry, rng: torch.Generator, fused: bool, dtype: torch.dtype, narrow: bool
-) -> tuple[Tensor, list[tuple[int, int]], Tensor, Tensor, Tensor | None]:
+) -> Inputs:
     """What a backend's forward takes: value in `dtype`; coordinates and weights as well where `narrow`."""
     given = (fused_inputs if fused else plain_inputs)(geometry, rng)
     coordinates = given["sampling_offsets" if fused else "sampling_locations"]
@@ -51,7 +54,7 @@ def arguments(
     return given["value"].to(dtype), sizes, coordinates.to(fine), weights.to(fine), references
 
 
-def expected_of(inputs: Sequence, grad_out: Tensor) -> list[Tensor]:
+def expected_of(inputs: Inputs, grad_out: Tensor) -> list[Tensor]:
     """Output and gradients by the float64 reference."""
     value, sizes, *others = inputs
     leaves = [t.double().requires_grad_() for t in (value, *others) if t is not None]
@@ -60,7 +63,7 @@ def expected_of(inputs: Sequence, grad_out: Tensor) -> list[Tensor]:
 
 
 def actual_of(
-    inputs: Sequence, grad_out: Tensor, needs: Sequence[bool] = ALL, kernels: Cuda = KERNELS
+    inputs: Inputs, grad_out: Tensor, needs: Sequence[bool] = ALL, kernels: Cuda = KERNELS
 ) -> list[Tensor | None]:
     out = kernels.forward(*inputs)
     gradients = kernels.backward(grad_out, *inputs, needs)
@@ -85,11 +88,11 @@ def assert_close(
             e[finite].double(),
             rtol=tolerance,
             atol=tolerance * scale,
-            msg=lambda m, n=name: f"{n}: {m}",
+            msg=partial("{}: {}".format, name),
         )
 
 
-def grad_out_like(inputs: Sequence, rng: torch.Generator) -> Tensor:
+def grad_out_like(inputs: Inputs, rng: torch.Generator) -> Tensor:
     value, _, coordinates, *_ = inputs
     shape = (value.shape[0], coordinates.shape[1], value.shape[2] * value.shape[3])
     return randn(rng, *shape).to(value.dtype)
@@ -117,6 +120,8 @@ def test_ms_deform_attn_host_narrow_coordinates(
     grad_out = grad_out_like(narrow, rng)
     for name, a, e in zip(NAMES, actual_of(narrow, grad_out), actual_of(wide, grad_out), strict=False):
         exact = name != "value"  # summed in no fixed order
+        assert a is not None, name
+        assert e is not None, name
         torch.testing.assert_close(a, e.to(a.dtype), rtol=0 if exact else 1e-2, atol=0 if exact else 1e-3)
 
 
