@@ -12,7 +12,7 @@
 namespace detr_fast {
 namespace linear_assignment_gpu {
 
-constexpr int kBiddingRounds = 2;    // after the first, which looks at no prices
+constexpr int kBiddingRounds = 4;    // after the first, which looks at no prices
 constexpr int kRowsOfOneWarp = 128;  // from here on barriers cost less than four slots a lane
 constexpr int kFewThreads = 256, kManyThreads = 512;
 

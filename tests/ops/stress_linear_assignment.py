@@ -1,15 +1,17 @@
 """Random, tied, degenerate and extreme assignment problems against scipy, as many as wanted.
 
     python -m tests.ops.stress_linear_assignment --problems 100000
+    python -m tests.ops.stress_linear_assignment --problems 5000 --simulate host
 
 prints how many problems of each kind were solved and every mismatch in total cost, and fails if there
-is one.
+is one. The second form executes the CUDA kernels on the CPU, checking every access, slowly.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import functools
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -21,7 +23,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from detr_fast.ops import linear_assignment
+from detr_fast.ops.linear_assignment import OPERATOR
 from detr_fast.ops.linear_assignment.reference import finite_penalties
+from tests.ops.simulated import labels, simulated
 
 Shape = tuple[int, int, int]
 
@@ -97,9 +101,15 @@ def batch(rng: Generator, kind: str, largest: int = 40) -> tuple[Tensor, list[in
     return costs, sizes
 
 
-def mismatches(costs: Tensor, sizes: list[int]) -> Iterator[str]:
+def _solve(costs: Tensor, sizes: list[int], backend: str | None = None) -> tuple[Tensor, Tensor]:
+    return linear_assignment(costs, sizes, return_status=True, backend=backend)
+
+
+def mismatches(
+    costs: Tensor, sizes: list[int], solve: Callable[[Tensor, list[int]], tuple[Tensor, Tensor]] = _solve
+) -> Iterator[str]:
     """Solves the batch and says what is wrong with each answer that is not optimal."""
-    query, status = linear_assignment(costs, sizes, return_status=True)
+    query, status = solve(costs, sizes)
     for layer, (all_costs, all_queries) in enumerate(zip(costs.double(), query, strict=True)):
         problems = zip(all_costs.split(sizes), all_queries.split(sizes), strict=True)
         for image, (block, got) in enumerate(problems):
@@ -128,20 +138,28 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--problems", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**31))
+    parser.add_argument("--simulate", choices=labels(OPERATOR), help="a GPU backend, executed on the CPU")
     arguments = parser.parse_args()
-    rng = np.random.default_rng(arguments.seed)
+    if arguments.simulate is None:
+        return stress(arguments.problems, arguments.seed, None)
+    with simulated(OPERATOR, arguments.simulate) as backend:
+        return stress(arguments.problems, arguments.seed, backend)
+
+
+def stress(problems: int, seed: int, backend: str | None) -> int:
+    rng = np.random.default_rng(seed)
     solved: collections.Counter[str] = collections.Counter()
     wrong = 0
-    while solved.total() < arguments.problems:
+    while solved.total() < problems:
         kind = str(rng.choice(list(KINDS)))
         costs, sizes = batch(rng, kind, largest=int(rng.choice([6, 40, 120], p=[0.5, 0.45, 0.05])))
-        for message in mismatches(costs, sizes):
+        for message in mismatches(costs, sizes, functools.partial(_solve, backend=backend)):
             wrong += 1
             print(f"MISMATCH {kind}: {message}", flush=True)
         solved[kind] += costs.shape[0] * len(sizes)
     for kind in KINDS:
         print(f"{kind:18s} {solved[kind]:8d}")
-    print(f"seed {arguments.seed}: {solved.total()} problems, {wrong} mismatches")
+    print(f"seed {seed}: {solved.total()} problems, {wrong} mismatches")
     return 1 if wrong else 0
 
 

@@ -17,6 +17,7 @@ from detr_fast import extension
 from detr_fast.ops import linear_assignment
 from detr_fast.ops.linear_assignment.reference import finite_penalties
 from tests.conftest import SEED
+from tests.ops.cases.linear_assignment import clustered
 from tests.ops.stress_linear_assignment import KINDS, batch, mismatches
 
 
@@ -60,6 +61,13 @@ def test_dual_certificate_proves_optimality(kind: str, dtype: torch.dtype) -> No
             top = np.abs(block[np.isfinite(block)]).max()
             block = np.where(np.isinf(block), 4 * (len(got) + 1) * top, block)
             assert abs(optimality_gap(block, got)) <= 1e-11 * top * len(got) ** 2
+
+
+def test_large_problem_of_nearly_equal_predictions(rng: torch.Generator) -> None:
+    costs = clustered(1, [300], 900, 1e-3, rng)[0]
+    query = linear_assignment(costs.float(), [300]).numpy()
+    block = costs.float().double().numpy()
+    assert abs(optimality_gap(block, query)) <= 1e-10 * np.abs(block).max()
 
 
 def test_certificate_rejects_a_worse_assignment() -> None:

@@ -89,7 +89,8 @@ def linear_assignment(
 
     Without `sizes`, `linear_assignment(cost_matrix)` is `scipy.optimize.linear_sum_assignment`: one
     [n, m] matrix (tensor, array or nested lists of any real dtype) to (row_ind, col_ind), rows ascending,
-    as tensors on the device of a tensor, else as arrays. There, as in scipy, NaN and -inf are errors.
+    as tensors on the device of a tensor, else as arrays. There, as in scipy, NaN and -inf are errors, and so
+    are infeasible matrices on any device; raising them waits for a GPU.
 
     Args:
         costs: [..., sumT, Q] floating point; row t holds the costs of packed target t against the Q
@@ -98,7 +99,9 @@ def linear_assignment(
         maximize: looks for the largest total instead.
         return_status: also returns a status for each problem instead of raising where one has no
             finite solution.
-        backend: pins a backend. Tensors on a GPU are copied to the host and back by the reference.
+        backend: pins a backend. "cuda" does not wait for the device, so it never raises for an
+            infeasible problem: its targets get -1, and the status tells. "reference" copies tensors on
+            a GPU to the host and back.
 
     Returns:
         The query of each target, int64 [..., sumT]; -1 where an image has more targets than queries and
@@ -106,7 +109,7 @@ def linear_assignment(
         int32 [..., B]: 0 = solved, 1 = infeasible (too many +inf).
 
     Raises:
-        ValueError: a wrong shape; an infeasible problem where `return_status` is False.
+        ValueError: a wrong shape; an infeasible problem where `return_status` is False (not from "cuda").
         TypeError: a wrong dtype, or sizes that are not ints.
     """
     if sizes is None:

@@ -55,7 +55,7 @@ CASES = [
     _case("early", [30, 11], lambda g: clustered(2, [30, 11], 90, 1e-3, g)),
     _case("more_targets_than_queries", [12, 3, 30], lambda g: uniform((2, 45, 10), g)),
     _case("square", [16, 16], lambda g: uniform((2, 32, 16), g)),
-    _case("large", [300], lambda g: clustered(1, [300], 900, 1e-3, g)),
+    _case("large", [300], lambda g: clustered(1, [300], 900, 0.05, g)),
     _case("leading_dimensions", [3, 4], lambda g: uniform((2, 3, 1, 7, 8), g)),
     _case("ties", [6, 20], lambda g: torch.randint(3, (2, 26, 15), generator=g).double()),
     _case("all_equal", [6, 20], lambda g: torch.full((2, 26, 15), 0.25, dtype=torch.float64)),

@@ -1,0 +1,123 @@
+"""The CUDA kernel of `linear_assignment`, executed on the host: what the contract leaves out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from detr_fast.ops import linear_assignment
+from detr_fast.ops.linear_assignment.cuda import Cuda
+from detr_fast.ops.linear_assignment.reference import finite_penalties
+from tests.conftest import SEED
+from tests.ops.stress_linear_assignment import KINDS, batch, mismatches
+from tests.ops.test_linear_assignment import optimality_gap
+from tests.simt.build import simt_module
+
+NEAR, FAR = 48 * 1024, 0  # bytes of shared memory: the state lies there, or in the workspace
+
+
+@pytest.fixture(autouse=True)
+def _poisoned() -> Iterator[None]:
+    """Results and workspace start out as the largest integers."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def solve(costs: Tensor, sizes: list[int], shared_bytes: int = NEAR) -> tuple[Tensor, Tensor]:
+    query, status = Cuda(simt_module, shared_bytes).solve(costs, sizes, False)
+    assert status is not None
+    return query, status
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_host_totals_equal_scipy(kind: str) -> None:
+    rng = np.random.default_rng(SEED)
+    for largest in (3, 8, 24):
+        costs, sizes = batch(rng, kind, largest)
+        shared_bytes = int(rng.choice([NEAR, FAR]))
+        assert list(mismatches(costs, sizes, lambda c, s, m=shared_bytes: solve(c, s, m))) == []
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("beyond_float32", "not_finite")])
+def test_host_dual_certificate_proves_optimality(kind: str) -> None:
+    rng = np.random.default_rng(SEED)
+    for targets, queries in [(1, 1), (1, 30), (7, 40), (20, 20), (24, 36), (30, 10)]:
+        costs = torch.from_numpy(KINDS[kind](rng, (1, targets, queries)))
+        query, status = solve(costs, [targets])
+        if status[0, 0]:
+            continue
+        block, got = finite_penalties(costs[0].numpy()), query[0].numpy()
+        if targets > queries:  # the same problem with the sides exchanged
+            chosen = np.flatnonzero(got >= 0)
+            got, block = chosen[np.argsort(got[chosen])], block.T
+        top = np.abs(block[np.isfinite(block)]).max()
+        block = np.where(np.isinf(block), 4 * (len(got) + 1) * top, block)
+        assert abs(optimality_gap(block, got)) <= 1e-11 * top * len(got) ** 2
+
+
+@pytest.mark.parametrize(("targets", "queries"), [(140, 150), (190, 135)])
+@pytest.mark.parametrize("kind", ["uniform", "two_values", "forbidden"])
+def test_host_more_rows_than_one_warp_takes(kind: str, targets: int, queries: int) -> None:
+    costs = torch.from_numpy(KINDS[kind](np.random.default_rng(SEED), (1, targets, queries))).float()
+    assert list(mismatches(costs, [targets], solve)) == []
+
+
+def test_host_answer_depends_on_the_problem_alone(rng: torch.Generator) -> None:
+    costs = torch.randint(4, (2, 44, 25), generator=rng).float()
+    sizes = [12, 0, 32]
+    expected, status = solve(costs, sizes)
+    assert not status.any()
+    wide = torch.full((2, 49, 60), torch.nan)
+    wide[:, 2:46, 10:60:2] = costs
+    for same in (costs.mT.contiguous().mT, wide[:, 2:46, 10:60:2], costs.double()):
+        assert torch.equal(solve(same, sizes)[0], expected)
+    assert torch.equal(solve(costs, sizes, FAR)[0], expected)
+    alone = [solve(part.contiguous(), [part.shape[1]])[0] for part in costs.split(sizes, dim=1)]
+    assert torch.equal(torch.cat(alone, dim=1), expected)
+    # beside a problem that brings larger blocks, whichever comes first
+    other = torch.rand(2, 130, 25, generator=rng).mT.contiguous().mT
+    beside, _ = solve(torch.cat([costs, other], dim=1), [*sizes, 130])
+    assert torch.equal(beside[:, :44], expected)
+    assert torch.equal(solve(costs.flip(0), sizes)[0], expected.flip(0))
+
+
+def test_host_more_rows_bring_larger_blocks_and_the_same_answer(rng: torch.Generator) -> None:
+    small = torch.randint(3, (9, 140), generator=rng).float()
+    large = torch.rand(135, 140, generator=rng)
+    query, _ = solve(torch.cat([small, large]), [9, 135])
+    assert torch.equal(query[:9], solve(small, [9])[0])
+
+
+@pytest.mark.parametrize("shared_bytes", [NEAR, FAR])
+def test_host_order_of_blocks_and_threads_does_not_matter(rng: torch.Generator, shared_bytes: int) -> None:
+    costs = torch.randint(5, (3, 30, 20), generator=rng).float()
+    answers = []
+    for seed in range(4):
+        simt_module().set_seed(seed)
+        answers.append(solve(costs, [4, 18, 8], shared_bytes))
+    for answer in answers[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(answer, answers[0], strict=True))
+
+
+def test_host_infeasible_problems_have_a_status_and_no_queries() -> None:
+    costs = torch.rand(2, 5, 4)
+    costs[1, 2:, [0, 1, 3]] = torch.inf
+    for shared_bytes in (NEAR, FAR):
+        query, status = solve(costs, [2, 3], shared_bytes)
+        assert status.tolist() == [[0, 0], [0, 1]]
+        assert query[1, 2:].tolist() == [-1, -1, -1]
+        assert bool((query[0] >= 0).all())
+        assert Cuda(simt_module, shared_bytes).solve(costs, [2, 3], True)[1] is None
+
+
+def test_host_more_images_than_one_launch_takes(rng: torch.Generator) -> None:
+    sizes = [b % 3 for b in range(300)]
+    costs = torch.rand(sum(sizes), 3, generator=rng)
+    query, status = solve(costs, sizes)
+    assert torch.equal(query, linear_assignment(costs, sizes, backend="native"))
+    assert not status.any()
