@@ -13,7 +13,7 @@ from torch import Tensor
 
 from detr_fast import extension
 from detr_fast.ops import ms_deform_attn, ms_deform_attn_fused
-from detr_fast.ops.ms_deform_attn import OPERATOR, cuda
+from detr_fast.ops.ms_deform_attn import OPERATOR, cuda, ordered
 from tests.ops.cases.ms_deform_attn import Geometry, fused_inputs
 from tests.ops.simulated import simulated
 from tests.simt.build import simt_module
@@ -77,7 +77,7 @@ def test_ms_deform_attn_host_images_in_parts(
     """A deterministic backward that sorts two images at a time gives the bits of one that sorts them all."""
     inputs, gradient = given(rng, dtype), grad_out(rng, dtype)
     whole = gradients(inputs, gradient)
-    monkeypatch.setattr(cuda, "_SORTED_AT_ONCE", 2 * inputs["attention_logits"][0].numel())
+    monkeypatch.setattr(ordered, "_SORTED_AT_ONCE", 2 * inputs["attention_logits"][0].numel())
     for a, e in zip(gradients(inputs, gradient), whole, strict=True):
         torch.testing.assert_close(a, e, rtol=0, atol=0)
 

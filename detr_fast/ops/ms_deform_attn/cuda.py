@@ -9,11 +9,16 @@ import torch
 from torch import Tensor
 
 from detr_fast import extension
-from detr_fast.ops.gpu import FLOAT_TYPES, device_and_stream, is_aligned, ready
+from detr_fast.ops.gpu import FLOAT_TYPES, device_and_stream, ready
+from detr_fast.ops.ms_deform_attn.ordered import (
+    check_countable,
+    grad_value_in_order,
+    in_input_dtypes,
+    sort_by_cell,
+    zeros_where,
+)
 
 LevelSizes = Sequence[tuple[int, int]]
-
-_SORTED_AT_ONCE = 2**24  # samples: working memory of a deterministic backward stays below 0.8 GB
 
 
 class Cuda:
@@ -65,10 +70,7 @@ class Cuda:
         """Gradients of value, coordinates, weights and reference points, None where not needed."""
         inputs = (value, coordinates, weights, reference_points)
         if grad_out.numel() == 0 or weights.numel() == 0:
-            return [
-                t.new_zeros(t.shape) if need and t is not None else None
-                for t, need in zip(inputs, needs, strict=True)
-            ]
+            return zeros_where(needs, inputs)
         call, value, coordinates, weights, reference_points = _call(
             value, sizes, coordinates, weights, reference_points
         )
@@ -88,53 +90,29 @@ class Cuda:
             pointers = [0 if t is None else t.data_ptr() for t in outputs]
             self._module().ms_deform_attn_cuda_bwd(call, grad_out.data_ptr(), *pointers)
         if needs[0] and deterministic:
-            grad_value = self._grad_value_in_order(
-                grad_out, value, sizes, coordinates, weights, reference_points
-            )
+            inputs_in_order = (grad_out, value, coordinates, weights, reference_points)
+            grad_value = grad_value_in_order(self._gather, sizes, *inputs_in_order)
         gradients = (grad_value, grad_coordinates, grad_weights, None if parts is None else parts.sum(2))
-        return [
-            gradient if gradient is None or t is None or gradient.dtype == t.dtype else gradient.to(t.dtype)
-            for gradient, t in zip(gradients, inputs, strict=True)
-        ]
+        return in_input_dtypes(gradients, inputs)
 
-    def _grad_value_in_order(
+    def _gather(
         self,
-        grad_out: Tensor,
-        value: Tensor,
         sizes: LevelSizes,
+        grad_value: Tensor,
+        grad_out: Tensor,
         coordinates: Tensor,
         weights: Tensor,
         reference_points: Tensor | None,
-    ) -> Tensor:
-        """The gradient of value, summed in one order: the samples sorted by the cell they fall into."""
-        grad_value = torch.empty_like(value)
-        images = max(1, _SORTED_AT_ONCE // weights[0].numel())
-        for first in range(0, len(value), images):
-            some = slice(first, first + images)
-            references = None if reference_points is None else reference_points[some]
-            call, *_keep = _call(value[some], sizes, coordinates[some], weights[some], references)
-            into = grad_value[some]
-            aligned = into if is_aligned(into) else torch.empty_like(into)
-            self._gather(call, ready(grad_out[some]), weights[some].numel(), aligned)
-            if aligned is not into:
-                into.copy_(aligned)
-        return grad_value
-
-    def _gather(self, call: list[int], grad_out: Tensor, samples: int, grad_value: Tensor) -> None:
+    ) -> None:
         kernels, device = self._module(), grad_value.device
-        batch, _, heads, _ = grad_value.shape
-        cells = batch * heads * kernels.ms_deform_attn_cuda_cells(call)
-        if max(samples, cells + 1) >= 2**31:
-            raise ValueError(
-                f"deterministic: expected fewer than 2**31 samples and cells an image; got Q * H * N * P = "
-                f"{samples}, and {cells} cells, H * sum of (height + 1) * (width + 1)"
-            )
+        call, *_keep = _call(grad_value, sizes, coordinates, weights, reference_points)
+        samples = weights.numel()
+        cells = grad_value.shape[0] * grad_value.shape[2] * kernels.ms_deform_attn_cuda_cells(call)
+        check_countable(samples, cells)
         cell = torch.empty(samples, dtype=torch.int32, device=device)
         records = torch.empty(samples, 4, dtype=torch.float32, device=device)
         kernels.ms_deform_attn_cuda_bin(call, cell.data_ptr(), records.data_ptr())
-        cell, order = torch.sort(cell, stable=True)
-        numbers = torch.arange(cells + 1, dtype=torch.int32, device=device)
-        starts = torch.searchsorted(cell, numbers, out_int32=True)
+        order, starts = sort_by_cell(cell, cells)
         pointers = [t.data_ptr() for t in (grad_out, starts, order, records, grad_value)]
         kernels.ms_deform_attn_cuda_gather(call, *pointers)
 

@@ -15,13 +15,19 @@ import torch
 from torch import Tensor
 
 from detr_fast.ops.gpu import ready
+from detr_fast.ops.ms_deform_attn.ordered import (
+    check_countable,
+    grad_value_in_order,
+    in_input_dtypes,
+    sort_by_cell,
+    zeros_where,
+)
 from detr_fast.ops.triton_launch import device_table, launch, power_of_two, why_not_triton
 
 LevelSizes = Sequence[tuple[int, int]]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _SCALAR_LEVELS = 8  # more than any known model has; further ones go through memory
-_SORTED_AT_ONCE = 2**24  # samples: working memory of a deterministic backward stays below 0.8 GB
 # of a deterministic backward: pixels a program and samples a step; a fine level has about ten samples a pixel
 _GATHER_PIXELS, _GATHER_SAMPLES = 4, 8
 
@@ -116,10 +122,7 @@ def backward(
     """
     inputs = (value, coordinates, weights, reference_points)
     if grad_out.numel() == 0 or weights.numel() == 0:
-        return [
-            t.new_zeros(t.shape) if need and t is not None else None
-            for t, need in zip(inputs, needs, strict=True)
-        ]
+        return zeros_where(needs, inputs)
     batch, pixels, heads, channels = value.shape
     _, queries, _, levels, points, _ = coordinates.shape
     dims = _dims(reference_points)
@@ -154,38 +157,16 @@ def backward(
         )
         launch(_kernels().backward_kernel, _programs(batch, queries, heads, tile), tile.num_warps, arguments)
     if needs[0] and deterministic:
-        grad_value = _grad_value_in_order(
-            grad_out, value, sizes, given[0], given[1], given[2] if dims else None
-        )
+        references = given[2] if dims else None
+        grad_value = grad_value_in_order(_gather, sizes, grad_out, value, given[0], given[1], references)
     gradients = (grad_value, grad_coordinates, grad_weights, None if parts is None else parts.sum(2))
-    return [
-        gradient if gradient is None or t is None or gradient.dtype == t.dtype else gradient.to(t.dtype)
-        for gradient, t in zip(gradients, inputs, strict=True)
-    ]
-
-
-def _grad_value_in_order(
-    grad_out: Tensor,
-    value: Tensor,
-    sizes: LevelSizes,
-    coordinates: Tensor,
-    weights: Tensor,
-    reference_points: Tensor | None,
-) -> Tensor:
-    """The gradient of value, summed in one order: the samples sorted by the cell they fall into."""
-    grad_value = torch.empty_like(value)
-    images = max(1, _SORTED_AT_ONCE // weights[0].numel())
-    for first in range(0, len(value), images):
-        some = slice(first, first + images)
-        references = None if reference_points is None else reference_points[some]
-        _gather(grad_value[some], grad_out[some], sizes, coordinates[some], weights[some], references)
-    return grad_value
+    return in_input_dtypes(gradients, inputs)
 
 
 def _gather(
+    sizes: LevelSizes,
     grad_value: Tensor,
     grad_out: Tensor,
-    sizes: LevelSizes,
     coordinates: Tensor,
     weights: Tensor,
     reference_points: Tensor | None,
@@ -194,11 +175,7 @@ def _gather(
     batch, pixels, heads, channels = grad_value.shape
     _, queries, _, levels, points, _ = coordinates.shape
     cells = sum([(height + 1) * (width + 1) for height, width in sizes]) + 1
-    if max(weights.numel(), batch * heads * cells + 1) >= 2**31:
-        raise ValueError(
-            f"deterministic: expected fewer than 2**31 samples and cells an image; got Q * H * N * P = "
-            f"{weights.numel()}, and {batch * heads * cells} cells, H * sum of (height + 1) * (width + 1)"
-        )
+    check_countable(weights.numel(), batch * heads * cells)
     packed = _levels(sizes, grad_value)
     cell = torch.empty(weights.numel(), dtype=torch.int32, device=weights.device)
     records = torch.empty(weights.numel(), 3, dtype=torch.float32, device=weights.device)
@@ -213,9 +190,7 @@ def _gather(
         *(tile.block_q, tile.block_p, tile.block_k),
     )
     launch(kernels.bin_kernel, _programs(batch, queries, heads, tile), tile.num_warps, arguments)
-    cell, order = torch.sort(cell, stable=True)
-    numbers = torch.arange(batch * heads * cells + 1, dtype=torch.int32, device=cell.device)
-    starts = torch.searchsorted(cell, numbers, out_int32=True)
+    order, starts = sort_by_cell(cell, batch * heads * cells)
     arguments = (
         *(grad_value, grad_out, records, order, starts),
         *packed,
