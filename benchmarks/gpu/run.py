@@ -212,8 +212,9 @@ def peers(run: Run) -> list[Command]:
         "FORCE_CUDA": "1",
         "TORCH_CUDA_ARCH_LIST": f"{capability[:-1]}.{capability[-1]}",
         "MAX_JOBS": str(os.cpu_count() or 1),
-        "CPATH": os.pathsep.join([*library_headers(run), *filter(None, [os.environ.get("CPATH")])]),
     }
+    if headers := library_headers(run):
+        environment["CPATH"] = os.pathsep.join([*headers, *filter(None, [os.environ.get("CPATH")])])
     install = ["install", "--no-index", "--no-deps", "--no-build-isolation", "--no-cache-dir", "--upgrade"]
     return [
         Command(
