@@ -17,8 +17,8 @@ from tests.ops.triton_cubins import CALLS
 from tests.paths import ROOT
 
 ARCHITECTURES = (80, 90, 100)
-# bytes of stack: ptxas saves two registers there to fit ten blocks on an SM
-SPILLS = {("ms_deform_attn-channels_20", 80): 8}
+# bytes of stack: ptxas saves two registers there to fit one block more on an SM
+SPILLS = {("ms_deform_attn-channels_20", 80): 8, ("ms_deform_attn_fused-encoder_autocast", 100): 8}
 
 
 def _why_not() -> str | None:
