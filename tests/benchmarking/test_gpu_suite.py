@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import sys
+import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +30,7 @@ from detr_fast.benchmarking.gpu.cases import (
     cast,
     rotation,
 )
+from detr_fast.benchmarking.gpu.clock import CudaClock
 from detr_fast.benchmarking.gpu.contenders import (
     CLASSIC,
     CUDA,
@@ -310,3 +314,69 @@ def test_sanitized_cases_are_right_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -
     assert sanitize.main() == 0
     monkeypatch.setattr(sys, "argv", ["sanitize.py", "--device", "cpu", "--backend", "cuda"])
     assert sanitize.main() == 1  # nothing ran
+
+
+class FakeEvent:
+    def __init__(self, enable_timing: bool) -> None:
+        self.at = 0.0
+
+    def record(self) -> None:
+        self.at = time.perf_counter()
+
+    def synchronize(self) -> None: ...
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        return 1e3 * (end.at - self.at)
+
+
+class FakeGraph:
+    replays = 0
+
+    def capture_begin(self) -> None: ...
+
+    def capture_end(self) -> None: ...
+
+    def replay(self) -> None:
+        FakeGraph.replays += 1
+        time.sleep(1e-4)
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.cuda as far as the clock uses it, without a device."""
+    properties = SimpleNamespace(L2_cache_size=2**20)
+    for name, fake in {
+        "get_device_properties": lambda device: properties,
+        "Stream": lambda device: None,
+        "stream": lambda stream: nullcontext(),
+        "device": lambda device: nullcontext(),
+        "synchronize": lambda: None,
+        "memory_reserved": lambda device: 0,
+        "memory_allocated": lambda device: 0,
+        "Event": FakeEvent,
+        "CUDAGraph": FakeGraph,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+
+
+def test_a_graph_is_replayed_or_the_row_says_why_not(fake_cuda: None) -> None:
+    clock = CudaClock(torch.device("cuda"))
+    assert clock.cache_bytes == 2**20
+    made: list[int] = []
+    with clock.context():
+        before = FakeGraph.replays
+        captured = clock.kernel([lambda: made.append(0), lambda: made.append(1)], 0.01)
+        assert captured.how == "graph"
+        assert FakeGraph.replays - before == captured.samples + 2  # two to warm up
+        assert made == [0, 1, 0] + 10 * [0, 1]  # twice, once for an estimate, then 20 captured
+
+        def uncapturable() -> None:
+            if not gc.isenabled():
+                raise RuntimeError("operation not permitted when stream is capturing")
+
+        loose = clock.kernel([uncapturable], 0.01)
+        assert loose.how == "events"
+        assert loose.note.startswith("not captured: RuntimeError: operation not permitted")
+        assert gc.isenabled()
+        assert clock.call(uncapturable, 10.0) > 0
+        assert clock.works()
