@@ -348,7 +348,8 @@ def write(run: Run, name: str, results: Path) -> tuple[Path, Path]:
         text += markdown(report)
     results.mkdir(parents=True, exist_ok=True)
     paths = results / f"{name}.json", results / f"{name}.md"
-    paths[0].write_text(json.dumps({"steps": run.steps, "seed": run.seed, **report}, indent=1) + "\n")
+    content = {"steps": run.steps, "seed": run.seed, **report}
+    paths[0].write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     paths[1].write_text(text, encoding="utf-8")
     return paths
 
@@ -370,8 +371,10 @@ def main() -> int:
     perform(run, [step for step in STEPS if arguments.only is None or step.name in arguments.only])
     gpu = re.sub(r"[^A-Za-z0-9]+", "-", torch.cuda.get_device_name()).strip("-")
     name = f"{datetime.now(timezone.utc):%Y-%m-%d-%H%M}-{gpu}"
-    table = write(run, name, RESULTS)[1]
+    as_json, table = write(run, name, RESULTS)
     print(table.read_text())
+    for goal in json.loads(as_json.read_text()).get("goals", []):
+        print(f"goal {goal['verdict']}: {goal['goal']}: {goal['measured']} {goal['unit']}")
     for entry in run.steps:
         print(describe(entry))
     return 0 if succeeded(run.steps) else 1
