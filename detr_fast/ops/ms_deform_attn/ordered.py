@@ -12,7 +12,7 @@ from detr_fast.ops.gpu import is_aligned, ready
 LevelSizes = Sequence[tuple[int, int]]
 Gather = Callable[[LevelSizes, Tensor, Tensor, Tensor, Tensor, "Tensor | None"], None]
 
-_SORTED_AT_ONCE = 2**24  # samples: working memory of a deterministic backward stays below 0.8 GB
+_SORTED_AT_ONCE = 2**24  # samples or cells: working memory of a deterministic backward stays below 0.8 GB
 
 
 def grad_value_in_order(
@@ -29,7 +29,8 @@ def grad_value_in_order(
     `gather(sizes, grad_value, grad_out, coordinates, weights, reference_points)` fills grad_value.
     """
     grad_value = torch.empty_like(value)
-    images = max(1, _SORTED_AT_ONCE // weights[0].numel())
+    cells = value.shape[2] * (sum([(height + 1) * (width + 1) for height, width in sizes]) + 1)
+    images = max(1, _SORTED_AT_ONCE // max(weights[0].numel(), cells))
     for first in range(0, len(value), images):
         some = slice(first, first + images)
         inputs = ready(grad_out[some]), ready(coordinates[some]), ready(weights[some])
