@@ -24,6 +24,34 @@ def postprocess_detection(
     target_sizes: [B, 2], height and width in pixels that the boxes are scaled to.
     Returns for each image `scores` [Q], `labels` [Q] int64 and `boxes` [Q, 4] xyxy in pixels.
     """
+    logits, boxes = _last_layer(predictions, target_sizes)
+    scores, labels = logits.softmax(-1)[..., :-1].max(-1)
+    return _detections(scores, labels, boxes)
+
+
+@torch.no_grad()
+def postprocess_focal(
+    predictions: Predictions | Mapping[str, Any], target_sizes: Tensor, top: int = 100
+) -> list[dict[str, Tensor]]:
+    """The detections of the last decoder layer, as Deformable DETR's `PostProcess` returns them.
+
+    The `top` best pairs of query and class, best first: a query may stand for several classes.
+
+    predictions: sigmoid logits, or the official dict of outputs.
+    target_sizes: [B, 2], height and width in pixels that the boxes are scaled to.
+    Returns for each image `scores` [X], `labels` [X] int64 and `boxes` [X, 4] xyxy in pixels, with
+    X = min(top, Q * K).
+    """
+    if top < 1:
+        raise ValueError(f"top: expected at least 1; got {top}")
+    logits, boxes = _last_layer(predictions, target_sizes)
+    scores, pair = logits.sigmoid().flatten(1).topk(min(top, logits[0].numel()), dim=1)
+    query, labels = pair // logits.shape[2], pair % logits.shape[2]
+    return _detections(scores, labels, boxes.gather(1, query[..., None].expand(-1, -1, 4)))
+
+
+def _last_layer(predictions: Predictions | Mapping[str, Any], target_sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [B, Q, K] and boxes [B, Q, 4] xyxy in pixels, float32 at least."""
     if not isinstance(predictions, Predictions):
         predictions = Predictions.from_dict(predictions)
     logits, boxes = predictions.logits[-1], predictions.boxes[-1]
@@ -32,7 +60,9 @@ def postprocess_detection(
             f"target_sizes: expected [B, 2] with B = {logits.shape[0]}; got {list(target_sizes.shape)}"
         )
     logits, boxes = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (logits, boxes))
-    scores, labels = logits.softmax(-1)[..., :-1].max(-1)
     height, width = target_sizes.to(boxes).unbind(1)
-    boxes = box_cxcywh_to_xyxy(boxes) * torch.stack((width, height, width, height), dim=1)[:, None]
+    return logits, box_cxcywh_to_xyxy(boxes) * torch.stack((width, height, width, height), dim=1)[:, None]
+
+
+def _detections(scores: Tensor, labels: Tensor, boxes: Tensor) -> list[dict[str, Tensor]]:
     return [{"scores": s, "labels": c, "boxes": b} for s, c, b in zip(scores, labels, boxes, strict=True)]

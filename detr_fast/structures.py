@@ -116,33 +116,40 @@ class Predictions:
 
     logits: [L, B, Q, K]; for softmax models the last class is "no object".
     boxes: [L, B, Q, 4], (cx, cy, w, h) in [0, 1].
+    encoder: what the encoder of a two-stage model proposes, one for each position (L = 1, Q = S).
     """
 
     logits: Tensor
     boxes: Tensor
+    encoder: Predictions | None = None
 
     def as_dict(self, aux: bool = True) -> dict[str, Any]:
-        """The official form: `pred_logits`, `pred_boxes` and, for earlier layers, `aux_outputs`."""
+        """The official form: `pred_logits`, `pred_boxes`, for earlier layers `aux_outputs`, and
+        `enc_outputs` of a two-stage encoder."""
         layers = [{"pred_logits": c, "pred_boxes": b} for c, b in zip(self.logits, self.boxes, strict=True)]
         outputs: dict[str, Any] = dict(layers[-1])
         if aux:
             outputs["aux_outputs"] = layers[:-1]
+        if self.encoder is not None:
+            outputs["enc_outputs"] = self.encoder.as_dict(aux=False)
         return outputs
 
     @classmethod
     def from_dict(cls, outputs: Mapping[str, Any]) -> Predictions:
-        """Stacks the official form; `aux_outputs` may be absent."""
+        """Stacks the official form; `aux_outputs` and `enc_outputs` may be absent."""
         for key in ("pred_logits", "pred_boxes"):
             if key not in outputs:
                 raise ValueError(
                     f"outputs: expected the keys 'pred_logits' and 'pred_boxes'; got {sorted(outputs)}"
                 )
+        encoder = cls.from_dict(outputs["enc_outputs"]) if "enc_outputs" in outputs else None
         layers = [*outputs.get("aux_outputs", ()), outputs]
         if len(layers) == 1:
-            return cls(outputs["pred_logits"][None], outputs["pred_boxes"][None])
+            return cls(outputs["pred_logits"][None], outputs["pred_boxes"][None], encoder)
         return cls(
             torch.stack([layer["pred_logits"] for layer in layers]),
             torch.stack([layer["pred_boxes"] for layer in layers]),
+            encoder,
         )
 
     def last(self) -> Predictions:

@@ -43,6 +43,9 @@ class SetCriterion(nn.Module):
     losses: which of "labels", "boxes" and "cardinality" to compute.
     """
 
+    no_object = 1
+    """How many logits stand beside those of the classes."""
+
     def __init__(
         self,
         num_classes: int,
@@ -103,8 +106,8 @@ class SetCriterion(nn.Module):
         last: dict[str, Tensor] = {}
         if "labels" in self.losses:
             slots = matched_slots(logits.shape, targets.batch_index, query)
-            by_layer["loss_ce"] = classification_loss(
-                logits, targets.labels, slots, self.eos_coef, class_weight
+            by_layer["loss_ce"] = self._classification_loss(
+                logits, targets.labels, slots, num_boxes, class_weight
             )
             last["class_error"] = classification_error(logits[-1:], targets, query[-1:])[0]
         if "boxes" in self.losses:
@@ -129,6 +132,16 @@ class SetCriterion(nn.Module):
             raise ValueError(f"losses: expected some of {sorted(self.weight_dict)}; got {sorted(losses)}")
         return torch.stack([weight * torch.stack(terms).sum() for weight, terms in by_weight.items()]).sum()
 
+    def _classification_loss(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        slots: Tensor,
+        num_boxes: Tensor | float,
+        class_weight: Tensor | float,
+    ) -> Tensor:
+        return classification_loss(logits, labels, slots, self.eos_coef, class_weight)
+
     def _normalizers(self, sizes: Sequence[int], logits: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """Number of boxes, at least 1, and summed class weights of the joined batch, means over the ranks."""
         queries = logits.shape[2]
@@ -144,10 +157,10 @@ class SetCriterion(nn.Module):
 
     def _check(self, outputs: Predictions, targets: PackedTargets) -> None:
         logits, boxes, labels = outputs.logits, outputs.boxes, targets.labels
-        if logits.ndim != 4 or logits.shape[3] != self.num_classes + 1:
+        if logits.ndim != 4 or logits.shape[3] != self.num_classes + self.no_object:
             raise ValueError(
-                f"outputs: expected logits [L, B, Q, K + 1] with K = {self.num_classes}; "
-                f"got {list(logits.shape)}"
+                f"outputs: expected logits [L, B, Q, {'K + 1' if self.no_object else 'K'}] "
+                f"with K = {self.num_classes}; got {list(logits.shape)}"
             )
         if boxes.shape != (*logits.shape[:3], 4):
             raise ValueError(f"outputs: expected boxes {[*logits.shape[:3], 4]}; got {list(boxes.shape)}")

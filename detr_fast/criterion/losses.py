@@ -23,14 +23,32 @@ def classification_loss(
     class_weight: what to divide by, the weights' sum over the queries of the whole batch.
     A label out of range gives NaN.
     """
-    layers, queries, no_object = logits.shape[0], logits.shape[1] * logits.shape[2], logits.shape[3] - 1
-    known = (labels >= 0) & (labels < no_object)
-    wanted = labels.new_full((layers, queries + 1), no_object)
-    wanted = wanted.scatter(1, slots, labels.where(known, no_object).expand(layers, -1))[:, :-1]
+    no_object = logits.shape[3] - 1
+    wanted, known = _wanted_classes(logits, labels, slots, no_object)
     entropy = F.cross_entropy(logits.reshape(-1, no_object + 1), wanted.reshape(-1), reduction="none")
     weight = torch.where(wanted == no_object, eos_coef, 1.0).to(entropy.dtype)
-    loss = (weight * entropy.view(layers, queries)).sum(1) / class_weight
-    return loss.where(known.all(), torch.nan)
+    loss = (weight * entropy.view(wanted.shape)).sum(1) / class_weight
+    return loss.where(known, torch.nan)
+
+
+def focal_loss(
+    logits: Tensor, labels: Tensor, slots: Tensor, alpha: float, gamma: float, num_boxes: Tensor | float
+) -> Tensor:
+    """Sigmoid focal loss of every query and class (arXiv:1708.02002, eq. 5), summed, divided by `num_boxes`.
+
+    logits: [L, B, Q, K]; labels: [sumT] in [0, K); slots: as `matched_slots` gives.
+    alpha: the weight of a matched query's class; all others weigh 1 - alpha.
+    A label out of range gives NaN.
+    """
+    classes = logits.shape[3]
+    wanted, known = _wanted_classes(logits, labels, slots, classes)
+    present = wanted[..., None] == torch.arange(classes, device=logits.device)
+    logits = logits.flatten(1, 2)
+    # the logit of the right answer
+    right = torch.where(present, logits, -logits)
+    weight = torch.where(present, alpha, 1 - alpha).to(logits.dtype)
+    loss = (weight * (-right).sigmoid() ** gamma * F.softplus(-right)).sum((1, 2)) / num_boxes
+    return loss.where(known, torch.nan)
 
 
 def box_losses(
@@ -74,6 +92,15 @@ def matched_slots(shape: torch.Size, batch_index: Tensor, query: Tensor) -> Tens
     shape: of the logits, [L, B, Q, ...].
     """
     return torch.where(query >= 0, batch_index * shape[2] + query, shape[1] * shape[2])
+
+
+def _wanted_classes(logits: Tensor, labels: Tensor, slots: Tensor, unmatched: int) -> tuple[Tensor, Tensor]:
+    """The class of each query, [L, B * Q], `unmatched` for the others; whether all labels are below it."""
+    layers, queries = logits.shape[0], logits.shape[1] * logits.shape[2]
+    known = (labels >= 0) & (labels < unmatched)
+    wanted = labels.new_full((layers, queries + 1), unmatched)
+    wanted = wanted.scatter(1, slots, labels.where(known, unmatched).expand(layers, -1))[:, :-1]
+    return wanted, known.all()
 
 
 def at_queries(values: Tensor, batch_index: Tensor, query: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -51,36 +51,14 @@ class DETRConfig:
     aux_loss: bool = True
 
     def __post_init__(self) -> None:
-        for name, known in (
-            ("backbone", BACKBONES),
-            ("position_embedding", POSITION_EMBEDDINGS),
-            ("activation", ACTIVATIONS),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}: expected one of {', '.join(known)}; got {getattr(self, name)!r}")
-        least = {"enc_layers": 0}
-        for name in (
-            "hidden_dim",
-            "nheads",
-            "enc_layers",
-            "dec_layers",
-            "dim_feedforward",
-            "num_queries",
-            "num_classes",
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least.get(name, 1):
-                raise ValueError(f"{name}: expected an integer >= {least.get(name, 1)}; got {value!r}")
-        if self.hidden_dim % self.nheads:
-            raise ValueError(
-                f"hidden_dim: expected a multiple of nheads = {self.nheads}; got {self.hidden_dim}"
-            )
+        check_dimensions(
+            self,
+            {"backbone": BACKBONES, "position_embedding": POSITION_EMBEDDINGS, "activation": ACTIVATIONS},
+            ("dec_layers",),
+            ("enc_layers",),
+        )
         if self.hidden_dim % 4:
             raise ValueError(f"hidden_dim: expected a multiple of 4 for the positions; got {self.hidden_dim}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: expected 0 <= dropout < 1; got {self.dropout!r}")
-        if self.dilation and not (self.backbone in ARCHITECTURES and ARCHITECTURES[self.backbone].bottleneck):
-            raise ValueError(f"dilation: expected a backbone with bottlenecks; got {self.backbone}")
 
     @classmethod
     def from_official_args(cls, args: Any, num_classes: int = 91) -> DETRConfig:
@@ -100,15 +78,12 @@ class DETRConfig:
         differ from the defaults.
         """
         try:
-            depth = _layers(state, "backbone.0.body.layer3"), "backbone.0.body.layer1.0.conv3.weight" in state
             sizes = {
-                "backbone": next(
-                    name for name, a in ARCHITECTURES.items() if (a.depths[2], a.bottleneck) == depth
-                ),
+                "backbone": resnet_in(state),
                 "position_embedding": "learned" if "backbone.1.row_embed.weight" in state else "sine",
                 "hidden_dim": state["input_proj.weight"].shape[0],
-                "enc_layers": _layers(state, "transformer.encoder.layers"),
-                "dec_layers": _layers(state, "transformer.decoder.layers"),
+                "enc_layers": count_modules(state, "transformer.encoder.layers"),
+                "dec_layers": count_modules(state, "transformer.decoder.layers"),
                 "dim_feedforward": state["transformer.decoder.layers.0.linear2.weight"].shape[1],
                 "pre_norm": "transformer.encoder.norm.weight" in state,
                 "num_queries": state["query_embed.weight"].shape[0],
@@ -212,7 +187,42 @@ def resize_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(mask[:, None].view(torch.uint8), size=list(size))[:, 0].bool()
 
 
-def _layers(state: Mapping[str, Tensor], prefix: str) -> int:
+def check_dimensions(
+    config: Any,
+    choices: Mapping[str, Iterable[str]],
+    positive: Iterable[str] = (),
+    not_negative: Iterable[str] = (),
+) -> None:
+    """ValueError where a field that detectors share, or one of those named, is out of range."""
+    for name, known in choices.items():
+        if getattr(config, name) not in known:
+            raise ValueError(f"{name}: expected one of {', '.join(known)}; got {getattr(config, name)!r}")
+    shared = ("hidden_dim", "nheads", "dim_feedforward", "num_queries", "num_classes")
+    for names, least in (((*shared, *positive), 1), (not_negative, 0)):
+        for name in names:
+            value = getattr(config, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name}: expected an integer >= {least}; got {value!r}")
+    if config.hidden_dim % config.nheads:
+        raise ValueError(
+            f"hidden_dim: expected a multiple of nheads = {config.nheads}; got {config.hidden_dim}"
+        )
+    if not 0 <= config.dropout < 1:
+        raise ValueError(f"dropout: expected 0 <= dropout < 1; got {config.dropout!r}")
+    if config.dilation and not (
+        config.backbone in ARCHITECTURES and ARCHITECTURES[config.backbone].bottleneck
+    ):
+        raise ValueError(f"dilation: expected a backbone with bottlenecks; got {config.backbone}")
+
+
+def resnet_in(state: Mapping[str, Tensor]) -> str:
+    """Which ResNet the backbone of an official state dict is; StopIteration where none."""
+    depth = count_modules(state, "backbone.0.body.layer3")
+    bottleneck = "backbone.0.body.layer1.0.conv3.weight" in state
+    return next(n for n, a in ARCHITECTURES.items() if (a.depths[2], a.bottleneck) == (depth, bottleneck))
+
+
+def count_modules(state: Mapping[str, Tensor], prefix: str) -> int:
     """How many numbered modules stand directly under `prefix`."""
     start = len(prefix) + 1
     return len({name[start:].split(".")[0] for name in state if name.startswith(f"{prefix}.")})

@@ -16,10 +16,16 @@ class PositionEncodingSine(nn.Module):
 
     channels: of the result, a multiple of 4.
     normalize: positions run to `scale` over the valid part of each image instead of counting 1, 2, ...
+    offset: added to the counts; -0.5 makes them the centres of pixels, as in Deformable DETR.
     """
 
     def __init__(
-        self, channels: int, temperature: float = 10000.0, normalize: bool = True, scale: float = 2 * math.pi
+        self,
+        channels: int,
+        temperature: float = 10000.0,
+        normalize: bool = True,
+        scale: float = 2 * math.pi,
+        offset: float = 0.0,
     ) -> None:
         super().__init__()
         if channels <= 0 or channels % 4:
@@ -28,14 +34,18 @@ class PositionEncodingSine(nn.Module):
         self.temperature = temperature
         self.normalize = normalize
         self.scale = scale
+        self.offset = offset
 
     def forward(self, mask: Tensor) -> Tensor:
         """[B, h, w] bool, True = padding -> [B, channels, h, w] float32."""
         valid = (~mask).float()
         y, x = valid.cumsum(1), valid.cumsum(2)
+        height, width = y[:, -1:, :], x[:, :, -1:]
+        if self.offset:
+            y, x = y + self.offset, x + self.offset
         if self.normalize:
-            y = y / (y[:, -1:, :] + 1e-6) * self.scale
-            x = x / (x[:, :, -1:] + 1e-6) * self.scale
+            y = y / (height + 1e-6) * self.scale
+            x = x / (width + 1e-6) * self.scale
         exponent = torch.arange(self.channels // 4, dtype=torch.float32, device=mask.device)
         wavelength = self.temperature ** (4 * exponent / self.channels)
         angles = torch.stack((y, x), dim=1)[..., None] / wavelength

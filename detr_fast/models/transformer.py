@@ -55,7 +55,7 @@ class Layer(nn.Module):
     ) -> None:
         super().__init__()
         self.pre_norm = pre_norm
-        self.self_attn = MultiheadAttention(channels, heads, dropout)
+        self.self_attn: nn.Module = MultiheadAttention(channels, heads, dropout)
         # a gated unit halves its input
         self.linear1 = nn.Linear(channels, 2 * hidden if activation == "glu" else hidden)
         self.activation = ACTIVATIONS[activation]

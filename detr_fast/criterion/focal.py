@@ -1,0 +1,86 @@
+"""The set prediction loss of Deformable DETR (arXiv:2010.04159, section 4.2 and appendix A.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detr_fast.criterion.detection import LOSSES, SetCriterion, detection_weights
+from detr_fast.criterion.losses import focal_loss
+from detr_fast.matcher import HungarianMatcher
+from detr_fast.structures import PackedTargets, Predictions
+
+
+def focal_weights(layers: int = 6, *, two_stage: bool = False, loss_ce: float = 2.0) -> dict[str, float]:
+    """The official loss weights for `layers` decoder layers and, with two stages, the encoder's proposals."""
+    weights = detection_weights(layers, loss_ce=loss_ce)
+    if two_stage:
+        weights |= {f"{name}_enc": weight for name, weight in detection_weights(1, loss_ce=loss_ce).items()}
+    return weights
+
+
+class FocalSetCriterion(SetCriterion):
+    """`SetCriterion` with a sigmoid focal loss: K independent classes and no "no object".
+
+    The proposals of a two-stage encoder are matched and compared too, as objects of class 0, under the names
+    `loss_ce_enc`, `loss_bbox_enc`, `loss_giou_enc` and `cardinality_error_enc`. As in the official code,
+    `cardinality_error` takes the last class for "no object".
+
+    num_classes: K.
+    matcher: as in `SetCriterion`; the official one is `HungarianMatcher(2, 5, 2, class_cost="focal")`.
+    weight_dict: the weight of each named loss in `total`, such as `focal_weights()`.
+    alpha, gamma: of the focal loss.
+    losses: which of "labels", "boxes" and "cardinality" to compute.
+    """
+
+    no_object = 0
+
+    def __init__(
+        self,
+        num_classes: int,
+        matcher: HungarianMatcher,
+        weight_dict: Mapping[str, float],
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+        losses: Sequence[str] = LOSSES,
+    ) -> None:
+        super().__init__(num_classes, matcher, weight_dict, losses=losses)
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha: expected 0 <= alpha <= 1; got {alpha!r}")
+        if not gamma >= 0:
+            raise ValueError(f"gamma: expected gamma >= 0; got {gamma!r}")
+        self.alpha = alpha
+        self.gamma = gamma
+
+    def forward(
+        self,
+        outputs: Predictions | Mapping[str, Any],
+        targets: PackedTargets | Sequence[Mapping[str, Tensor]],
+        *,
+        joined_sizes: Sequence[int] | None = None,
+    ) -> dict[str, Tensor]:
+        """As `SetCriterion.forward`, with K classes; the official dict may hold `enc_outputs`."""
+        if not isinstance(outputs, Predictions):
+            outputs = Predictions.from_dict(outputs)
+        if not isinstance(targets, PackedTargets):
+            targets = PackedTargets.from_list(targets)
+        losses = super().forward(outputs, targets, joined_sizes=joined_sizes)
+        if outputs.encoder is not None:
+            objects = replace(targets, labels=torch.zeros_like(targets.labels))
+            proposed = super().forward(outputs.encoder, objects, joined_sizes=joined_sizes)
+            losses |= {f"{name}_enc": loss for name, loss in proposed.items() if name != "class_error"}
+        return losses
+
+    def _classification_loss(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        slots: Tensor,
+        num_boxes: Tensor | float,
+        class_weight: Tensor | float,
+    ) -> Tensor:
+        return focal_loss(logits, labels, slots, self.alpha, self.gamma, num_boxes)

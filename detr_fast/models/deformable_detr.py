@@ -1,0 +1,269 @@
+"""Deformable DETR: deformable transformers for end-to-end object detection (Zhu et al. 2021)."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detr_fast.checkpoints import describe
+from detr_fast.models.conv_stem import ConvStem
+from detr_fast.models.deformable_transformer import DeformableTransformer, Levels
+from detr_fast.models.detr import (
+    BACKBONES,
+    MLP,
+    check_dimensions,
+    count_modules,
+    pixels_and_mask,
+    resize_mask,
+    resnet_in,
+)
+from detr_fast.models.position_encoding import PositionEncodingSine
+from detr_fast.models.resnet import ResNet
+from detr_fast.models.transformer import ACTIVATIONS
+from detr_fast.structures import PaddedImages, Predictions
+
+GROUPS = 32  # of the norms after the input projections
+
+
+@dataclass(frozen=True)
+class DeformableDETRConfig:
+    """The sizes of a Deformable DETR; names and defaults are those of the official options.
+
+    backbone: a ResNet, or "conv_stem" for small images without pre-trained weights.
+    num_classes: the largest category id + 1; there is no class "no object".
+    num_feature_levels: 1 (the last backbone stage alone), or 3 and more: the last three stages and, for each
+        further level, a convolution of stride 2.
+    enc_n_points, dec_n_points: sampled points of each head and level.
+    with_box_refine: each decoder layer corrects the boxes of the one before it.
+    two_stage: queries come from the encoder's proposals; needs `with_box_refine`.
+    aux_loss: predictions of all decoder layers rather than of the last alone.
+    """
+
+    backbone: str = "resnet50"
+    dilation: bool = False
+    hidden_dim: int = 256
+    nheads: int = 8
+    enc_layers: int = 6
+    dec_layers: int = 6
+    dim_feedforward: int = 1024
+    dropout: float = 0.1
+    activation: str = "relu"
+    num_queries: int = 300
+    num_classes: int = 91
+    num_feature_levels: int = 4
+    enc_n_points: int = 4
+    dec_n_points: int = 4
+    with_box_refine: bool = False
+    two_stage: bool = False
+    aux_loss: bool = True
+
+    def __post_init__(self) -> None:
+        check_dimensions(
+            self,
+            {"backbone": BACKBONES, "activation": ACTIVATIONS},
+            ("enc_layers", "dec_layers", "num_feature_levels", "enc_n_points", "dec_n_points"),
+        )
+        if self.hidden_dim % GROUPS:
+            raise ValueError(
+                f"hidden_dim: expected a multiple of {GROUPS} for the norms; got {self.hidden_dim}"
+            )
+        if self.num_feature_levels == 2:
+            raise ValueError("num_feature_levels: expected 1, or at least 3; got 2")
+        if self.two_stage and not self.with_box_refine:
+            raise ValueError("two_stage: expected with_box_refine as well; got with_box_refine = False")
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor], **overrides: Any) -> DeformableDETRConfig:
+        """From the shapes of an official state dict, whose backbone is a ResNet.
+
+        They tell everything but nheads (which the numbers of points rest on), dropout, activation, dilation
+        and, with two stages, num_queries: pass those as keywords where they differ from the defaults.
+        """
+        try:
+            levels = state["transformer.level_embed"].shape[0]
+            samples = overrides.get("nheads", cls.nheads) * levels
+            points = {
+                name: state[f"transformer.{layer}_attn.attention_weights.bias"].shape[0] // samples
+                for name, layer in (
+                    ("enc_n_points", "encoder.layers.0.self"),
+                    ("dec_n_points", "decoder.layers.0.cross"),
+                )
+            }
+            two_stage = "transformer.enc_output.weight" in state
+            sizes = {
+                **points,
+                "backbone": resnet_in(state),
+                "hidden_dim": state["transformer.level_embed"].shape[1],
+                "enc_layers": count_modules(state, "transformer.encoder.layers"),
+                "dec_layers": count_modules(state, "transformer.decoder.layers"),
+                "dim_feedforward": state["transformer.decoder.layers.0.linear2.weight"].shape[1],
+                "num_queries": cls.num_queries if two_stage else state["query_embed.weight"].shape[0],
+                "num_classes": state["class_embed.0.weight"].shape[0],
+                "num_feature_levels": levels,
+                "with_box_refine": "transformer.decoder.bbox_embed.0.layers.0.weight" in state,
+                "two_stage": two_stage,
+            }
+        except (KeyError, StopIteration) as error:
+            raise ValueError(
+                "state: expected a Deformable DETR on a ResNet with the official names; "
+                f"got {describe(state)}"
+            ) from error
+        return cls(**{**sizes, **overrides})
+
+
+class DeformableDETR(nn.Module):
+    """A convolutional backbone, a deformable transformer, and for each object query class scores and a box.
+
+    Modules carry the official names, so official state dicts fit as they are, doubled names included.
+
+    backbone_weights: a torchvision ResNet file to start the backbone from.
+    """
+
+    def __init__(self, config: DeformableDETRConfig, *, backbone_weights: str | Path | None = None) -> None:
+        super().__init__()
+        self.config = config
+        channels = config.hidden_dim
+        self.transformer = DeformableTransformer(
+            channels,
+            config.nheads,
+            config.enc_layers,
+            config.dec_layers,
+            config.dim_feedforward,
+            config.dropout,
+            config.activation,
+            config.num_feature_levels,
+            config.enc_n_points,
+            config.dec_n_points,
+            config.with_box_refine,
+            config.two_stage,
+        )
+        self.class_embed, self.bbox_embed = _heads(config)
+        # refining decoders own the heads as well: official state dicts hold them under both names
+        if config.with_box_refine:
+            self.transformer.decoder.bbox_embed = self.bbox_embed
+        if config.two_stage:
+            self.transformer.decoder.class_embed = self.class_embed
+        else:
+            self.query_embed = nn.Embedding(config.num_queries, 2 * channels)
+        body = ConvStem() if config.backbone == "conv_stem" else ResNet(config.backbone, config.dilation)
+        if backbone_weights is not None:
+            if not isinstance(body, ResNet):
+                raise ValueError(f"backbone_weights: expected a ResNet backbone; got {config.backbone}")
+            body.load_torchvision(backbone_weights)
+        self.input_proj = _projections(body.channels, config)
+        # positions count from the centre of the first pixel
+        self.backbone = nn.ModuleList(
+            [nn.Sequential(OrderedDict(body=body)), PositionEncodingSine(channels, offset=-0.5)]
+        )
+
+    def forward(self, images: PaddedImages | Tensor | Sequence[Tensor]) -> Predictions:
+        """
+        images: a padded batch, a [B, 3, H, W] tensor without padding, or [3, H_b, W_b] tensors; normalised.
+
+        Returns logits [L, B, Q, K] and boxes [L, B, Q, 4], relative to each image without its padding; with
+        two stages also the encoder's proposals, one for each of the S positions, as `encoder`.
+        """
+        features, positions, levels = self.feature_levels(images)
+        memory = self.transformer.encode(features, positions, levels)
+        proposals = None
+        if self.config.two_stage:
+            class_head, box_head = self.class_embed[-1], self.bbox_embed[-1]
+            logits, raw_boxes = self.transformer.propose(memory, levels, class_head, box_head)
+            proposals = Predictions(logits[None], raw_boxes.sigmoid()[None])
+            # the encoder tells objects from background, by class 0
+            best = logits[..., 0].topk(self.config.num_queries, dim=1).indices
+            chosen = raw_boxes.gather(1, best[..., None].expand(-1, -1, 4)).detach()
+            x, position, reference = self.transformer.proposed_queries(chosen, memory.dtype)
+        else:
+            x, position, reference = self.transformer.learned_queries(self.query_embed.weight, len(memory))
+        states, boxes = self.transformer.decoder(x, position, reference, memory, levels, self.bbox_embed)
+        scores = torch.stack([head(x) for head, x in zip(self.class_embed, states, strict=False)])
+        if not self.config.aux_loss:
+            scores, boxes = scores[-1:], boxes[-1:]
+        return Predictions(scores, boxes, proposals)
+
+    def feature_levels(
+        self, images: PaddedImages | Tensor | Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor], Levels]:
+        """Projected features and position encodings [B, C, h, w] of each level, and the levels' geometry."""
+        pixels, padding = pixels_and_mask(images)
+        cnn, position_encoding = self.backbone
+        stages = cnn(pixels)
+        count = self.config.num_feature_levels
+        inputs = stages[-1:] if count == 1 else stages[-3:]
+        features = [project(x) for project, x in zip(self.input_proj, inputs, strict=False)]
+        for n in range(len(features), count):
+            features.append(self.input_proj[n](stages[-1] if n == 3 else features[-1]))
+        mask = (
+            pixels.new_zeros((len(pixels), *pixels.shape[2:]), dtype=torch.bool)
+            if padding is None
+            else padding
+        )
+        masks = [resize_mask(mask, x.shape[2:]) for x in features]
+        positions = [position_encoding(m).to(x.dtype) for m, x in zip(masks, features, strict=True)]
+        return features, positions, Levels.from_masks(masks, padded=padding is not None)
+
+
+def parameter_groups(
+    model: nn.Module, lr: float = 2e-4, lr_backbone: float = 2e-5, lr_linear_proj_mult: float = 0.1
+) -> list[dict[str, Any]]:
+    """The official learning rates, for an optimizer: the trainable parameters in three groups.
+
+    The projections that say where to sample (`sampling_offsets`, `reference_points`) learn at `lr` times
+    `lr_linear_proj_mult`, the backbone at `lr_backbone`, everything else at `lr`.
+    """
+    groups: dict[str, list[nn.Parameter]] = {"rest": [], "backbone": [], "where": []}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if name.startswith("backbone."):
+            groups["backbone"].append(parameter)
+        elif "sampling_offsets" in name or "reference_points" in name:
+            groups["where"].append(parameter)
+        else:
+            groups["rest"].append(parameter)
+    rates = {"rest": lr, "backbone": lr_backbone, "where": lr * lr_linear_proj_mult}
+    return [{"params": parameters, "lr": rates[key]} for key, parameters in groups.items()]
+
+
+def _heads(config: DeformableDETRConfig) -> tuple[nn.ModuleList, nn.ModuleList]:
+    """The class and box head of each decoder layer, and one more for the encoder's proposals.
+
+    Without refinement all layers share one. Classes start at probability 0.01 (the prior of the focal loss),
+    boxes at their reference.
+    """
+    class_head = nn.Linear(config.hidden_dim, config.num_classes)
+    nn.init.constant_(class_head.bias, -math.log(99))
+    box_head = MLP(config.hidden_dim, config.hidden_dim, 4, layers=3)
+    for parameter in box_head.layers[-1].parameters():
+        nn.init.zeros_(parameter)
+    count = config.dec_layers + config.two_stage
+    if config.with_box_refine:
+        heads = [nn.ModuleList(deepcopy(head) for _ in range(count)) for head in (class_head, box_head)]
+    else:
+        heads = [nn.ModuleList([head] * count) for head in (class_head, box_head)]
+    if not config.two_stage:
+        # a point has no size to start from: sigmoid(-2) = 0.12 of the image
+        nn.init.constant_(heads[1][0].get_parameter("layers.2.bias")[2:], -2.0)
+    return heads[0], heads[1]
+
+
+def _projections(channels: Sequence[int], config: DeformableDETRConfig) -> nn.ModuleList:
+    """Backbone stages -> C channels; further levels halve the last stage, then the level before."""
+    inputs = channels[-1:] if config.num_feature_levels == 1 else channels[-3:]
+    convolutions = [nn.Conv2d(n, config.hidden_dim, kernel_size=1) for n in inputs]
+    for n in range(len(inputs), config.num_feature_levels):
+        width = channels[-1] if n == 3 else config.hidden_dim
+        convolutions.append(nn.Conv2d(width, config.hidden_dim, kernel_size=3, stride=2, padding=1))
+    for convolution in convolutions:
+        nn.init.xavier_uniform_(convolution.weight)
+        nn.init.zeros_(convolution.get_parameter("bias"))
+    return nn.ModuleList(nn.Sequential(c, nn.GroupNorm(GROUPS, config.hidden_dim)) for c in convolutions)
