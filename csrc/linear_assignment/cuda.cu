@@ -102,8 +102,9 @@ SIMT_DEVICE void solve(const Call<Cost>& call, const Problem& problem, Costs<Cos
     write(call, problem, state, tables, block, solved);
 }
 
+// One block on a multiprocessor will do; without saying so, some compilers spill registers to fit more.
 template <class Cost, int kThreads, bool kStateInShared>
-SIMT_KERNEL(kThreads)
+SIMT_KERNEL(kThreads, 1)
 void linear_assignment_kernel(Call<Cost> call, FirstTargets first) {
     const int image = static_cast<int>(simt::block_x() % call.images);
     const int64_t layer = simt::block_x() / call.images;
