@@ -30,7 +30,12 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-PEER = "torch_ms_deform_attn"
+CLASSIC = "torch_ms_deform_attn"
+PEERS_FROM = {
+    CLASSIC: f"{CLASSIC}-*.tar.gz",
+    "torch_linear_assignment": "torch_linear_assignment-*.whl",
+    "birder": "birder-*.whl",
+}
 TIME_WAS_UP = 124  # the exit code of a command that was stopped
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 BENCHMARK_S = 150.0  # of the run, kept for it
@@ -104,6 +109,7 @@ class Run:
             PIP_DISABLE_PIP_VERSION_CHECK="1",
             DETR_FAST_SEED=self.seed,
             TRITON_CACHE_DIR=str(self.work / "triton"),
+            TORCH_EXTENSIONS_DIR=str(self.work / "extensions"),
             TORCHINDUCTOR_CACHE_DIR=str(self.work / "inductor"),
             CUDA_CACHE_PATH=str(self.work / "cuda"),
         )
@@ -200,28 +206,36 @@ def pybind11_folder() -> str:
 
 
 def peers(run: Run) -> list[Command]:
-    """torch-ms-deform-attn, compiled against the torch that is here, from a source archive."""
-    if importlib.util.find_spec(PEER) is not None:
-        raise Skip(f"{PEER} is installed already")
+    """What ours is compared with, from archives, compiled against the torch that is here."""
     folder = Path(os.environ.get("DETR_FAST_PEERS", ROOT / "wheels"))
-    archives = sorted(folder.glob(f"{PEER}-*.tar.gz"))
-    if not archives:
-        raise Skip(f"no {PEER}-*.tar.gz in {folder.name}/ (DETR_FAST_PEERS): see benchmarks/README.md")
-    capability = architecture(run)
-    environment = {
-        "FORCE_CUDA": "1",
-        "TORCH_CUDA_ARCH_LIST": f"{capability[:-1]}.{capability[-1]}",
-        "MAX_JOBS": str(os.cpu_count() or 1),
-    }
+    archives = {}
+    for module, pattern in PEERS_FROM.items():
+        found = sorted(folder.glob(pattern))
+        if found and importlib.util.find_spec(module) is None:
+            archives[module] = str(found[-1])
+    # birder's kernel is compiled when it is first used: here, not in the benchmark's time
+    with_birder = "birder" in archives or importlib.util.find_spec("birder") is not None
+    if not archives and not with_birder:
+        raise Skip(f"none to install in {folder.name}/ (DETR_FAST_PEERS): see benchmarks/README.md")
+    for lock in (run.work / "extensions").glob("*/lock"):  # of a run that was stopped
+        lock.unlink()
+    environment = {"MAX_JOBS": str(os.cpu_count() or 1)}
     if headers := library_headers(run):
         environment["CPATH"] = os.pathsep.join([*headers, *filter(None, [os.environ.get("CPATH")])])
     install = ["install", "--no-index", "--no-deps", "--no-build-isolation", "--no-cache-dir", "--upgrade"]
-    return [
-        Command(
-            [sys.executable, "-m", "pip", *install, "--target", str(run.peers), str(archives[-1])],
-            environment,
+    pip = [sys.executable, "-m", "pip", *install, "--ignore-requires-python", "--target", str(run.peers)]
+    commands = [Command([*pip, archives[m]]) for m in ("torch_linear_assignment", "birder") if m in archives]
+    if CLASSIC in archives:
+        capability = architecture(run)
+        only = {"FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": f"{capability[:-1]}.{capability[-1]}"}
+        commands.append(Command([*pip, archives[CLASSIC]], {**environment, **only}))
+    if with_birder:
+        code = (
+            "from detr_fast.benchmarking.gpu.matching_contenders import birder_operator; "
+            "import sys; sys.exit(birder_operator()[1])"
         )
-    ]
+        commands.append(Command([sys.executable, "-c", code], environment))
+    return commands
 
 
 def library_headers(run: Run) -> list[str]:

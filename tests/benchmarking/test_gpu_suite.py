@@ -130,7 +130,7 @@ def test_jobs_cover_every_case_in_both_precisions_and_forms() -> None:
 def trial(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     path = tmp_path_factory.mktemp("gpu") / "trial.json"
     lines: list[str] = []
-    returned = run_gpu_benchmarks(GpuPlan("cpu", TINY_JOBS, budget_s=0.01), path, lines.append)
+    returned = run_gpu_benchmarks(GpuPlan("cpu", TINY_JOBS, (), budget_s=0.01), path, lines.append)
     written = json.loads(path.read_text())
     assert written == json.loads(json.dumps(returned))
     assert len(lines) == len(written["rows"]) + len(written["goals"]) + 1
@@ -170,7 +170,7 @@ def test_trial_table(trial: dict[str, Any]) -> None:
 
 
 def test_time_that_is_up_leaves_rows_out() -> None:
-    rows = list(suite.Suite(GpuPlan("cpu", TINY_JOBS, deadline_s=0.0)).run())
+    rows = list(suite.Suite(GpuPlan("cpu", TINY_JOBS, (), deadline_s=0.0)).run())
     assert rows
     assert all(row["left_out"] == "time was up" for row in rows)
 
@@ -204,7 +204,7 @@ def test_wrong_and_broken_contenders_are_told_and_not_timed(monkeypatch: pytest.
     ]
     inputs = TINY.inputs(torch.Generator().manual_seed(0))
     monkeypatch.setattr(suite, "contenders", lambda job, device: chosen)
-    rows = list(suite.Suite(GpuPlan("cpu", TINY_JOBS[:1])).run())
+    rows = list(suite.Suite(GpuPlan("cpu", TINY_JOBS[:1], ())).run())
     assert [row["contender"] for row in rows] == ["broken", "broken", "wrong", "wrong", "wobbling"]
     assert rows[0]["failed"] == "RuntimeError: no kernel image"
     assert "relative error" in rows[2]["failed"]
@@ -245,9 +245,8 @@ def test_goals_are_judged_on_the_rows() -> None:
     )
     assert found["Triton / CUDA, backward, worst case"] == (None, "not measured")
     assert found["encoder B=2 forward, bf16"] == (None, "not measured")
-    assert (
-        format_goal(judge(rows)[-1])
-        == "goal not measured: Triton / CUDA, backward, worst case: at most 1.5 x"
+    assert "goal not measured: Triton / CUDA, backward, worst case: at most 1.5 x" in map(
+        format_goal, judge(rows)
     )
 
 

@@ -58,6 +58,10 @@ class WallClock:
         """Microseconds until a call returns to Python."""
         return _host_us(call, 3, lambda: None)
 
+    def step(self, call: Call, budget_s: float) -> KernelTime:
+        """Wall time of a call, which has been made before."""
+        return _step(call, budget_s, lambda: None)
+
     def works(self) -> bool:
         return True
 
@@ -104,6 +108,10 @@ class CudaClock:
         """Microseconds until a call returns to Python, the device's work left running."""
         calls = 50 if kernel_us < 500 else 5
         return _host_us(call, calls, torch.cuda.synchronize)
+
+    def step(self, call: Call, budget_s: float) -> KernelTime:
+        """Wall time of a call until the device has done its work; it has been made before."""
+        return _step(call, budget_s, torch.cuda.synchronize)
 
     def works(self) -> bool:
         """Whether the device still answers; after an illegal access it does not."""
@@ -173,6 +181,18 @@ def _host_us(call: Call, calls: int, synchronize: Callable[[], None]) -> float:
         samples.append(1e6 * (time.perf_counter() - start) / calls)
     synchronize()
     return statistics.median(samples)
+
+
+def _step(call: Call, budget_s: float, synchronize: Callable[[], None]) -> KernelTime:
+    samples: list[float] = []
+    ends = time.perf_counter() + budget_s
+    while len(samples) < 2 or (time.perf_counter() < ends and len(samples) < 100):
+        synchronize()
+        start = time.perf_counter()
+        call()
+        synchronize()
+        samples.append(1e6 * (time.perf_counter() - start))
+    return _summary(samples, WALL)
 
 
 def _summary(samples: Sequence[float], how: str, note: str = "") -> KernelTime:

@@ -7,6 +7,7 @@ from typing import Any
 
 from detr_fast.benchmarking.gpu.cases import FUSED, PLAIN
 from detr_fast.benchmarking.gpu.contenders import CLASSIC, CUDA, DETERMINISTIC, EAGER, TRITON
+from detr_fast.benchmarking.gpu.matching_goals import MATCHING_OPERATORS, matching_goals
 
 Row = dict[str, Any]
 Lookup = Callable[..., "float | None"]
@@ -15,7 +16,9 @@ MET, MISSED, NOT_MEASURED = "met", "missed", "not measured"
 
 def judge(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """[{"goal", "unit", "at_most" or "at_least", "measured" (None where a row is absent), "verdict"}]."""
-    return [_verdict(*goal) for goal in _goals(rows)]
+    attention = [row for row in rows if row.get("operator") not in MATCHING_OPERATORS]
+    matching = [row for row in rows if row.get("operator") in MATCHING_OPERATORS]
+    return [_verdict(*goal) for goal in (*_goals(attention), *matching_goals(matching))]
 
 
 def kernel_us(

@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from detr_fast.benchmarking.gpu.contenders import CLASSIC
+from detr_fast.benchmarking.gpu.contenders import CLASSIC, CUDA
 from detr_fast.benchmarking.gpu.goals import judge
 from detr_fast.benchmarking.gpu.machine import describe_gpu, read_clocks
+from detr_fast.benchmarking.gpu.matching_cases import QUICK_MATCHING_JOBS
+from detr_fast.benchmarking.gpu.matching_goals import MATCHING_OPERATORS
 from detr_fast.benchmarking.gpu.suite import SEED, GpuPlan, Row, Suite
 from detr_fast.benchmarking.machine import describe_machine
 
@@ -25,11 +27,12 @@ COLUMNS = (
     "call us",
     "classic /",
 )
+MATCHING_COLUMNS = ("case", "contender", "kernel us", "floor us", "x floor", "wall us", "/ cuda")
 
 
 def quick_gpu_plan() -> GpuPlan:
     """The weightiest cases, within 50 seconds."""
-    return GpuPlan(budget_s=0.1, checked_queries=128, deadline_s=40.0)
+    return GpuPlan(matching=QUICK_MATCHING_JOBS, budget_s=0.1, checked_queries=128, deadline_s=40.0)
 
 
 def run_gpu_benchmarks(
@@ -86,6 +89,8 @@ def format_row(row: Row) -> str:
     if reason := why_untimed(row):
         return f"{text} {reason}"
     text = f"{text} {row['kernel_us']:9.1f} us, {row['over_floor']:5.1f} x floor"
+    if "wall_us" in row:
+        return f"{text}, wall {row['wall_us']:.1f} us"
     return text if row["call_us"] is None else f"{text}, call {row['call_us']:.1f} us"
 
 
@@ -128,12 +133,13 @@ def markdown(report: dict[str, Any]) -> str:
     lines += ["", *(f"- {name} is not usable here: {reason}" for name, reason in missing.items())]
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in report["rows"]:
-        if "missing" in row:
+        if "missing" in row or row["operator"] in MATCHING_OPERATORS:
             continue
         groups.setdefault((row["case"], row["dtype"]), []).append(row)
     for (case, dtype), rows in groups.items():
         lines += ["", f"### {case}, {dtype}", "", _table_line(COLUMNS), "|---|---|---|" + "---:|" * 6]
         lines += [_table_line(_cells(row, rows)) for row in rows]
+    lines += _matching_tables(report["rows"])
     return "\n".join(lines) + "\n"
 
 
@@ -160,6 +166,40 @@ def _cells(row: Row, rows: Sequence[Row]) -> list[str]:
         f"{row['gather_us']:.1f}",
         "" if row["call_us"] is None else f"{row['call_us']:.1f}",
         "" if classic is None else f"{classic / row['kernel_us']:.2f}x",
+    ]
+
+
+def _matching_tables(rows: Sequence[Row]) -> list[str]:
+    """One table for each operator of matching."""
+    lines: list[str] = []
+    for operator in MATCHING_OPERATORS:
+        of_operator = [row for row in rows if row["operator"] == operator and "missing" not in row]
+        if of_operator:
+            lines += ["", f"### {operator}", "", _table_line(MATCHING_COLUMNS), "|---|---|" + "---:|" * 5]
+            lines += [_table_line(_matching_cells(row, of_operator)) for row in of_operator]
+    return lines
+
+
+def _matching_cells(row: Row, rows: Sequence[Row]) -> list[str]:
+    cells = [row["case"], row["contender"]]
+    if reason := why_untimed(row):
+        return [*cells, reason, "", "", "", ""]
+    ours = next(
+        (
+            r["kernel_us"]
+            for r in rows
+            if (r["case"], r["contender"]) == (row["case"], CUDA) and "kernel_us" in r
+        ),
+        None,
+    )
+    by = {"events": " (with gaps)", "wall": " (wall)"}.get(row["timed_by"], "")
+    return [
+        *cells,
+        f"{row['kernel_us']:.1f}{by}",
+        f"{row['floor_us']:.1f}",
+        f"{row['over_floor']:.1f}",
+        f"{row['wall_us']:.1f}",
+        "" if ours is None else f"{row['kernel_us'] / ours:.2f}x",
     ]
 
 

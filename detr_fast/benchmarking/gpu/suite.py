@@ -17,6 +17,8 @@ from detr_fast.benchmarking.gpu.cases import ARGUMENTS, FUSED, JOBS, Job, cast, 
 from detr_fast.benchmarking.gpu.clock import CudaClock, WallClock, make_clock
 from detr_fast.benchmarking.gpu.contenders import Contender, Function, contenders
 from detr_fast.benchmarking.gpu.floors import Touched, microseconds, touched, traffic
+from detr_fast.benchmarking.gpu.matching_cases import MATCHING_JOBS, MatchingJob
+from detr_fast.benchmarking.gpu.matching_suite import matching_rows
 
 Row = dict[str, Any]
 SEED = 0
@@ -30,6 +32,8 @@ class GpuPlan:
     """What to run and how long.
 
     device: of the run; "cpu" is a trial of the suite with the backends that serve the CPU.
+    jobs: of attention. matching: the assignment, matcher and criterion cases, which come first.
+    matching_share: of `deadline_s`; what matching leaves of it is attention's.
     budget_s: seconds of samples for one row, where the deadline allows.
     checked_queries: each result is compared with its reference for so many random queries.
     deadline_s: seconds after which no further contender begins.
@@ -37,6 +41,8 @@ class GpuPlan:
 
     device: str = "cuda"
     jobs: Sequence[Job] = JOBS
+    matching: Sequence[MatchingJob] = MATCHING_JOBS
+    matching_share: float = 0.4
     budget_s: float = 0.2
     checked_queries: int = 256
     deadline_s: float = 240.0
@@ -54,12 +60,20 @@ class Suite:
         self.rates = self.clock.copy_rates()
 
     def run(self) -> Iterator[Row]:
-        """One row for each contender and pass of each job.
+        """The rows of matching (see `matching_rows`), then one for each contender and pass of each job.
 
         Rows have case, dtype, form, pass and contender. Timed ones add kernel_us, call_us (None where
         the kernel is slow), floor_us, gather_us and how they were timed; others say why not: `missing`
         (not usable here), `failed` (its result broke the contract or it raised) or `left_out`.
         """
+        yield from matching_rows(
+            self.plan.matching,
+            self.device,
+            self.clock,
+            self.rates[0],
+            self.plan.budget_s / 4,
+            self.plan.matching_share * self.plan.deadline_s,
+        )
         reached: dict[str, Touched] = {}
         for job in self.plan.jobs:
             if reason := self._over(job):

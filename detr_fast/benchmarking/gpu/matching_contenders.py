@@ -1,0 +1,284 @@
+"""What solves the matching cases on a GPU: our backends, and what people use in their place."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from detr_fast.benchmarking import contract, official_detr
+from detr_fast.benchmarking.cases import AssignmentInputs, DetectionInputs
+from detr_fast.benchmarking.contract import Contract
+from detr_fast.benchmarking.gpu.contenders import CUDA, TRITON
+from detr_fast.benchmarking.gpu.matching_cases import MatchingJob
+from detr_fast.benchmarking.peers.peer import from_pairs, import_peer
+from detr_fast.criterion import SetCriterion, detection_weights
+from detr_fast.matcher import HungarianMatcher
+from detr_fast.ops import box_match_cost, linear_assignment, use_backend
+from detr_fast.ops.box_match_cost import OPERATOR as MATCH_COST
+from detr_fast.ops.linear_assignment import OPERATOR as ASSIGNMENT
+from detr_fast.structures import PackedTargets, Predictions
+
+Call = Callable[[], Any]
+Solver = Callable[[Tensor], Tensor]  # [problems, T, Q] costs -> query of each target [problems, T]
+
+SCIPY = "scipy on the host, copies included"
+TORCH_LINEAR_ASSIGNMENT, BIRDER = "torch-linear-assignment", "birder"
+OFFICIAL = "facebookresearch/detr"
+OUR_COSTS = "our costs, padded, "
+CONTRACTS = {
+    "linear_assignment": contract.ASSIGNMENT,
+    "matcher": contract.MATCHER,
+    "criterion": contract.CRITERION,
+}
+
+
+@dataclass(frozen=True)
+class MatchingContender:
+    """prepare: (inputs on the device) -> the call that is timed, everything constant prepared.
+
+    canonical: (result, inputs) -> the form that the contract compares, on the CPU; not timed.
+    missing: why it cannot run here, or None. waits: it needs the host, so that no graph can hold it.
+    """
+
+    name: str
+    prepare: Callable[[Any], Call]
+    canonical: Callable[[Any, Any], Any]
+    missing: str | None = None
+    waits: bool = False
+
+
+def rule(job: MatchingJob) -> Contract:
+    """What every result of a job must meet."""
+    return CONTRACTS[job.case.operator]
+
+
+def matching_contenders(job: MatchingJob, device: torch.device) -> list[MatchingContender]:
+    """Ours first, then the peers. Those that cannot run on `device` come with the reason."""
+    operator = job.case.operator
+    ours = [
+        MatchingContender(name, functools.partial(_OURS[operator], name), _CANONICAL[operator], reason)
+        for name, reason in _reasons(operator, device).items()
+    ]
+    if operator == "criterion":
+        return [*ours, MatchingContender(OFFICIAL, _official_criterion, _on_cpu, waits=True)]
+    solvers = _solvers(device)
+    if operator == "matcher":
+        padded = [
+            MatchingContender(
+                OUR_COSTS + name,
+                functools.partial(_padded_match, solve),
+                _CANONICAL[operator],
+                reason,
+                name == TORCH_LINEAR_ASSIGNMENT,
+            )
+            for name, solve, reason in solvers
+        ]
+        return [*ours, *padded, MatchingContender(OFFICIAL, _official_match, _from_layers, waits=True)]
+    batched = [
+        MatchingContender(
+            name,
+            functools.partial(_batched, solve),
+            _queries,
+            reason,
+            name == TORCH_LINEAR_ASSIGNMENT,
+        )
+        for name, solve, reason in solvers
+    ]
+    return [*ours, *batched, MatchingContender(SCIPY, _scipy, _from_pairs, waits=True)]
+
+
+def _reasons(operator: str, device: torch.device) -> dict[str, str | None]:
+    """Our backends that serve all parts of `operator`, and why cuda or triton does not."""
+    parts = (ASSIGNMENT,) if operator == "linear_assignment" else (MATCH_COST, ASSIGNMENT)
+    explained = [part.explain(device, torch.float32) for part in parts]
+    reasons = {name: next((e[name] for e in explained if e[name] is not None), None) for name in explained[0]}
+    del reasons["reference"]
+    return {name: why for name, why in reasons.items() if why is None or name in (CUDA, TRITON)}
+
+
+def _our_assignment(backend: str, inputs: AssignmentInputs) -> Call:
+    costs, sizes = inputs.target_major, inputs.sizes
+    return lambda: linear_assignment(costs, sizes, backend=backend)
+
+
+def _our_match(backend: str, inputs: DetectionInputs) -> Call:
+    matcher, targets = HungarianMatcher(1, 5, 2), PackedTargets.from_list(inputs.targets)
+
+    def call() -> Tensor:
+        with use_backend(box_match_cost=backend, linear_assignment=backend):
+            return matcher.match(inputs.predictions, targets).query
+
+    return call
+
+
+def _our_criterion(backend: str, inputs: DetectionInputs) -> Call:
+    layers, _, _, classes = inputs.predictions.logits.shape
+    criterion = SetCriterion(classes - 1, HungarianMatcher(1, 5, 2), detection_weights(layers))
+    targets, (logits, boxes) = PackedTargets.from_list(inputs.targets), _leaves(inputs)
+
+    def call() -> dict[str, Tensor]:
+        with use_backend(box_match_cost=backend, linear_assignment=backend):
+            losses = criterion(Predictions(logits, boxes), targets)
+        return contract.losses_and_gradients(losses, criterion.total(losses), logits, boxes)
+
+    return call
+
+
+def _official_match(inputs: DetectionInputs) -> Call:
+    layers = official_detr.layers_of(inputs.outputs)
+    return lambda: [official_detr.match(layer, inputs.targets) for layer in layers]
+
+
+def _official_criterion(inputs: DetectionInputs) -> Call:
+    logits, boxes = _leaves(inputs)
+
+    def call() -> dict[str, Tensor]:
+        outputs = Predictions(logits, boxes).as_dict()
+        losses = official_detr.criterion(outputs, inputs.targets, logits.shape[-1] - 1)
+        return contract.losses_and_gradients(losses, contract.weighted_total(losses), logits, boxes)
+
+    return call
+
+
+def _leaves(inputs: DetectionInputs) -> tuple[Tensor, Tensor]:
+    predictions = inputs.predictions
+    return predictions.logits.detach().requires_grad_(), predictions.boxes.detach().requires_grad_()
+
+
+def _scipy(inputs: AssignmentInputs) -> Call:
+    """Costs to the host in one copy, a problem after the other there, the queries back in one copy."""
+    costs = _as_batch(inputs)
+
+    def call() -> list[tuple[Any, Any]]:
+        pairs = [linear_sum_assignment(cost) for cost in costs.cpu().numpy()]
+        torch.cat([torch.from_numpy(query) for _, query in pairs]).to(costs.device)
+        return pairs
+
+    return call
+
+
+def _batched(solve: Solver, inputs: AssignmentInputs) -> Call:
+    costs = _as_batch(inputs)
+    return lambda: solve(costs)
+
+
+def _as_batch(inputs: AssignmentInputs) -> Tensor:
+    """[B, T, Q]: problems of one size need no padding."""
+    return inputs.target_major.view(len(inputs.sizes), inputs.sizes[0], -1)
+
+
+def _padded_match(solve: Solver, inputs: DetectionInputs) -> Call:
+    """Our costs, padded to the most targets with rows of zeros, which leave the optimum what it is."""
+    images, most = len(inputs.sizes), max(inputs.sizes)
+    slots = torch.tensor(
+        [image * most + i for image, size in enumerate(inputs.sizes) for i in range(size)],
+        device=inputs.labels.device,
+    )
+    predictions = inputs.predictions
+
+    def call() -> Tensor:
+        costs = box_match_cost(
+            predictions.logits, predictions.boxes, inputs.labels, inputs.boxes, inputs.sizes
+        )
+        padded = costs.new_zeros(len(costs), images * most, costs.shape[-1]).index_copy_(1, slots, costs)
+        query = solve(padded.view(len(costs) * images, most, -1))
+        return query.view(len(costs), -1).index_select(1, slots)
+
+    return call
+
+
+def _solvers(device: torch.device) -> list[tuple[str, Solver, str | None]]:
+    """(name, solver, why it cannot run) of the peers that solve a batch on the device."""
+    module, missing = import_peer("torch_linear_assignment")
+    if missing is None and device.type != "cuda":
+        missing = f"solves on a CUDA device, not on {device.type}"
+    birder: Any = None
+    reason: str | None = "needs a CUDA device"
+    if device.type == "cuda":
+        birder, reason = birder_operator()
+
+    def by_birder(costs: Tensor) -> Tensor:
+        query: Tensor = birder(costs)[0]
+        return query
+
+    def by_torch_linear_assignment(costs: Tensor) -> Tensor:
+        query: Tensor = module.batch_linear_assignment(costs)
+        return query
+
+    return [
+        (TORCH_LINEAR_ASSIGNMENT, by_torch_linear_assignment, missing),
+        (BIRDER, by_birder, reason),
+    ]
+
+
+@functools.cache
+def birder_operator() -> tuple[Any, str | None]:
+    """birder's CUDA solver, compiled from the package's sources as birder does, or why there is none.
+
+    The package itself is not imported: it needs a dozen others that the kernel has no use for.
+    """
+    package = importlib.util.find_spec("birder")
+    if package is None or not package.submodule_search_locations:
+        return None, "No module named 'birder'"
+    folder = Path(package.submodule_search_locations[0]) / "kernels" / "linear_assignment"
+    try:
+        from torch.utils.cpp_extension import get_default_build_root, load
+
+        build = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()) / "birder_assignment"
+        build.mkdir(parents=True, exist_ok=True)
+        if (build / "lock").exists():  # `load` would wait for it for ever
+            return None, f"is being compiled, or its compilation was stopped: {build.name}/lock"
+        load(
+            "linear_assignment",
+            [str(folder / "op.cpp"), str(folder / "linear_assignment_cuda.cu")],
+            extra_cflags=["-O3"],
+            extra_cuda_cflags=["-O3", "--restrict"],
+            build_directory=str(build),
+            with_cuda=True,
+            is_python_module=False,
+        )
+        return torch.ops.linear_assignment.batch_linear_assignment, None
+    except Exception as error:  # of a compiler, a linker or a loader
+        return None, f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+
+
+def _queries(result: Tensor, inputs: AssignmentInputs) -> Sequence[Tensor]:
+    return result.long().cpu().flatten().split(inputs.sizes)
+
+
+def _from_pairs(result: Any, inputs: AssignmentInputs) -> list[Tensor]:
+    return from_pairs(result, inputs.sizes)
+
+
+def _by_layer(result: Tensor, inputs: DetectionInputs) -> list[Tensor]:
+    return [query for layer in result.long().cpu() for query in layer.split(inputs.sizes)]
+
+
+def _from_layers(result: list[official_detr.Indices], inputs: DetectionInputs) -> list[Tensor]:
+    pairs = ([(target, query) for query, target in layer] for layer in result)
+    return [query for layer in pairs for query in from_pairs(layer, inputs.sizes)]
+
+
+def _on_cpu(result: dict[str, Tensor], inputs: DetectionInputs) -> dict[str, Tensor]:
+    return {name: tensor.cpu() for name, tensor in result.items()}
+
+
+_OURS: dict[str, Callable[[str, Any], Call]] = {
+    "linear_assignment": _our_assignment,
+    "matcher": _our_match,
+    "criterion": _our_criterion,
+}
+_CANONICAL: dict[str, Callable[[Any, Any], Any]] = {
+    "linear_assignment": _queries,
+    "matcher": _by_layer,
+    "criterion": _on_cpu,
+}
