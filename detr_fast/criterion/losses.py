@@ -46,7 +46,7 @@ def focal_loss(
     logits = logits.flatten(1, 2)
     # the logit of the right answer
     right = torch.where(present, logits, -logits)
-    weight = torch.where(present, alpha, 1 - alpha).to(logits.dtype)
+    weight = 1 - alpha + (2 * alpha - 1) * present.to(logits.dtype)
     loss = (weight * (-right).sigmoid() ** gamma * F.softplus(-right)).sum((1, 2)) / num_boxes
     return loss.where(known, torch.nan)
 

@@ -6,7 +6,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +71,30 @@ class DeformableDETRConfig:
             {"backbone": BACKBONES, "activation": ACTIVATIONS},
             ("enc_layers", "dec_layers", "num_feature_levels", "enc_n_points", "dec_n_points"),
         )
-        if self.hidden_dim % GROUPS:
+        # one channel a group would leave a map of one pixel nothing to normalise by
+        if self.hidden_dim % GROUPS or self.hidden_dim == GROUPS:
             raise ValueError(
-                f"hidden_dim: expected a multiple of {GROUPS} for the norms; got {self.hidden_dim}"
+                f"hidden_dim: expected a multiple of {GROUPS}, at least {2 * GROUPS}, for the norms; "
+                f"got {self.hidden_dim}"
             )
         if self.num_feature_levels == 2:
             raise ValueError("num_feature_levels: expected 1, or at least 3; got 2")
         if self.two_stage and not self.with_box_refine:
             raise ValueError("two_stage: expected with_box_refine as well; got with_box_refine = False")
+
+    @classmethod
+    def from_official_args(cls, args: Any, num_classes: int = 91) -> DeformableDETRConfig:
+        """From the `args` (a namespace or mapping) that official training checkpoints carry.
+
+        num_classes: not among them; 91 for COCO.
+        """
+        values = dict(args) if isinstance(args, Mapping) else vars(args)
+        if values.get("position_embedding", "sine") != "sine":
+            raise ValueError(
+                f"args: expected position_embedding 'sine'; got {values['position_embedding']!r}"
+            )
+        names = {field.name for field in fields(cls)}
+        return cls(**{"num_classes": num_classes, **{k: v for k, v in values.items() if k in names}})
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor], **overrides: Any) -> DeformableDETRConfig:
@@ -178,6 +194,11 @@ class DeformableDETR(nn.Module):
             class_head, box_head = self.class_embed[-1], self.bbox_embed[-1]
             logits, raw_boxes = self.transformer.propose(memory, levels, class_head, box_head)
             proposals = Predictions(logits[None], raw_boxes.sigmoid()[None])
+            if logits.shape[1] < self.config.num_queries:
+                raise ValueError(
+                    f"images: expected at least num_queries = {self.config.num_queries} positions to propose "
+                    f"from; got {logits.shape[1]} on the levels {levels.shapes}"
+                )
             # the encoder tells objects from background, by class 0
             best = logits[..., 0].topk(self.config.num_queries, dim=1).indices
             chosen = raw_boxes.gather(1, best[..., None].expand(-1, -1, 4)).detach()

@@ -202,14 +202,10 @@ class DeformableTransformer(nn.Module):
 
     def encode(self, features: Sequence[Tensor], positions: Sequence[Tensor], levels: Levels) -> Tensor:
         """features, positions [B, C, h, w] of each level -> memory [B, S, C]."""
-        tokens, position = (
-            torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
-            for maps in (
-                features,
-                [p + level[:, None, None] for p, level in zip(positions, self.level_embed, strict=True)],
-            )
-        )
-        return self.encoder(tokens, position, levels)
+        # positions of different levels coincide: an embedding tells the levels apart
+        by_level = zip(positions, self.level_embed, strict=True)
+        position = _tokens([p + level[:, None, None] for p, level in by_level])
+        return self.encoder(_tokens(features), position, levels)
 
     def learned_queries(self, queries: Tensor, batch: int) -> tuple[Tensor, Tensor, Tensor]:
         """[Q, 2 C], position then content -> content, position [B, Q, C] and reference points [B, Q, 2]."""
@@ -243,6 +239,11 @@ class DeformableTransformer(nn.Module):
         waves = box_waves(boxes, self.pos_trans.in_features // 4).to(dtype)
         position, content = self.pos_trans_norm(self.pos_trans(waves)).chunk(2, dim=-1)
         return content, position, boxes
+
+
+def _tokens(maps: Sequence[Tensor]) -> Tensor:
+    """[B, C, h, w] of each level -> [B, S, C]."""
+    return torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
 
 
 def box_waves(boxes: Tensor, features: int) -> Tensor:
