@@ -14,7 +14,9 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-SEED = int(os.environ.get("DETR_FAST_SEED", random.SystemRandom().randrange(2**31)))
+SEED = int(
+    os.environ.setdefault("DETR_FAST_SEED", str(random.SystemRandom().randrange(2**31)))
+)  # of all workers
 
 
 def pytest_report_header() -> str:
