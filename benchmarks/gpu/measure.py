@@ -8,6 +8,7 @@ from pathlib import Path
 
 from detr_fast.benchmarking.gpu import GpuPlan, run_gpu_benchmarks
 from detr_fast.benchmarking.gpu.contenders import CUDA, DETERMINISTIC, TRITON
+from detr_fast.benchmarking.gpu.matching_contenders import AUCTION
 
 
 def main() -> int:
@@ -18,7 +19,7 @@ def main() -> int:
     arguments = parser.parse_args()
     plan = GpuPlan(device=arguments.device, deadline_s=arguments.deadline)
     report = run_gpu_benchmarks(plan, arguments.json)
-    ours = (CUDA, TRITON, CUDA + DETERMINISTIC, TRITON + DETERMINISTIC, "native")
+    ours = (CUDA, TRITON, CUDA + AUCTION, CUDA + DETERMINISTIC, TRITON + DETERMINISTIC, "native")
     return int(any("failed" in row and row["contender"] in ours for row in report["rows"]))
 
 

@@ -25,11 +25,13 @@ from detr_fast.matcher import HungarianMatcher
 from detr_fast.ops import box_match_cost, linear_assignment, use_backend
 from detr_fast.ops.box_match_cost import OPERATOR as MATCH_COST
 from detr_fast.ops.linear_assignment import OPERATOR as ASSIGNMENT
+from detr_fast.ops.linear_assignment import Method
 from detr_fast.structures import PackedTargets, Predictions
 
 Call = Callable[[], Any]
 Solver = Callable[[Tensor], Tensor]  # [problems, T, Q] costs -> query of each target [problems, T]
 
+AUCTION = ", auction"
 SCIPY = "scipy on the host, copies included"
 TORCH_LINEAR_ASSIGNMENT, BIRDER = "torch-linear-assignment", "birder"
 OFFICIAL = "facebookresearch/detr"
@@ -71,6 +73,9 @@ def matching_contenders(job: MatchingJob, device: torch.device) -> list[Matching
     if operator == "criterion":
         return [*ours, MatchingContender(OFFICIAL, _official_criterion, _on_cpu, waits=True)]
     solvers = _solvers(device)
+    if operator == "linear_assignment" and ours[0].name == CUDA:
+        auction = functools.partial(_our_assignment, CUDA, method="auction")
+        ours.append(MatchingContender(CUDA + AUCTION, auction, _queries, ours[0].missing))
     if operator == "matcher":
         padded = [
             MatchingContender(
@@ -105,9 +110,9 @@ def _reasons(operator: str, device: torch.device) -> dict[str, str | None]:
     return {name: why for name, why in reasons.items() if why is None or name in (CUDA, TRITON)}
 
 
-def _our_assignment(backend: str, inputs: AssignmentInputs) -> Call:
+def _our_assignment(backend: str, inputs: AssignmentInputs, method: Method = "paths") -> Call:
     costs, sizes = inputs.target_major, inputs.sizes
-    return lambda: linear_assignment(costs, sizes, backend=backend)
+    return lambda: linear_assignment(costs, sizes, method=method, backend=backend)
 
 
 def _our_match(backend: str, inputs: DetectionInputs) -> Call:
