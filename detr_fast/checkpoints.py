@@ -105,14 +105,17 @@ def load_state_dict(model: nn.Module, state: Mapping[str, Tensor], *, strict: bo
     fine-tuned on other classes. Any other difference raises ValueError, naming what the state dict looks
     like; `strict=False` loads what fits.
     """
-    own = model.state_dict()
+    own = model.state_dict(keep_vars=True)
     ignored = {name for name in state if IGNORED.search(name) and name not in own}
     given = {name: tensor for name, tensor in state.items() if name not in ignored}
     different = {name for name in own.keys() & given.keys() if own[name].shape != given[name].shape}
     heads = {
         name for name in different if CLASS_HEAD.search(name) and own[name].shape[1:] == given[name].shape[1:]
     }
-    missing, unexpected = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+    # some files store a tensor that modules share under one of its names only
+    loaded = {id(own[name]) for name in own.keys() & given.keys()}
+    missing = sorted(name for name in own.keys() - given.keys() if id(own[name]) not in loaded)
+    unexpected = sorted(given.keys() - own.keys())
     if strict and (missing or unexpected or different - heads):
         raise ValueError(_explain(model, own, given, missing, unexpected, sorted(different - heads)))
     model.load_state_dict({n: t for n, t in given.items() if n not in different}, strict=False)

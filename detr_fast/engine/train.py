@@ -186,7 +186,8 @@ class Trainer:
     def _forward(self, model: nn.Module, images: PaddedImages) -> Predictions:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
             predictions = model(images)
-        return Predictions(predictions.logits.float(), predictions.boxes.float())
+        logits, boxes = predictions.logits.float(), predictions.boxes.float()
+        return dataclasses.replace(predictions, logits=logits, boxes=boxes)
 
     def _train_epoch(self) -> None:
         config, done = self.config, self.progress

@@ -164,6 +164,24 @@ def test_one_graph(config: DeformableDETRConfig, rng: torch.Generator) -> None:
     torch.testing.assert_close(compiled(batch).logits, model(batch).logits)
 
 
+def test_exports(rng: torch.Generator) -> None:
+    model, batch = make(TWO_STAGE).eval(), torch.stack(images(rng, (64, 96)))
+
+    class Detections(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            found = self.model(pixels)
+            return found.logits, found.boxes
+
+    logits, boxes = torch.export.export(Detections(), (batch,)).module()(batch)
+    expected = model(batch)
+    torch.testing.assert_close(logits, expected.logits)
+    torch.testing.assert_close(boxes, expected.boxes)
+
+
 @KINDS
 def test_nothing_is_read_back(config: DeformableDETRConfig, rng: torch.Generator) -> None:
     model = make(config)
@@ -235,6 +253,20 @@ def test_checkpoint_round_trip(config: DeformableDETRConfig, tmp_path: Path, rng
         DeformableDETRConfig.from_state_dict(
             {"transformer.decoder.layers.0.multihead_attn.a": torch.zeros(1)}
         )
+
+
+def test_shared_tensors_under_one_name() -> None:
+    """Files that store each tensor once hold either name of the heads."""
+    model = make(TWO_STAGE)
+    twins = tuple(f"transformer.decoder.{head}_embed." for head in ("bbox", "class"))
+    for left_out in (twins, ("bbox_embed.", "class_embed.")):
+        state = {name: x + 1 for name, x in model.state_dict().items() if not name.startswith(left_out)}
+        again = make(TWO_STAGE)
+        assert load_state_dict(again, state) == LoadReport()
+        assert all(torch.equal(again.state_dict()[name], x) for name, x in state.items())
+    state.pop("transformer.decoder.bbox_embed.0.layers.0.weight")
+    with pytest.raises(ValueError, match=r"missing: bbox_embed.0.layers.0.weight; transformer.decoder.bbox"):
+        load_state_dict(again, state)
 
 
 def test_fine_tuning_on_other_classes() -> None:
