@@ -139,9 +139,11 @@ def test_bench_measures_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPat
     assert [plan.device for plan in plans] == ["cuda", "cuda"]
     assert plans[1].deadline_s < 50 < plans[0].deadline_s
     assert "add --device cpu" in refused("bench", "--device", "cuda", "--threads", 2)
-    assert "expected ms_deform_attn; got matcher" in refused(
-        "bench", "--device", "cuda", "--operator", "matcher"
-    )
+    ok("bench", "--device", "cuda", "--operator", "matcher")
+    assert plans[2].jobs == ()
+    assert {job.case.operator for job in plans[2].matching} == {"matcher"}
+    assert plans[1].matching == ()
+    assert "got 'box_match_cost'" in refused("bench", "--device", "cuda", "--operator", "box_match_cost")
 
 
 def test_demo_takes_its_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

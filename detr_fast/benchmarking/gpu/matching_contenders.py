@@ -25,7 +25,6 @@ from detr_fast.matcher import HungarianMatcher
 from detr_fast.ops import box_match_cost, linear_assignment, use_backend
 from detr_fast.ops.box_match_cost import OPERATOR as MATCH_COST
 from detr_fast.ops.linear_assignment import OPERATOR as ASSIGNMENT
-from detr_fast.ops.linear_assignment import Method
 from detr_fast.structures import PackedTargets, Predictions
 
 Call = Callable[[], Any]
@@ -110,9 +109,9 @@ def _reasons(operator: str, device: torch.device) -> dict[str, str | None]:
     return {name: why for name, why in reasons.items() if why is None or name in (CUDA, TRITON)}
 
 
-def _our_assignment(backend: str, inputs: AssignmentInputs, method: Method = "paths") -> Call:
+def _our_assignment(backend: str, inputs: AssignmentInputs, **options: Any) -> Call:
     costs, sizes = inputs.target_major, inputs.sizes
-    return lambda: linear_assignment(costs, sizes, method=method, backend=backend)
+    return lambda: linear_assignment(costs, sizes, backend=backend, **options)
 
 
 def _our_match(backend: str, inputs: DetectionInputs) -> Call:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from detr_fast.benchmarking.gpu.matching_suite import matching_rows
 
 Row = dict[str, Any]
 SEED = 0
+ATTENTION = "ms_deform_attn"
 FORWARD, BACKWARD = "forward", "backward"
 COMPILE_S = 45.0  # compiling cannot be interrupted, so it begins only with so much time left
 WEIGHTY_US = 5000.0  # of a slower kernel the call time says nothing
@@ -46,6 +47,17 @@ class GpuPlan:
     budget_s: float = 0.2
     checked_queries: int = 256
     deadline_s: float = 240.0
+
+    def only(self, operators: Sequence[str]) -> GpuPlan:
+        """The cases of these operators: ms_deform_attn, linear_assignment, matcher, criterion."""
+        known = (ATTENTION, *sorted({job.case.operator for job in MATCHING_JOBS}))
+        if unknown := [name for name in operators if name not in known]:
+            raise ValueError(f"operators: on a GPU expected some of {', '.join(known)}; got {unknown[0]!r}")
+        return replace(
+            self,
+            jobs=self.jobs if ATTENTION in operators else (),
+            matching=tuple(job for job in self.matching if job.case.operator in operators),
+        )
 
 
 class Suite:
@@ -72,7 +84,7 @@ class Suite:
             self.clock,
             self.rates[0],
             self.plan.budget_s / 4,
-            self.plan.matching_share * self.plan.deadline_s,
+            self.plan.deadline_s * (self.plan.matching_share if self.plan.jobs else 1.0),
         )
         reached: dict[str, Touched] = {}
         for job in self.plan.jobs:
@@ -198,7 +210,7 @@ def _backward(output: Tensor, leaves: Sequence[Tensor], grad_output: Tensor) -> 
 
 def _key(job: Job, contender: Contender, pass_: str) -> Row:
     return {
-        "operator": "ms_deform_attn",
+        "operator": ATTENTION,
         "case": job.case.name,
         "dtype": job.precision.name,
         "form": job.form,
