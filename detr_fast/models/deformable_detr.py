@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from detr_fast.checkpoints import describe
-from detr_fast.models.conv_stem import ConvStem
 from detr_fast.models.deformable_transformer import DeformableTransformer, Levels
 from detr_fast.models.detr import (
     BACKBONES,
     MLP,
+    build_body,
     check_dimensions,
     count_modules,
     pixels_and_mask,
@@ -26,7 +26,6 @@ from detr_fast.models.detr import (
     resnet_in,
 )
 from detr_fast.models.position_encoding import PositionEncodingSine
-from detr_fast.models.resnet import ResNet
 from detr_fast.models.transformer import ACTIVATIONS
 from detr_fast.structures import PaddedImages, Predictions
 
@@ -124,7 +123,7 @@ class DeformableDETRConfig:
                 "num_queries": cls.num_queries if two_stage else state["query_embed.weight"].shape[0],
                 "num_classes": state["class_embed.0.weight"].shape[0],
                 "num_feature_levels": levels,
-                "with_box_refine": "transformer.decoder.bbox_embed.0.layers.0.weight" in state,
+                "with_box_refine": two_stage or "transformer.decoder.bbox_embed.0.layers.0.weight" in state,
                 "two_stage": two_stage,
             }
         except (KeyError, StopIteration) as error:
@@ -169,11 +168,7 @@ class DeformableDETR(nn.Module):
             self.transformer.decoder.class_embed = self.class_embed
         else:
             self.query_embed = nn.Embedding(config.num_queries, 2 * channels)
-        body = ConvStem() if config.backbone == "conv_stem" else ResNet(config.backbone, config.dilation)
-        if backbone_weights is not None:
-            if not isinstance(body, ResNet):
-                raise ValueError(f"backbone_weights: expected a ResNet backbone; got {config.backbone}")
-            body.load_torchvision(backbone_weights)
+        body = build_body(config.backbone, config.dilation, backbone_weights)
         self.input_proj = _projections(body.channels, config)
         # positions count from the centre of the first pixel
         self.backbone = nn.ModuleList(
@@ -189,23 +184,13 @@ class DeformableDETR(nn.Module):
         """
         features, positions, levels = self.feature_levels(images)
         memory = self.transformer.encode(features, positions, levels)
-        proposals = None
         if self.config.two_stage:
-            class_head, box_head = self.class_embed[-1], self.bbox_embed[-1]
-            logits, raw_boxes = self.transformer.propose(memory, levels, class_head, box_head)
-            proposals = Predictions(logits[None], raw_boxes.sigmoid()[None])
-            if logits.shape[1] < self.config.num_queries:
-                raise ValueError(
-                    f"images: expected at least num_queries = {self.config.num_queries} positions to propose "
-                    f"from; got {logits.shape[1]} on the levels {levels.shapes}"
-                )
-            # the encoder tells objects from background, by class 0
-            best = logits[..., 0].topk(self.config.num_queries, dim=1).indices
-            chosen = raw_boxes.gather(1, best[..., None].expand(-1, -1, 4)).detach()
-            x, position, reference = self.transformer.proposed_queries(chosen, memory.dtype)
+            proposals, best = self._propose(memory, levels)
+            queries = self.transformer.proposed_queries(best, memory.dtype)
         else:
-            x, position, reference = self.transformer.learned_queries(self.query_embed.weight, len(memory))
-        states, boxes = self.transformer.decoder(x, position, reference, memory, levels, self.bbox_embed)
+            proposals = None
+            queries = self.transformer.learned_queries(self.query_embed.weight, len(memory))
+        states, boxes = self.transformer.decoder(*queries, memory, levels, self.bbox_embed)
         scores = torch.stack([head(x) for head, x in zip(self.class_embed, states, strict=False)])
         if not self.config.aux_loss:
             scores, boxes = scores[-1:], boxes[-1:]
@@ -223,14 +208,27 @@ class DeformableDETR(nn.Module):
         features = [project(x) for project, x in zip(self.input_proj, inputs, strict=False)]
         for n in range(len(features), count):
             features.append(self.input_proj[n](stages[-1] if n == 3 else features[-1]))
-        mask = (
-            pixels.new_zeros((len(pixels), *pixels.shape[2:]), dtype=torch.bool)
-            if padding is None
-            else padding
-        )
-        masks = [resize_mask(mask, x.shape[2:]) for x in features]
+        if padding is None:
+            masks = [x.new_zeros((len(x), *x.shape[2:]), dtype=torch.bool) for x in features]
+        else:
+            masks = [resize_mask(padding, x.shape[2:]) for x in features]
         positions = [position_encoding(m).to(x.dtype) for m, x in zip(masks, features, strict=True)]
         return features, positions, Levels.from_masks(masks, padded=padding is not None)
+
+    def _propose(self, memory: Tensor, levels: Levels) -> tuple[Predictions, Tensor]:
+        """What the encoder proposes, and the best Q boxes before the sigmoid, constants: [B, Q, 4]."""
+        count = self.config.num_queries
+        class_head, box_head = self.class_embed[-1], self.bbox_embed[-1]
+        logits, boxes = self.transformer.propose(memory, levels, class_head, box_head)
+        if logits.shape[1] < count:
+            raise ValueError(
+                f"images: expected at least num_queries = {count} positions to propose from; "
+                f"got {logits.shape[1]} on the levels {levels.shapes}"
+            )
+        # class 0 stands for any object here
+        best = logits[..., 0].topk(count, dim=1).indices
+        best_boxes = boxes.gather(1, best[..., None].expand(-1, -1, 4)).detach()
+        return Predictions(logits[None], boxes.sigmoid()[None]), best_boxes
 
 
 def parameter_groups(

@@ -108,11 +108,7 @@ class DETR(nn.Module):
         super().__init__()
         self.config = config
         channels = config.hidden_dim
-        body = ConvStem() if config.backbone == "conv_stem" else ResNet(config.backbone, config.dilation)
-        if backbone_weights is not None:
-            if not isinstance(body, ResNet):
-                raise ValueError(f"backbone_weights: expected a ResNet backbone; got {config.backbone}")
-            body.load_torchvision(backbone_weights)
+        body = build_body(config.backbone, config.dilation, backbone_weights)
         position_encoding = POSITION_EMBEDDINGS[config.position_embedding](channels)
         self.backbone = nn.ModuleList([nn.Sequential(OrderedDict(body=body)), position_encoding])
         self.input_proj = nn.Conv2d(body.channels[-1], channels, kernel_size=1)
@@ -153,6 +149,16 @@ class DETR(nn.Module):
         # coordinates keep at least float32: bfloat16 knows 256 places between 0.5 and 1
         boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32)).sigmoid()
         return Predictions(self.class_embed(hs), boxes)
+
+
+def build_body(name: str, dilation: bool, weights: str | Path | None) -> ConvStem | ResNet:
+    """One of `BACKBONES`; `weights` is a torchvision file that a ResNet starts from."""
+    body = ConvStem() if name == "conv_stem" else ResNet(name, dilation)
+    if weights is not None:
+        if not isinstance(body, ResNet):
+            raise ValueError(f"backbone_weights: expected a ResNet backbone; got {name}")
+        body.load_torchvision(weights)
+    return body
 
 
 class MLP(nn.Module):
