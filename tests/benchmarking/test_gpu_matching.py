@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -33,18 +30,18 @@ from detr_fast.benchmarking.gpu.matching_contenders import (
     SCIPY,
     TORCH_LINEAR_ASSIGNMENT,
     MatchingContender,
-    _padded_match,
     birder_operator,
     matching_contenders,
+    padded_match,
     rule,
 )
 from detr_fast.benchmarking.gpu.matching_goals import STEP
 from detr_fast.ops import linear_assignment
 from detr_fast.ops.box_match_cost import OPERATOR as COST
 from detr_fast.ops.linear_assignment import OPERATOR as ASSIGNMENT
+from tests.benchmarking.scripts import script
 from tests.ops.simulated import simulated
 
-FOLDER = Path(__file__).parents[2] / "benchmarks" / "gpu"
 MATCHER = DetectionCase("L=2", 2, 12, (3, 5), 2, classes=5, operator="matcher")
 CRITERION = replace(MATCHER, operator="criterion", passes=(FORWARD_BACKWARD,))
 TINY = (
@@ -52,16 +49,6 @@ TINY = (
     MatchingJob(CRITERION),
     MatchingJob(AssignmentCase(9, 4, "clustered", images=3)),
 )
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"gpu_matching_{name}", FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -130,7 +117,7 @@ def test_padded_costs_give_the_optimum(rng: torch.Generator) -> None:
 
     contender = matching_contenders(TINY[0], torch.device("cpu"))[0]
     expected = rule(TINY[0]).expected(inputs, "forward")
-    rule(TINY[0]).verify(expected, contender.canonical(_padded_match(solve, inputs)(), inputs))
+    rule(TINY[0]).verify(expected, contender.canonical(padded_match(solve, inputs)(), inputs))
 
 
 def test_wrong_results_and_time_that_is_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
 import json
 import sys
 import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,20 +42,10 @@ from detr_fast.benchmarking.gpu.contenders import (
 from detr_fast.benchmarking.gpu.floors import Touched, microseconds, touched, traffic
 from detr_fast.benchmarking.gpu.goals import judge
 from detr_fast.benchmarking.gpu.report import format_goal, format_row
+from tests.benchmarking.scripts import script
 
-FOLDER = Path(__file__).parents[2] / "benchmarks" / "gpu"
 TINY = AttentionCase("encoder B=2", 2, None, ((6, 5), (3, 2)), heads=2, channels=8, points=2)
 TINY_JOBS = (Job(TINY, FP32, PLAIN), Job(TINY, BF16, FUSED), Job(TINY, ALL_BF16, PLAIN))
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"gpu_{name}", FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def one_head(locations: list[tuple[float, float]]) -> AttentionInputs:
@@ -378,4 +367,5 @@ def test_a_graph_is_replayed_or_the_row_says_why_not(fake_cuda: None) -> None:
         assert loose.note.startswith("not captured: RuntimeError: operation not permitted")
         assert gc.isenabled()
         assert clock.call(uncapturable, 10.0) > 0
+        assert clock.step(uncapturable, 0.01).how == "wall"
         assert clock.works()

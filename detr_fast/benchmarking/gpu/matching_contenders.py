@@ -65,39 +65,23 @@ def rule(job: MatchingJob) -> Contract:
 def matching_contenders(job: MatchingJob, device: torch.device) -> list[MatchingContender]:
     """Ours first, then the peers. Those that cannot run on `device` come with the reason."""
     operator = job.case.operator
+    canonical, reasons = _CANONICAL[operator], _reasons(operator, device)
     ours = [
-        MatchingContender(name, functools.partial(_OURS[operator], name), _CANONICAL[operator], reason)
-        for name, reason in _reasons(operator, device).items()
+        MatchingContender(name, functools.partial(_OURS[operator], name), canonical, reason)
+        for name, reason in reasons.items()
     ]
     if operator == "criterion":
-        return [*ours, MatchingContender(OFFICIAL, _official_criterion, _on_cpu, waits=True)]
-    solvers = _solvers(device)
-    if operator == "linear_assignment" and ours[0].name == CUDA:
-        auction = functools.partial(_our_assignment, CUDA, method="auction")
-        ours.append(MatchingContender(CUDA + AUCTION, auction, _queries, ours[0].missing))
+        return [*ours, MatchingContender(OFFICIAL, _official_criterion, canonical, waits=True)]
     if operator == "matcher":
-        padded = [
-            MatchingContender(
-                OUR_COSTS + name,
-                functools.partial(_padded_match, solve),
-                _CANONICAL[operator],
-                reason,
-                name == TORCH_LINEAR_ASSIGNMENT,
-            )
-            for name, solve, reason in solvers
-        ]
-        return [*ours, *padded, MatchingContender(OFFICIAL, _official_match, _from_layers, waits=True)]
-    batched = [
-        MatchingContender(
-            name,
-            functools.partial(_batched, solve),
-            _queries,
-            reason,
-            name == TORCH_LINEAR_ASSIGNMENT,
-        )
-        for name, solve, reason in solvers
+        solvers = _by_solvers(OUR_COSTS, padded_match, canonical, device)
+        return [*ours, *solvers, MatchingContender(OFFICIAL, _official_match, _from_layers, waits=True)]
+    by_auction = functools.partial(_our_assignment, CUDA, method="auction")
+    return [
+        *ours,
+        MatchingContender(CUDA + AUCTION, by_auction, canonical, reasons[CUDA]),
+        *_by_solvers("", _batched, canonical, device),
+        MatchingContender(SCIPY, _scipy, _from_pairs, waits=True),
     ]
-    return [*ours, *batched, MatchingContender(SCIPY, _scipy, _from_pairs, waits=True)]
 
 
 def _reasons(operator: str, device: torch.device) -> dict[str, str | None]:
@@ -180,7 +164,7 @@ def _as_batch(inputs: AssignmentInputs) -> Tensor:
     return inputs.target_major.view(len(inputs.sizes), inputs.sizes[0], -1)
 
 
-def _padded_match(solve: Solver, inputs: DetectionInputs) -> Call:
+def padded_match(solve: Solver, inputs: DetectionInputs) -> Call:
     """Our costs, padded to the most targets with rows of zeros, which leave the optimum what it is."""
     images, most = len(inputs.sizes), max(inputs.sizes)
     slots = torch.tensor(
@@ -200,15 +184,20 @@ def _padded_match(solve: Solver, inputs: DetectionInputs) -> Call:
     return call
 
 
-def _solvers(device: torch.device) -> list[tuple[str, Solver, str | None]]:
-    """(name, solver, why it cannot run) of the peers that solve a batch on the device."""
+def _by_solvers(
+    prefix: str,
+    prepare: Callable[[Solver, Any], Call],
+    canonical: Callable[[Any, Any], Any],
+    device: torch.device,
+) -> list[MatchingContender]:
+    """The peers that solve a batch on the device, each in what `prepare` makes of its solver."""
     module, missing = import_peer("torch_linear_assignment")
-    if missing is None and device.type != "cuda":
-        missing = f"solves on a CUDA device, not on {device.type}"
     birder: Any = None
     reason: str | None = "needs a CUDA device"
     if device.type == "cuda":
         birder, reason = birder_operator()
+    else:
+        missing = missing or "needs a CUDA device"
 
     def by_birder(costs: Tensor) -> Tensor:
         query: Tensor = birder(costs)[0]
@@ -219,8 +208,14 @@ def _solvers(device: torch.device) -> list[tuple[str, Solver, str | None]]:
         return query
 
     return [
-        (TORCH_LINEAR_ASSIGNMENT, by_torch_linear_assignment, missing),
-        (BIRDER, by_birder, reason),
+        MatchingContender(
+            prefix + TORCH_LINEAR_ASSIGNMENT,
+            functools.partial(prepare, by_torch_linear_assignment),
+            canonical,
+            missing,
+            waits=True,
+        ),
+        MatchingContender(prefix + BIRDER, functools.partial(prepare, by_birder), canonical, reason),
     ]
 
 
