@@ -135,13 +135,13 @@ inline void bind_linear_assignment_gpu(pybind11::module_& m) {
           });
     m.def(
         "linear_assignment_cuda",
-        [=](int device, uintptr_t stream, uintptr_t costs, bool is_double, std::array<int64_t, 3> strides,
-            int64_t layers, int64_t queries, const Sizes& sizes, int64_t shared_bytes, uintptr_t query,
-            uintptr_t status, uintptr_t workspace) {
+        [=](int device, uintptr_t stream, uintptr_t costs, bool is_double, bool by_auction,
+            std::array<int64_t, 3> strides, int64_t layers, int64_t queries, const Sizes& sizes,
+            int64_t shared_bytes, uintptr_t query, uintptr_t status, uintptr_t workspace) {
             const Sizes first = first_targets_of(sizes);
-            linear_assignment_cuda({reinterpret_cast<const void*>(costs), is_double, strides[0], strides[1],
-                                    strides[2], layers, static_cast<int64_t>(sizes.size()), queries,
-                                    first.data(), reinterpret_cast<int64_t*>(query),
+            linear_assignment_cuda({reinterpret_cast<const void*>(costs), is_double, by_auction, strides[0],
+                                    strides[1], strides[2], layers, static_cast<int64_t>(sizes.size()),
+                                    queries, first.data(), reinterpret_cast<int64_t*>(query),
                                     reinterpret_cast<int32_t*>(status), reinterpret_cast<void*>(workspace),
                                     shared_bytes, device, reinterpret_cast<void*>(stream)});
         },

@@ -6,6 +6,7 @@
 #include "common/first_targets.h"
 #include "common/simt.h"
 #include "linear_assignment/cuda.h"
+#include "linear_assignment/gpu_auction.h"
 #include "linear_assignment/gpu_bid.h"
 #include "linear_assignment/gpu_paths.h"
 
@@ -61,7 +62,7 @@ SIMT_DEVICE void write(const Call<Cost>& call, const Problem& problem, const Sta
             static_cast<int32_t>(solved ? AssignmentStatus::solved : AssignmentStatus::infeasible);
 }
 
-template <int kThreads, class Cost, class State>
+template <int kThreads, bool kAuction, class Cost, class State>
 SIMT_DEVICE void solve(const Call<Cost>& call, const Problem& problem, Costs<Cost>& costs,
                        const State& state) {
     SIMT_SHARED(double, least_values, 2 * kThreads / 32);
@@ -73,22 +74,14 @@ SIMT_DEVICE void solve(const Call<Cost>& call, const Problem& problem, Costs<Cos
                               call.of_columns + (of_columns + call.most_columns),
                               call.cores + problem.first_target * call.most_rows};
     prepare(costs, state, tables, block);
-    int slots = 0;
-    for (int round = 0;; ++round) {
-        for (int i = block.rank(); i < costs.rows; i += block.size()) {
-            const int column = state.wanted(i);
-            if (column != kNone) simt::atomic_min(&tables.bidder[column], i);
-        }
+    if constexpr (kAuction) {
+        if (auction(costs, state, tables, block)) return write(call, problem, state, tables, block, true);
         block.sync();
-        if (simt::warp() == 0) slots = settle(costs.rows, slots, state, tables);
-        block.sync();
-        bool waiting = false;
-        for (int i = block.rank(); i < costs.rows; i += block.size()) waiting |= state.slot(i) == kNone;
-        if (!simt::sync_block_or(waiting)) return write(call, problem, state, tables, block, true);
-        if (round == kBiddingRounds) break;
-        bid(costs, state, tables);
-        block.sync();
+        prepare(costs, state, tables, block);
     }
+    int slots;
+    if (hold_auction(costs, state, tables, block, kBiddingRounds, 0, slots))
+        return write(call, problem, state, tables, block, true);
     if (costs.rows <= kRowsOfOneWarp) {
         if (simt::warp() != 0) return;
         WarpTeam warp;
@@ -103,7 +96,7 @@ SIMT_DEVICE void solve(const Call<Cost>& call, const Problem& problem, Costs<Cos
 }
 
 // One block on a multiprocessor will do; without saying so, some compilers spill registers to fit more.
-template <class Cost, int kThreads, bool kStateInShared>
+template <class Cost, int kThreads, bool kStateInShared, bool kAuction>
 SIMT_KERNEL(kThreads, 1)
 void linear_assignment_kernel(Call<Cost> call, FirstTargets first) {
     const int image = static_cast<int>(simt::block_x() % call.images);
@@ -128,13 +121,13 @@ void linear_assignment_kernel(Call<Cost> call, FirstTargets first) {
         SIMT_DYNAMIC_SHARED(double, doubles);
         SIMT_DYNAMIC_SHARED(int, ints);
         using Shared = State<simt::Shared<double>, simt::Shared<int>>;
-        solve<kThreads>(call, problem, costs,
-                        Shared{doubles, ints + 2 * Shared::kDoubles * costs.rows, costs.rows});
+        solve<kThreads, kAuction>(call, problem, costs,
+                                  Shared{doubles, ints + 2 * Shared::kDoubles * costs.rows, costs.rows});
     } else {
         using Far = State<simt::Global<double>, simt::Global<int>>;
-        solve<kThreads>(call, problem, costs,
-                        Far{call.doubles + problem.first_target * Far::kDoubles,
-                            call.ints + problem.first_target * Far::kInts, costs.rows});
+        solve<kThreads, kAuction>(call, problem, costs,
+                                  Far{call.doubles + problem.first_target * Far::kDoubles,
+                                      call.ints + problem.first_target * Far::kInts, costs.rows});
     }
 }
 
@@ -163,7 +156,7 @@ struct Plan {
     }
 };
 
-template <class Cost>
+template <class Cost, bool kAuction>
 void launch(const AssignmentCudaBatch& batch) {
     const Plan plan(batch);
     double* const doubles = static_cast<double*>(batch.workspace);
@@ -173,9 +166,9 @@ void launch(const AssignmentCudaBatch& batch) {
     const int64_t reach = (batch.layers - 1) * batch.layer_stride + (plan.targets - 1) * batch.target_stride +
                           (batch.queries - 1) * batch.query_stride + 1;
     const bool few = !plan.shared_bytes || plan.most_rows <= kRowsOfOneWarp;
-    const auto kernel = !plan.shared_bytes ? linear_assignment_kernel<Cost, kFewThreads, false>
-                        : few              ? linear_assignment_kernel<Cost, kFewThreads, true>
-                                           : linear_assignment_kernel<Cost, kManyThreads, true>;
+    const auto kernel = !plan.shared_bytes ? linear_assignment_kernel<Cost, kFewThreads, false, kAuction>
+                        : few              ? linear_assignment_kernel<Cost, kFewThreads, true, kAuction>
+                                           : linear_assignment_kernel<Cost, kManyThreads, true, kAuction>;
     const simt::UseDevice device(batch.device);
     for (int64_t image = 0; image < batch.images; image += kMostImages) {
         const int64_t images = std::min<int64_t>(batch.images - image, kMostImages);
@@ -211,10 +204,11 @@ int64_t linear_assignment_cuda_workspace(const AssignmentCudaBatch& batch) {
 
 void linear_assignment_cuda(const AssignmentCudaBatch& batch) {
     if (batch.layers * batch.images == 0) return;
+    using namespace linear_assignment_gpu;
     if (batch.is_double)
-        linear_assignment_gpu::launch<double>(batch);
+        batch.by_auction ? launch<double, true>(batch) : launch<double, false>(batch);
     else
-        linear_assignment_gpu::launch<float>(batch);
+        batch.by_auction ? launch<float, true>(batch) : launch<float, false>(batch);
 }
 
 }  // namespace detr_fast

@@ -11,6 +11,7 @@ namespace detr_fast {
 struct AssignmentCudaBatch {
     const void* costs;  // [layers, targets of all images, queries], float or double
     bool is_double;
+    bool by_auction;                                    // tries gpu_auction.h first
     int64_t layer_stride, target_stride, query_stride;  // in elements
     int64_t layers, images, queries;
     const int64_t* first;  // on the host, [images + 1]: image b has targets first[b] .. first[b + 1] - 1

@@ -118,25 +118,37 @@ SIMT_DEVICE void prepare(Costs<Cost>& costs, const State& state, const Tables<Co
     simt::sync_block();
 }
 
-// Rows without a column bid at present prices.
+// v of a column, whether it has a slot or not.
 template <class Cost, class State>
-SIMT_DEVICE void bid(const Costs<Cost>& costs, const State& state, const Tables<Cost>& tables) {
+SIMT_DEVICE double v_of(const State& state, const Tables<Cost>& tables, int column) {
+    const int slot = tables.slot_of[column];
+    return slot == kNone ? 0.0 : static_cast<double>(state.v(slot));
+}
+
+// A row's two cheapest columns at present prices, by a warp.
+template <class Cost, class State>
+SIMT_DEVICE TwoLeast cheapest_at_prices(const Costs<Cost>& costs, const State& state,
+                                        const Tables<Cost>& tables, int row) {
+    return two_least_of_warp(two_least(costs, row, simt::lane(), 32, [&](Cost raw, int j) {
+        return costs.value(raw) - v_of(state, tables, j);
+    }));
+}
+
+// Rows without a column bid at present prices, and `epsilon` more than their column is worth to them.
+template <class Cost, class State>
+SIMT_DEVICE void bid(const Costs<Cost>& costs, const State& state, const Tables<Cost>& tables,
+                     double epsilon = 0) {
     const int warps = simt::block_threads() / 32;
     for (int i = simt::warp(); i < costs.rows; i += warps) {
         if (state.slot(i) != kNone) continue;
-        const auto v_of = [&](int column) {
-            const int slot = tables.slot_of[column];
-            return slot == kNone ? 0.0 : static_cast<double>(state.v(slot));
-        };
-        const TwoLeast cheapest = two_least_of_warp(two_least(
-            costs, i, simt::lane(), 32, [&](Cost raw, int j) { return costs.value(raw) - v_of(j); }));
+        const TwoLeast cheapest = cheapest_at_prices(costs, state, tables, i);
         if (simt::lane() != 0) continue;
         const int column = cheapest.first.at;
-        const double gain = cheapest.second - cheapest.first.value;
+        const double raise = cheapest.second - cheapest.first.value + epsilon;
         // a tie for an owned column would go back and forth
-        const bool bids = cheapest.second < kInf && (gain > 0 || tables.slot_of[column] == kNone);
+        const bool bids = cheapest.second < kInf && (raise > 0 || tables.slot_of[column] == kNone);
         state.wanted(i) = bids ? column : kNone;
-        if (bids) state.offer(i) = v_of(column) - gain;
+        if (bids) state.offer(i) = v_of(state, tables, column) - raise;
     }
 }
 
@@ -171,6 +183,29 @@ SIMT_DEVICE int settle(int rows, int slots, const State& state, const Tables<Cos
         simt::sync_warp();
     }
     return slots;
+}
+
+// Rounds of bidding after `prepare`, by a block: the first with the offers made there, then at most `rounds`.
+// Whether every row has a column in the end; `slots` is how many have, to the first warp alone.
+template <class Cost, class State, class Team>
+SIMT_DEVICE bool hold_auction(const Costs<Cost>& costs, const State& state, const Tables<Cost>& tables,
+                              Team& team, int rounds, double epsilon, int& slots) {
+    slots = 0;
+    for (int round = 0;; ++round) {
+        for (int i = team.rank(); i < costs.rows; i += team.size()) {
+            const int column = state.wanted(i);
+            if (column != kNone) simt::atomic_min(&tables.bidder[column], i);
+        }
+        team.sync();
+        if (simt::warp() == 0) slots = settle(costs.rows, slots, state, tables);
+        team.sync();
+        bool waiting = false;
+        for (int i = team.rank(); i < costs.rows; i += team.size()) waiting |= state.slot(i) == kNone;
+        if (!simt::sync_block_or(waiting)) return true;
+        if (round == rounds) return false;
+        bid(costs, state, tables, epsilon);
+        team.sync();
+    }
 }
 
 }  // namespace linear_assignment_gpu

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from detr_fast.ops import linear_assignment
+from detr_fast.ops.linear_assignment import OPERATOR
 from detr_fast.ops.linear_assignment.cuda import Cuda
 from detr_fast.ops.linear_assignment.reference import finite_penalties
 from tests.conftest import SEED
+from tests.ops.simulated import simulated
 from tests.ops.stress_linear_assignment import KINDS, batch, mismatches
 from tests.ops.test_linear_assignment import optimality_gap
 from tests.simt.build import simt_module
@@ -28,8 +30,10 @@ def _poisoned() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-def solve(costs: Tensor, sizes: list[int], shared_bytes: int = NEAR) -> tuple[Tensor, Tensor]:
-    query, status = Cuda(simt_module, shared_bytes).solve(costs, sizes, False)
+def solve(
+    costs: Tensor, sizes: list[int], shared_bytes: int = NEAR, by_auction: bool = False
+) -> tuple[Tensor, Tensor]:
+    query, status = Cuda(simt_module, shared_bytes).solve(costs, sizes, False, by_auction)
     assert status is not None
     return query, status
 
@@ -121,3 +125,43 @@ def test_host_more_images_than_one_launch_takes(rng: torch.Generator) -> None:
     query, status = solve(costs, sizes)
     assert torch.equal(query, linear_assignment(costs, sizes, backend="native"))
     assert not status.any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_host_auction_totals_equal_scipy(kind: str) -> None:
+    rng = np.random.default_rng(SEED)
+    for largest, shared_bytes in ((3, NEAR), (8, FAR), (12, NEAR)):
+        costs, sizes = batch(rng, kind, largest)
+        assert list(mismatches(costs, sizes, lambda c, s, m=shared_bytes: solve(c, s, m, True))) == []
+
+
+@pytest.mark.parametrize("kind", ["uniform", "clustered", "integers", "normal"])
+def test_host_auction_dual_certificate_proves_optimality(kind: str) -> None:
+    rng = np.random.default_rng(SEED)
+    for targets, queries in [(1, 2), (7, 40), (20, 20), (30, 34)]:
+        costs = torch.from_numpy(KINDS[kind](rng, (1, targets, queries)))
+        query, status = solve(costs, [targets], by_auction=True)
+        assert not status.any()
+        bound = 1e-11 * float(costs.abs().max()) * targets**2
+        assert abs(optimality_gap(costs[0].numpy(), query[0].numpy())) <= bound
+
+
+def test_host_auction_order_of_blocks_and_threads_does_not_matter(rng: torch.Generator) -> None:
+    costs = torch.rand(2, 30, 20, generator=rng)
+    answers = []
+    for seed in range(3):
+        simt_module().set_seed(seed)
+        answers.append(solve(costs, [4, 18, 8], by_auction=True)[0])
+    assert all(torch.equal(answer, answers[0]) for answer in answers)
+
+
+def test_auction_is_in_one_backend_only(rng: torch.Generator) -> None:
+    costs = torch.rand(3, 5, generator=rng)
+    with simulated(OPERATOR, "host") as backend:
+        query = linear_assignment(costs, [3], method="auction", backend=backend)
+    assert torch.equal(query, linear_assignment(costs, [3], backend="reference"))
+    for other in ("native", "reference", None):
+        with pytest.raises(ValueError, match='method: "auction" is in the "cuda" backend only'):
+            linear_assignment(costs, [3], method="auction", backend=other)
+    with pytest.raises(ValueError, match="method: expected 'paths' or 'auction'; got 'hungarian'"):
+        linear_assignment(costs, [3], method="hungarian")  # type: ignore[call-overload]

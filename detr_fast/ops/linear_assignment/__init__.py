@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ def _needs_cpu(device: torch.device, dtype: torch.dtype) -> str | None:
     return native.why_not()
 
 
+Method = Literal["paths", "auction"]
+
 OPERATOR = Operator(
     "linear_assignment",
     Backend("cuda", cuda.BACKEND, cuda.BACKEND.why_not),
@@ -45,6 +47,7 @@ def linear_assignment(
     *,
     maximize: bool = False,
     return_status: Literal[False] = False,
+    method: Method = "paths",
     backend: str | None = None,
 ) -> Tensor: ...
 @overload
@@ -54,15 +57,26 @@ def linear_assignment(
     *,
     maximize: bool = False,
     return_status: Literal[True],
+    method: Method = "paths",
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]: ...
 @overload
 def linear_assignment(
-    costs: Tensor, sizes: None = None, *, maximize: bool = False, backend: str | None = None
+    costs: Tensor,
+    sizes: None = None,
+    *,
+    maximize: bool = False,
+    method: Method = "paths",
+    backend: str | None = None,
 ) -> tuple[Tensor, Tensor]: ...
 @overload
 def linear_assignment(
-    costs: ArrayLike, sizes: None = None, *, maximize: bool = False, backend: str | None = None
+    costs: ArrayLike,
+    sizes: None = None,
+    *,
+    maximize: bool = False,
+    method: Method = "paths",
+    backend: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]: ...
 def linear_assignment(
     costs: Any,
@@ -70,6 +84,7 @@ def linear_assignment(
     *,
     maximize: bool = False,
     return_status: bool = False,
+    method: Method = "paths",
     backend: str | None = None,
 ) -> Any:
     """Gives every target a query of its own so that the costs add up to the least possible total.
@@ -99,6 +114,12 @@ def linear_assignment(
         maximize: looks for the largest total instead.
         return_status: also returns a status for each problem instead of raising where one has no
             finite solution.
+        method: "paths" is the algorithm named above. "auction" is there to be compared with it, in the
+            "cuda" backend alone: an auction with epsilon > 0, whose matching is returned if a dual
+            certificate proves it optimal; every other problem is solved by "paths". As exact, and no
+            faster by count of steps: where bids settle everything, "paths" does the same without a
+            certificate, and where predictions are nearly alike the auction gives up after 256 rounds
+            that "paths" does without (counts in benchmarks/README.md).
         backend: pins a backend. "cuda" does not wait for the device, so it never raises for an
             infeasible problem: its targets get -1, and the status tells. "reference" copies tensors on
             a GPU to the host and back.
@@ -109,13 +130,16 @@ def linear_assignment(
         int32 [..., B]: 0 = solved, 1 = infeasible (too many +inf).
 
     Raises:
-        ValueError: a wrong shape; an infeasible problem where `return_status` is False (not from "cuda").
+        ValueError: a wrong shape; an unknown method, or one that the backend lacks; an infeasible problem
+            where `return_status` is False (not from "cuda").
         TypeError: a wrong dtype, or sizes that are not ints.
     """
+    if method not in get_args(Method):
+        raise ValueError(f"method: expected 'paths' or 'auction'; got {method!r}")
     if sizes is None:
         if return_status:
             raise ValueError("return_status: needs sizes; one matrix raises where it is infeasible")
-        return _one_matrix(costs, maximize, backend)
+        return _one_matrix(costs, maximize, method, backend)
     if not isinstance(costs, Tensor):
         raise TypeError(f"costs: expected a tensor [..., sumT, Q] with sizes; got {type(costs).__name__}")
     if not costs.is_floating_point():
@@ -137,30 +161,41 @@ def linear_assignment(
     if maximize:
         costs = -costs
     if torch.compiler.is_compiling() or type(costs) not in (Tensor, Parameter):
-        query, status = _custom_op(costs, sizes, not return_status, backend)
+        query, status = _custom_op(costs, sizes, not return_status, backend, method)
     else:
-        query, status = OPERATOR.select(costs.device, costs.dtype, backend).solve(
-            costs, sizes, not return_status
-        )
+        query, status = _solve(costs, sizes, not return_status, backend, method)
     return (query, status) if return_status else query
+
+
+def _solve(
+    costs: Tensor, sizes: Sequence[int], check: bool, backend: str | None, method: str
+) -> tuple[Tensor, Tensor | None]:
+    solver = OPERATOR.select(costs.device, costs.dtype, backend)
+    if method == "paths":
+        return solver.solve(costs, sizes, check)
+    if not isinstance(solver, cuda.Cuda):
+        raise ValueError('method: "auction" is in the "cuda" backend only; this call uses another')
+    return solver.solve(costs, sizes, check, by_auction=True)
 
 
 @torch.library.custom_op("detr_fast::linear_assignment", mutates_args=())
 def _custom_op(
-    costs: Tensor, sizes: Sequence[int], check: bool, backend: str | None
+    costs: Tensor, sizes: Sequence[int], check: bool, backend: str | None, method: str = "paths"
 ) -> tuple[Tensor, Tensor]:
     """As `linear_assignment`; with `check` an infeasible problem raises and the status is empty."""
-    query, status = OPERATOR.select(costs.device, costs.dtype, backend).solve(costs, sizes, check)
+    query, status = _solve(costs, sizes, check, backend, method)
     return query, costs.new_empty(0, dtype=torch.int32) if status is None else status
 
 
 @_custom_op.register_fake
-def _(costs: Tensor, sizes: Sequence[int], check: bool, backend: str | None) -> tuple[Tensor, Tensor]:
+def _(
+    costs: Tensor, sizes: Sequence[int], check: bool, backend: str | None, method: str = "paths"
+) -> tuple[Tensor, Tensor]:
     query = costs.new_empty(costs.shape[:-1], dtype=torch.int64)
     return query, costs.new_empty(0 if check else (*costs.shape[:-2], len(sizes)), dtype=torch.int32)
 
 
-def _one_matrix(matrix: Any, maximize: bool, backend: str | None) -> tuple[Any, Any]:
+def _one_matrix(matrix: Any, maximize: bool, method: Method, backend: str | None) -> tuple[Any, Any]:
     """`scipy.optimize.linear_sum_assignment`, its errors included."""
     costs = matrix.detach() if isinstance(matrix, Tensor) else _to_tensor(np.asarray(matrix))
     if costs.ndim != 2:
@@ -174,7 +209,9 @@ def _one_matrix(matrix: Any, maximize: bool, backend: str | None) -> tuple[Any, 
     # written so that NaN fails it too
     if costs.numel() and not costs.min() > -torch.inf:
         raise ValueError("matrix contains invalid numeric entries")
-    query, status = linear_assignment(costs, [costs.shape[0]], return_status=True, backend=backend)
+    query, status = linear_assignment(
+        costs, [costs.shape[0]], return_status=True, method=method, backend=backend
+    )
     if status:
         raise ValueError("cost matrix is infeasible")
     rows = torch.nonzero(query >= 0).flatten()

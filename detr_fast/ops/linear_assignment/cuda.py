@@ -40,10 +40,13 @@ class Cuda:
             return f"runs on a CUDA device, not on {device.type}"
         return extension.why_not_cuda(device)
 
-    def solve(self, costs: Tensor, sizes: Sequence[int], check: bool) -> tuple[Tensor, Tensor | None]:
+    def solve(
+        self, costs: Tensor, sizes: Sequence[int], check: bool, by_auction: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """costs [..., sumT, Q] float32 or float64 -> query [..., sumT] int64, status [..., B] int32 or None.
 
         `check` raises nothing, for that would wait for the device: an infeasible problem has -1 everywhere.
+        `by_auction` has an auction solve what it can (csrc/linear_assignment/gpu_auction.h).
         """
         *leading, targets, queries = costs.shape
         query = costs.new_empty(costs.shape[:-1], dtype=torch.int64)
@@ -67,6 +70,7 @@ class Cuda:
                 *device_and_stream(costs),
                 costs.data_ptr(),
                 is_double,
+                by_auction,
                 costs.stride(),
                 costs.shape[0],
                 queries,
