@@ -14,6 +14,7 @@ from torch import Tensor
 from detr_fast.checkpoints import LoadReport, load_state_dict
 from detr_fast.criterion import FocalSetCriterion
 from detr_fast.models import DeformableDETR, DeformableDETRConfig
+from detr_fast.models.detr import resnet_in
 from detr_fast.postprocess import postprocess_focal
 from detr_fast.structures import PackedTargets, PaddedImages, Predictions
 from tests.golden import case as golden
@@ -37,9 +38,10 @@ def model_of(name: str) -> DeformableDETR:
     case = golden.load(name)
     # the cases describe the backbone and dropout in words
     names = {field.name for field in fields(DeformableDETRConfig)} - {"backbone", "dropout"}
-    config = DeformableDETRConfig(**{key: value for key, value in case.config.items() if key in names})
-    model = DeformableDETR(config).eval()
-    assert load_state_dict(model, case.state_dict()) == LoadReport()
+    settings = {key: value for key, value in case.config.items() if key in names}
+    state = case.state_dict()
+    model = DeformableDETR(DeformableDETRConfig(backbone=resnet_in(state), **settings)).eval()
+    assert load_state_dict(model, state) == LoadReport()
     return model
 
 
@@ -193,6 +195,10 @@ def test_state_dict_goes_back(name: str, group: str) -> None:
 def test_config_from_state_dict(name: str, group: str) -> None:
     config = model_of(name).config
     guessed = DeformableDETRConfig.from_state_dict(
-        golden.load(name).state_dict(), nheads=config.nheads, num_queries=config.num_queries
+        golden.load(name).state_dict(),
+        **{
+            field: getattr(config, field)
+            for field in ("nheads", "num_queries", "activation", "dilation", "aux_loss")
+        },
     )
     assert guessed == config
