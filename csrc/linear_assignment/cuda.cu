@@ -24,6 +24,7 @@ struct Call {
     int64_t targets, all_images;  // of a layer
     int images, first_image;      // of this launch
     int queries, most_rows, most_columns;
+    bool by_auction;
     simt::Global<int64_t> query;
     simt::Global<int32_t> status;
     simt::Global<Cost> cores;      // [layers, targets, most_rows]
@@ -62,7 +63,7 @@ SIMT_DEVICE void write(const Call<Cost>& call, const Problem& problem, const Sta
             static_cast<int32_t>(solved ? AssignmentStatus::solved : AssignmentStatus::infeasible);
 }
 
-template <int kThreads, bool kAuction, class Cost, class State>
+template <int kThreads, class Cost, class State>
 SIMT_DEVICE void solve(const Call<Cost>& call, const Problem& problem, Costs<Cost>& costs,
                        const State& state) {
     SIMT_SHARED(double, least_values, 2 * kThreads / 32);
@@ -73,15 +74,18 @@ SIMT_DEVICE void solve(const Call<Cost>& call, const Problem& problem, Costs<Cos
     const Tables<Cost> tables{call.of_columns + of_columns,
                               call.of_columns + (of_columns + call.most_columns),
                               call.cores + problem.first_target * call.most_rows};
-    prepare(costs, state, tables, block);
-    if constexpr (kAuction) {
-        if (auction(costs, state, tables, block)) return write(call, problem, state, tables, block, true);
-        block.sync();
-        prepare(costs, state, tables, block);
-    }
     int slots;
-    if (hold_auction(costs, state, tables, block, kBiddingRounds, 0, slots))
-        return write(call, problem, state, tables, block, true);
+    for (bool by_auction = call.by_auction;; by_auction = false) {
+        prepare(costs, state, tables, block);
+        const double epsilon = by_auction ? auction_epsilon(costs, state, block) : 0;
+        if (by_auction && epsilon == 0) continue;
+        const int rounds = by_auction ? kAuctionRounds : kBiddingRounds;
+        const bool all = hold_auction(costs, state, tables, block, rounds, epsilon, slots);
+        if (all && (!by_auction || is_optimal(costs, state, tables, block, costs.rows * epsilon)))
+            return write(call, problem, state, tables, block, true);
+        if (!by_auction) break;
+        block.sync();
+    }
     if (costs.rows <= kRowsOfOneWarp) {
         if (simt::warp() != 0) return;
         WarpTeam warp;
@@ -96,7 +100,7 @@ SIMT_DEVICE void solve(const Call<Cost>& call, const Problem& problem, Costs<Cos
 }
 
 // One block on a multiprocessor will do; without saying so, some compilers spill registers to fit more.
-template <class Cost, int kThreads, bool kStateInShared, bool kAuction>
+template <class Cost, int kThreads, bool kStateInShared>
 SIMT_KERNEL(kThreads, 1)
 void linear_assignment_kernel(Call<Cost> call, FirstTargets first) {
     const int image = static_cast<int>(simt::block_x() % call.images);
@@ -121,13 +125,13 @@ void linear_assignment_kernel(Call<Cost> call, FirstTargets first) {
         SIMT_DYNAMIC_SHARED(double, doubles);
         SIMT_DYNAMIC_SHARED(int, ints);
         using Shared = State<simt::Shared<double>, simt::Shared<int>>;
-        solve<kThreads, kAuction>(call, problem, costs,
-                                  Shared{doubles, ints + 2 * Shared::kDoubles * costs.rows, costs.rows});
+        solve<kThreads>(call, problem, costs,
+                        Shared{doubles, ints + 2 * Shared::kDoubles * costs.rows, costs.rows});
     } else {
         using Far = State<simt::Global<double>, simt::Global<int>>;
-        solve<kThreads, kAuction>(call, problem, costs,
-                                  Far{call.doubles + problem.first_target * Far::kDoubles,
-                                      call.ints + problem.first_target * Far::kInts, costs.rows});
+        solve<kThreads>(call, problem, costs,
+                        Far{call.doubles + problem.first_target * Far::kDoubles,
+                            call.ints + problem.first_target * Far::kInts, costs.rows});
     }
 }
 
@@ -156,7 +160,7 @@ struct Plan {
     }
 };
 
-template <class Cost, bool kAuction>
+template <class Cost>
 void launch(const AssignmentCudaBatch& batch) {
     const Plan plan(batch);
     double* const doubles = static_cast<double*>(batch.workspace);
@@ -166,9 +170,9 @@ void launch(const AssignmentCudaBatch& batch) {
     const int64_t reach = (batch.layers - 1) * batch.layer_stride + (plan.targets - 1) * batch.target_stride +
                           (batch.queries - 1) * batch.query_stride + 1;
     const bool few = !plan.shared_bytes || plan.most_rows <= kRowsOfOneWarp;
-    const auto kernel = !plan.shared_bytes ? linear_assignment_kernel<Cost, kFewThreads, false, kAuction>
-                        : few              ? linear_assignment_kernel<Cost, kFewThreads, true, kAuction>
-                                           : linear_assignment_kernel<Cost, kManyThreads, true, kAuction>;
+    const auto kernel = !plan.shared_bytes ? linear_assignment_kernel<Cost, kFewThreads, false>
+                        : few              ? linear_assignment_kernel<Cost, kFewThreads, true>
+                                           : linear_assignment_kernel<Cost, kManyThreads, true>;
     const simt::UseDevice device(batch.device);
     for (int64_t image = 0; image < batch.images; image += kMostImages) {
         const int64_t images = std::min<int64_t>(batch.images - image, kMostImages);
@@ -183,6 +187,7 @@ void launch(const AssignmentCudaBatch& batch) {
                               static_cast<int>(batch.queries),
                               static_cast<int>(plan.most_rows),
                               static_cast<int>(plan.most_columns),
+                              batch.by_auction,
                               simt::global(batch.query, batch.layers * plan.targets),
                               simt::global(batch.status, batch.layers * batch.images),
                               simt::global(cores, plan.cores),
@@ -206,9 +211,9 @@ void linear_assignment_cuda(const AssignmentCudaBatch& batch) {
     if (batch.layers * batch.images == 0) return;
     using namespace linear_assignment_gpu;
     if (batch.is_double)
-        batch.by_auction ? launch<double, true>(batch) : launch<double, false>(batch);
+        launch<double>(batch);
     else
-        batch.by_auction ? launch<float, true>(batch) : launch<float, false>(batch);
+        launch<float>(batch);
 }
 
 }  // namespace detr_fast

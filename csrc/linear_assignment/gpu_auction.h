@@ -51,19 +51,14 @@ SIMT_DEVICE bool is_optimal(const Costs<Cost>& costs, const State& state, const 
     return false;
 }
 
-// After `prepare`: whether all rows are matched, and optimally. By a block.
+// After `prepare`, by a block: of the order of what separates the best assignments of random costs. 0 where
+// every row has two cheapest columns.
 template <class Cost, class State, class Team>
-SIMT_DEVICE bool auction(const Costs<Cost>& costs, const State& state, const Tables<Cost>& tables,
-                         Team& team) {
+SIMT_DEVICE double auction_epsilon(const Costs<Cost>& costs, const State& state, Team& team) {
     Least most;  // that a row would lose with its second best column
     for (int i = team.rank(); i < costs.rows; i += team.size())
         if (state.wanted(i) != kNone) most.take(state.offer(i), i);
-    // of the order of what separates the best assignments of random costs; 0, and no auction, where every row
-    // has two cheapest columns
-    const double epsilon = -team.least(most).value / (8.0 * costs.rows);
-    int slots;
-    return epsilon > 0 && hold_auction(costs, state, tables, team, kAuctionRounds, epsilon, slots) &&
-           is_optimal(costs, state, tables, team, costs.rows * epsilon);
+    return fmax(-team.least(most).value, 0.0) / (8.0 * costs.rows);
 }
 
 }  // namespace linear_assignment_gpu
