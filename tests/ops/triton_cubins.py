@@ -26,6 +26,7 @@ import torch
 
 from detr_fast.ops import triton_launch
 from detr_fast.ops.box_match_cost import triton as match_cost
+from detr_fast.ops.box_match_cost.terms import Terms
 from detr_fast.ops.linear_assignment import triton as assignment
 from detr_fast.ops.ms_deform_attn import triton as attention
 
@@ -65,9 +66,8 @@ def match(class_cost: str, gamma: float, dtype: torch.dtype) -> None:
     sizes = [20] * 16
     logits, boxes = torch.empty(6, 16, 300, 91, dtype=dtype), torch.empty(6, 16, 300, 4, dtype=dtype)
     labels, target_boxes = torch.zeros(320, dtype=torch.int64), torch.empty(320, 4)
-    match_cost.box_match_cost(
-        logits, boxes, labels, target_boxes, sizes, class_cost, 2.0, 5.0, 2.0, 0.25, gamma
-    )
+    terms = Terms(class_cost, 2.0, 5.0, 2.0, 0.25, gamma)
+    match_cost.box_match_cost(logits, boxes, labels, target_boxes, sizes, terms)
 
 
 def assign(dtype: torch.dtype, sizes: tuple[int, ...], queries: int) -> None:

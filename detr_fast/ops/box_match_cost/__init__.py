@@ -11,6 +11,7 @@ from torch import Tensor
 
 from detr_fast.ops.backend import Backend, Operator
 from detr_fast.ops.box_match_cost import cuda, native, reference, triton
+from detr_fast.ops.box_match_cost.terms import Terms
 
 ClassCost = Literal["softmax", "focal"]
 
@@ -76,7 +77,8 @@ def box_match_cost(
         TypeError, ValueError: a wrong dtype, shape, device, option or, on the CPU, a label outside [0, K). On
             a GPU, where looking would stall the queue, such a label's costs count as non-finite.
     """
-    _check(logits, boxes, target_labels, target_boxes, sizes, class_cost, w_class, w_l1, w_giou, alpha, gamma)
+    terms = Terms(class_cost, w_class, w_l1, w_giou, alpha, gamma)
+    _check(logits, boxes, target_labels, target_boxes, sizes, terms)
     if torch.compiler.is_compiling() or type(logits) is not Tensor:
         return _op(
             logits.detach(),
@@ -84,18 +86,11 @@ def box_match_cost(
             target_labels,
             target_boxes.detach(),
             sizes,
-            class_cost,
-            w_class,
-            w_l1,
-            w_giou,
-            alpha,
-            gamma,
+            *terms,
             backend,
         )
     implementation = OPERATOR.select(logits.device, logits.dtype, backend)
-    return implementation.box_match_cost(
-        logits, boxes, target_labels, target_boxes, sizes, class_cost, w_class, w_l1, w_giou, alpha, gamma
-    )
+    return implementation.box_match_cost(logits, boxes, target_labels, target_boxes, sizes, terms)
 
 
 @torch.library.custom_op("detr_fast::box_match_cost", mutates_args=())
@@ -114,9 +109,8 @@ def _op(
     backend: str | None = None,
 ) -> Tensor:
     implementation = OPERATOR.select(logits.device, logits.dtype, backend)
-    return implementation.box_match_cost(
-        logits, boxes, target_labels, target_boxes, sizes, class_cost, w_class, w_l1, w_giou, alpha, gamma
-    )
+    terms = Terms(class_cost, w_class, w_l1, w_giou, alpha, gamma)
+    return implementation.box_match_cost(logits, boxes, target_labels, target_boxes, sizes, terms)
 
 
 @_op.register_fake
@@ -134,12 +128,7 @@ def _check(
     target_labels: Tensor,
     target_boxes: Tensor,
     sizes: Sequence[int],
-    class_cost: str,
-    w_class: float,
-    w_l1: float,
-    w_giou: float,
-    alpha: float,
-    gamma: float,
+    terms: Terms,
 ) -> None:
     shape, device = logits.shape, logits.device
     if len(shape) not in (3, 4) or shape[-1] < 1:
@@ -169,10 +158,11 @@ def _check(
     for name, value in (("boxes", boxes), ("target_labels", target_labels), ("target_boxes", target_boxes)):
         if value.device != device:
             raise ValueError(f"{name}: expected a tensor on {device}, as logits; got {value.device}")
+    class_cost, *numbers = terms
     if class_cost != "softmax" and class_cost != "focal":
         raise ValueError(f"class_cost: expected 'softmax' or 'focal'; got {class_cost!r}")
-    if not (abs(w_class + w_l1 + w_giou + alpha + gamma) < math.inf and gamma >= 0):
+    if not (abs(sum(numbers)) < math.inf and terms.gamma >= 0):
         raise ValueError(
             "w_class, w_l1, w_giou, alpha, gamma: expected finite numbers with gamma >= 0; "
-            f"got {w_class}, {w_l1}, {w_giou}, {alpha}, {gamma}"
+            f"got {', '.join(map(str, numbers))}"
         )

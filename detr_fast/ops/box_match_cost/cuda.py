@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from detr_fast import extension
+from detr_fast.ops.box_match_cost.terms import Terms
 from detr_fast.ops.gpu import FLOAT_TYPES, device_and_stream, ready
 
 
@@ -36,12 +37,7 @@ class Cuda:
         target_labels: Tensor,
         target_boxes: Tensor,
         sizes: Sequence[int],
-        class_cost: str,
-        w_class: float,
-        w_l1: float,
-        w_giou: float,
-        alpha: float,
-        gamma: float,
+        terms: Terms,
     ) -> Tensor:
         """[..., sumT, Q] costs; arguments as the public function's, already checked."""
         *layers, images, queries, classes = logits.shape
@@ -66,12 +62,8 @@ class Cuda:
                 depth,
                 queries,
                 classes,
-                class_cost == "focal",
-                w_class,
-                w_l1,
-                w_giou,
-                alpha,
-                gamma,
+                terms.focal,
+                *terms[1:],
                 costs.data_ptr(),
                 non_finite.data_ptr(),
             )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from detr_fast import extension
 from detr_fast.ops.box_match_cost.reference import label_error
+from detr_fast.ops.box_match_cost.terms import Terms
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as enum Float in csrc
 
@@ -28,12 +29,7 @@ def box_match_cost(
     target_labels: Tensor,
     target_boxes: Tensor,
     sizes: Sequence[int],
-    class_cost: str,
-    w_class: float,
-    w_l1: float,
-    w_giou: float,
-    alpha: float,
-    gamma: float,
+    terms: Terms,
 ) -> Tensor:
     """[..., sumT, Q] costs; arguments as the public function's, already checked."""
     *layers, _, queries, classes = logits.shape
@@ -54,12 +50,8 @@ def box_match_cost(
         layers[0] if layers else 1,
         queries,
         classes,
-        class_cost == "focal",
-        w_class,
-        w_l1,
-        w_giou,
-        alpha,
-        gamma,
+        terms.focal,
+        *terms[1:],
         costs.data_ptr(),
         torch.get_num_threads(),
     )

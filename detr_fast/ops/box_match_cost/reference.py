@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from detr_fast.ops.box_match_cost.terms import Terms
+
 EPS = 1e-8
 TINY = torch.finfo(torch.float32).tiny  # areas below count as zero, in every precision and backend
 
@@ -18,19 +20,14 @@ def box_match_cost(
     target_labels: Tensor,
     target_boxes: Tensor,
     sizes: Sequence[int],
-    class_cost: str,
-    w_class: float,
-    w_l1: float,
-    w_giou: float,
-    alpha: float,
-    gamma: float,
+    terms: Terms,
 ) -> Tensor:
     """[..., sumT, Q] costs; arguments as the public function's, already checked."""
     dtype = torch.promote_types(logits.dtype, torch.float32)
     logits, boxes, target_boxes = logits.to(dtype).contiguous(), boxes.to(dtype), target_boxes.to(dtype)
     if logits.device.type == "cpu":
         check_labels(target_labels, logits.shape[-1])
-    cost_of_class = softmax_cost(logits) if class_cost == "softmax" else focal_cost(logits, alpha, gamma)
+    cost_of_class = focal_cost(logits, terms.alpha, terms.gamma) if terms.focal else softmax_cost(logits)
     blocks = [logits.new_empty(*logits.shape[:-3], 0, logits.shape[-2])]
     for b, (labels, wanted) in enumerate(
         zip(target_labels.split(sizes), target_boxes.split(sizes), strict=True)
@@ -40,7 +37,8 @@ def box_match_cost(
         classes = classes.masked_fill(~known[:, None], torch.nan)
         found = boxes[..., b, None, :, :]
         l1 = (wanted[:, None] - found).abs().sum(-1)
-        cost = w_class * classes + w_l1 * l1 - w_giou * generalized_iou(wanted[:, None], found)
+        giou = generalized_iou(wanted[:, None], found)
+        cost = terms.w_class * classes + terms.w_l1 * l1 - terms.w_giou * giou
         blocks.append(penalise_non_finite(cost))
     return torch.cat(blocks, dim=-2)
 

@@ -8,6 +8,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from detr_fast.ops.box_match_cost.terms import Terms
 from detr_fast.ops.triton_launch import device_table, launch, power_of_two, why_not_triton
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -29,12 +30,7 @@ def box_match_cost(
     target_labels: Tensor,
     target_boxes: Tensor,
     sizes: Sequence[int],
-    class_cost: str,
-    w_class: float,
-    w_l1: float,
-    w_giou: float,
-    alpha: float,
-    gamma: float,
+    terms: Terms,
 ) -> Tensor:
     """[..., sumT, Q] costs; arguments as the public function's, already checked."""
     *layers, images, queries, classes = logits.shape
@@ -55,8 +51,8 @@ def box_match_cost(
         (
             *(costs, non_finite, logits.contiguous(), boxes, target_labels.contiguous()),
             *(target_boxes.float().contiguous(), first_target),
-            *(images, queries, classes, targets, w_class, w_l1, w_giou, alpha, gamma),
-            *(class_cost == "focal", gamma == 2, _BLOCK_Q, _BLOCK_T, min(_BLOCK_K, power_of_two(classes))),
+            *(images, queries, classes, targets, *terms[1:]),
+            *(terms.focal, terms.gamma == 2, _BLOCK_Q, _BLOCK_T, min(_BLOCK_K, power_of_two(classes))),
         ),
     )
     launch(
