@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 	$(BIN)/detr-fast demo --output runs/demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check
