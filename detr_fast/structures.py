@@ -1,7 +1,7 @@
 """What flows between data, models, matching and losses.
 
 Letters: `B` images, `L` decoder layers, `Q` queries, `T` targets of one image, `sumT` targets of the
-batch, `K` classes.
+batch, `K` classes, `H`, `W` the padded batch's height and width, `h`, `w` a mask head's.
 """
 
 from __future__ import annotations
@@ -27,16 +27,27 @@ class PaddedImages:
     mask: Tensor
 
     @classmethod
-    def from_list(cls, images: Sequence[Tensor]) -> PaddedImages:
-        """Pads [C, H_b, W_b] tensors to the largest height and width of the batch."""
+    def from_list(
+        cls, images: Sequence[Tensor], *, multiple: int = 1, size: tuple[int, int] | None = None
+    ) -> PaddedImages:
+        """Pads [C, H_b, W_b] tensors to the largest height and width of the batch.
+
+        multiple: raise both to a multiple of it.
+        size: (height, width) to pad to instead; no image may exceed it.
+        """
+        if multiple < 1:
+            raise ValueError(f"multiple: expected an integer >= 1; got {multiple}")
         if not images:
             raise ValueError("images: expected at least one [C, H, W] tensor; got an empty list")
         channels = images[0].shape[0]
         for i, image in enumerate(images):
             if image.ndim != 3 or image.shape[0] != channels:
                 raise ValueError(f"images[{i}]: expected [{channels}, H, W]; got {list(image.shape)}")
-        height = max(image.shape[1] for image in images)
-        width = max(image.shape[2] for image in images)
+        height, width = (-(-max(x.shape[i] for x in images) // multiple) * multiple for i in (1, 2))
+        if size is not None:
+            if height > size[0] or width > size[1]:
+                raise ValueError(f"size: expected at least {(height, width)}, as the images need; got {size}")
+            height, width = size
         tensors = images[0].new_zeros(len(images), channels, height, width)
         mask = torch.ones(len(images), height, width, dtype=torch.bool, device=images[0].device)
         for i, image in enumerate(images):
@@ -61,16 +72,24 @@ class PackedTargets:
     boxes: [sumT, 4] float, (cx, cy, w, h) relative to each image's own size.
     batch_index: [sumT] int64, the image that each target belongs to.
     sizes: the number of targets of each image, as Python ints, so nothing is read back from a GPU.
+    masks: [sumT, H, W] bool, padded with False at the bottom and right as the images are; None where the
+        targets have none.
     """
 
     labels: Tensor
     boxes: Tensor
     batch_index: Tensor
     sizes: tuple[int, ...]
+    masks: Tensor | None = None
 
     @classmethod
-    def from_list(cls, targets: Sequence[Mapping[str, Tensor]]) -> PackedTargets:
-        """Packs one mapping an image with `labels` [T] and `boxes` [T, 4]."""
+    def from_list(
+        cls, targets: Sequence[Mapping[str, Tensor]], mask_size: tuple[int, int] | None = None
+    ) -> PackedTargets:
+        """Packs one mapping an image: `labels` [T], `boxes` [T, 4] and, in all or none, `masks` [T, h, w].
+
+        mask_size: (H, W) of the padded images; by default the largest height and width of the masks.
+        """
         if not targets:
             raise ValueError("targets: expected one mapping an image; got an empty list")
         for i, target in enumerate(targets):
@@ -95,7 +114,7 @@ class PackedTargets:
             torch.tensor(sizes, device=labels.device),
             output_size=sum(sizes),
         )
-        return cls(labels, boxes, batch_index, sizes)
+        return cls(labels, boxes, batch_index, sizes, _packed_masks(targets, mask_size))
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> PackedTargets:
         """The same targets on another device."""
@@ -104,6 +123,7 @@ class PackedTargets:
             labels=self.labels.to(device, non_blocking=non_blocking),
             boxes=self.boxes.to(device, non_blocking=non_blocking),
             batch_index=self.batch_index.to(device, non_blocking=non_blocking),
+            masks=None if self.masks is None else self.masks.to(device, non_blocking=non_blocking),
         )
 
     def __len__(self) -> int:
@@ -117,21 +137,25 @@ class Predictions:
     logits: [L, B, Q, K]; for softmax models the last class is "no object".
     boxes: [L, B, Q, 4], (cx, cy, w, h) in [0, 1].
     encoder: what the encoder of a two-stage model proposes, one for each position (L = 1, Q = S).
+    masks: [B, Q, h, w] mask logits of the last layer, from a detector with a mask head.
     """
 
     logits: Tensor
     boxes: Tensor
     encoder: Predictions | None = None
+    masks: Tensor | None = None
 
     def as_dict(self, aux: bool = True) -> dict[str, Any]:
-        """The official form: `pred_logits`, `pred_boxes`, for earlier layers `aux_outputs`, and
-        `enc_outputs` of a two-stage encoder."""
+        """The official form: `pred_logits`, `pred_boxes`, for earlier layers `aux_outputs`,
+        `enc_outputs` of a two-stage encoder, and `pred_masks` of a mask head."""
         layers = [{"pred_logits": c, "pred_boxes": b} for c, b in zip(self.logits, self.boxes, strict=True)]
         outputs: dict[str, Any] = dict(layers[-1])
         if aux:
             outputs["aux_outputs"] = layers[:-1]
         if self.encoder is not None:
             outputs["enc_outputs"] = self.encoder.as_dict(aux=False)
+        if self.masks is not None:
+            outputs["pred_masks"] = self.masks
         return outputs
 
     @classmethod
@@ -143,18 +167,43 @@ class Predictions:
                     f"outputs: expected the keys 'pred_logits' and 'pred_boxes'; got {sorted(outputs)}"
                 )
         encoder = cls.from_dict(outputs["enc_outputs"]) if "enc_outputs" in outputs else None
-        layers = [*outputs.get("aux_outputs", ()), outputs]
-        if len(layers) == 1:
-            return cls(outputs["pred_logits"][None], outputs["pred_boxes"][None], encoder)
-        return cls(
-            torch.stack([layer["pred_logits"] for layer in layers]),
-            torch.stack([layer["pred_boxes"] for layer in layers]),
-            encoder,
-        )
+        masks = outputs.get("pred_masks")
+        return cls(_stacked(outputs, "pred_logits"), _stacked(outputs, "pred_boxes"), encoder, masks)
 
     def last(self) -> Predictions:
         """The last layer alone, still stacked (L = 1)."""
-        return Predictions(self.logits[-1:], self.boxes[-1:])
+        return Predictions(self.logits[-1:], self.boxes[-1:], masks=self.masks)
+
+
+@dataclass(frozen=True)
+class MaskPredictions:
+    """What a mask classifier (MaskFormer, Mask2Former) says, decoder layers stacked, the last layer last.
+
+    logits: [L, B, Q, K + 1], the last class is "no object".
+    masks: [L, B, Q, h, w] mask logits over the padded images.
+    """
+
+    logits: Tensor
+    masks: Tensor
+
+    def as_dict(self, aux: bool = True) -> dict[str, Any]:
+        """The official form: `pred_logits`, `pred_masks` and, for earlier layers, `aux_outputs`."""
+        layers = [{"pred_logits": c, "pred_masks": m} for c, m in zip(self.logits, self.masks, strict=True)]
+        return {**layers[-1], "aux_outputs": layers[:-1]} if aux else dict(layers[-1])
+
+    @classmethod
+    def from_dict(cls, outputs: Mapping[str, Any]) -> MaskPredictions:
+        """Stacks the official form; `aux_outputs` may be absent."""
+        for key in ("pred_logits", "pred_masks"):
+            if key not in outputs:
+                raise ValueError(
+                    f"outputs: expected the keys 'pred_logits' and 'pred_masks'; got {sorted(outputs)}"
+                )
+        return cls(_stacked(outputs, "pred_logits"), _stacked(outputs, "pred_masks"))
+
+    def last(self) -> MaskPredictions:
+        """The last layer alone, still stacked (L = 1)."""
+        return MaskPredictions(self.logits[-1:], self.masks[-1:])
 
 
 @dataclass(frozen=True)
@@ -174,3 +223,39 @@ class Matches:
             order = np.argsort(query)[np.count_nonzero(query < 0) :]  # targets left out come first
             indices.append((torch.from_numpy(query[order]), torch.from_numpy(order)))
         return indices
+
+
+def _stacked(outputs: Mapping[str, Any], key: str) -> Tensor:
+    """One entry of the official form, all layers, without a copy where there is one layer."""
+    aux = outputs.get("aux_outputs", ())
+    return torch.stack([layer[key] for layer in (*aux, outputs)]) if aux else outputs[key][None]
+
+
+def _packed_masks(targets: Sequence[Mapping[str, Tensor]], size: tuple[int, int] | None) -> Tensor | None:
+    given = ["masks" in target for target in targets]
+    if not any(given):
+        return None
+    if not all(given):
+        raise ValueError(f"targets: expected masks in all or none; targets[{given.index(False)}] has none")
+    for i, target in enumerate(targets):
+        masks = target["masks"]
+        if masks.ndim != 3 or masks.shape[0] != target["labels"].shape[0]:
+            raise ValueError(
+                f"targets[{i}]['masks']: expected [T, h, w] with T = {target['labels'].shape[0]}; "
+                f"got {list(masks.shape)}"
+            )
+        if masks.dtype not in (torch.bool, torch.uint8):
+            raise TypeError(f"targets[{i}]['masks']: expected bool (or uint8 of 0 and 1); got {masks.dtype}")
+    height, width = (max(target["masks"].shape[axis] for target in targets) for axis in (1, 2))
+    if size is not None:
+        if height > size[0] or width > size[1]:
+            raise ValueError(f"mask_size: expected at least {(height, width)}, as the masks; got {size}")
+        height, width = size
+    total = sum(target["masks"].shape[0] for target in targets)
+    packed = torch.zeros(total, height, width, dtype=torch.bool, device=targets[0]["masks"].device)
+    start = 0
+    for target in targets:
+        masks = target["masks"]
+        packed[start : start + len(masks), : masks.shape[1], : masks.shape[2]] = masks.bool()
+        start += len(masks)
+    return packed
