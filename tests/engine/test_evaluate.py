@@ -16,7 +16,7 @@ from torch import nn
 from detr_fast.data import CocoDetection
 from detr_fast.data.transforms import EvalTransform
 from detr_fast.engine import coco_metrics, evaluate_detection, format_metrics
-from detr_fast.engine.evaluate import coco_detections
+from detr_fast.engine.metrics import coco_detections
 from detr_fast.structures import PaddedImages, Predictions
 from tests.engine.tiny import SIZE, dataset, write_data
 from tests.paths import COCO_SAMPLE, COCO_SAMPLE_REASON

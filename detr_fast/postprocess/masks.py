@@ -1,0 +1,249 @@
+"""From class and mask logits of MaskFormer and Mask2Former to semantic maps, instances, panoptic segments.
+
+As in the official code, mask logits are resized bilinearly to the padded batch, cropped to the image and
+resized again to the size asked for; but only those of queries that can still appear in an image's result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from detr_fast.boxes import masks_to_boxes
+from detr_fast.structures import MaskPredictions
+
+Size = tuple[int, int]
+# Queries resized together: few enough that their maps stay in a CPU's cache, enough to keep a GPU busy.
+_CHUNK = {"cpu": 1, "cuda": 16}
+
+
+@torch.no_grad()
+def postprocess_semantic(
+    predictions: MaskPredictions | Mapping[str, Any],
+    padded_size: Size,
+    image_sizes: Sequence[Size],
+    output_sizes: Sequence[Size],
+    *,
+    resize: Literal["after", "before"] = "after",
+) -> list[Tensor]:
+    """The score of every class at every pixel: the sum over queries of class times mask probability.
+
+    predictions: the last layer counts; or the official dict of outputs.
+    padded_size: (H, W) of the padded batch that the model saw.
+    image_sizes, output_sizes: (height, width) of each image in that batch, and of its result.
+    resize: "after" takes the sum at the size of the model's image and resizes it, as the official code does
+        for models that are only semantic; "before" takes it at the output size, as for all other models.
+    Returns [K, h, w] for each image, float32; the arg max over K is the semantic map.
+    """
+    if resize not in ("after", "before"):
+        raise ValueError(f"resize: expected 'after' or 'before'; got {resize!r}")
+    results = []
+    for logits, masks, crop, size in _images(predictions, padded_size, image_sizes, output_sizes):
+        classes = logits.softmax(-1)[:, :-1].T
+        shape = size if resize == "before" else crop
+        maps = _resized(masks, padded_size, crop, shape).sigmoid_().flatten(1)
+        scores = (classes @ maps).unflatten(1, shape)
+        results.append(_bilinear(scores, size))
+    return results
+
+
+@torch.no_grad()
+def postprocess_instance(
+    predictions: MaskPredictions | Mapping[str, Any],
+    padded_size: Size,
+    image_sizes: Sequence[Size],
+    output_sizes: Sequence[Size],
+    *,
+    top: int = 100,
+    things: Collection[int] | None = None,
+) -> list[dict[str, Tensor]]:
+    """The `top` best pairs of query and class: a query may stand for several classes.
+
+    predictions, padded_size, image_sizes, output_sizes: see `postprocess_semantic`.
+    things: the labels to keep of those `top`, so that fewer may remain; None keeps all.
+    Returns for each image, best first, `scores` [X] (class probability times the mean mask probability inside
+    the mask), `labels` [X] int64, `masks` [X, h, w] bool and `boxes` [X, 4] xyxy around them in pixels, right
+    and bottom one past the last pixel. An empty mask has score 0 and an empty box.
+    """
+    if top < 1:
+        raise ValueError(f"top: expected at least 1; got {top}")
+    results = []
+    for logits, masks, crop, size in _images(predictions, padded_size, image_sizes, output_sizes):
+        # a stable sort rather than top-k: ties go to the first query and class on every device
+        scores, pair = logits.softmax(-1)[:, :-1].flatten().sort(descending=True, stable=True)
+        classes = logits.shape[1] - 1
+        scores, query, labels = scores[:top], pair[:top] // classes, pair[:top] % classes
+        if things is not None:
+            kept = torch.isin(labels, labels.new_tensor(sorted(things)))
+            scores, query, labels = scores[kept], query[kept], labels[kept]
+        distinct, copy = query.unique(return_inverse=True)
+        inside = torch.zeros(len(distinct), *size, dtype=torch.bool, device=masks.device)
+        quality = scores.new_zeros(len(distinct))
+        for start, chunk in _chunks(masks[distinct], padded_size, crop, size):
+            part = slice(start, start + len(chunk))
+            inside[part] = chunk > 0
+            total = (chunk.sigmoid_() * inside[part]).sum((1, 2))
+            quality[part] = total / (inside[part].sum((1, 2)) + 1e-6)
+        scores = scores * quality[copy]
+        order = torch.argsort(labels, stable=True)
+        order = order[torch.argsort(scores[order], descending=True, stable=True)]
+        copy = copy[order]
+        results.append(
+            {
+                "scores": scores[order],
+                "labels": labels[order],
+                "masks": inside[copy],
+                "boxes": _boxes(inside)[copy],
+            }
+        )
+    return results
+
+
+@torch.no_grad()
+def postprocess_panoptic(
+    predictions: MaskPredictions | Mapping[str, Any],
+    padded_size: Size,
+    image_sizes: Sequence[Size],
+    output_sizes: Sequence[Size],
+    *,
+    things: Collection[int],
+    mask_threshold: float = 0.8,
+    overlap: float = 0.8,
+    pixel_threshold: float | None = 0.5,
+) -> list[dict[str, Any]]:
+    """Segments that do not overlap: each pixel goes to the query with the best class times mask probability.
+
+    predictions, padded_size, image_sizes, output_sizes: see `postprocess_semantic`.
+    things: the labels whose segments stay apart; segments of any other label become one.
+    mask_threshold: the class probability above which a query takes part.
+    overlap: a query must win at least this share of the pixels where its own mask probability is 0.5 or more.
+    pixel_threshold: mask probability that a pixel needs besides (Mask2Former: 0.5); None gives a segment
+        every pixel that its query wins (MaskFormer).
+    Returns for each image `segmentation` [h, w] int32 of segment ids, 0 = no segment, and `segments`, a list
+    of {"id", "label", "isthing", "score" (class probability, the best of merged queries), "area"}.
+    """
+    results = []
+    for logits, masks, crop, size in _images(predictions, padded_size, image_sizes, output_sizes):
+        scores, labels = logits.softmax(-1).max(-1)
+        kept = ((labels != logits.shape[1] - 1) & (scores > mask_threshold)).nonzero()[:, 0]
+        scores, labels = scores[kept], labels[kept]
+        best = torch.full(size, -1.0, dtype=masks.dtype, device=masks.device)
+        own = torch.zeros_like(best)
+        winner = torch.full(size, len(kept), device=masks.device)
+        claimed = []
+        for start, chunk in _chunks(masks[kept], padded_size, crop, size):
+            probability = chunk.sigmoid_()
+            claimed.append((probability >= 0.5).sum((1, 2)))
+            value, index = (scores[start : start + len(chunk), None, None] * probability).max(0)
+            better = value > best
+            best = torch.where(better, value, best)
+            own = torch.where(better, probability.gather(0, index[None])[0], own)
+            winner = torch.where(better, index + start, winner)
+        won = winner.flatten().bincount(minlength=len(kept) + 1)
+        if pixel_threshold is not None:
+            winner = winner.where(own >= pixel_threshold, len(kept))
+        area = winner.flatten().bincount(minlength=len(kept) + 1)
+        queries = zip(
+            labels.tolist(),
+            scores.tolist(),
+            torch.cat(claimed).tolist() if claimed else [],
+            won.tolist(),
+            area.tolist(),
+            strict=False,
+        )
+        ids, segments = _segments(queries, frozenset(things), overlap)
+        table = torch.tensor([*ids, 0], dtype=torch.int32, device=masks.device)
+        results.append({"segmentation": table[winner], "segments": segments})
+    return results
+
+
+def _segments(
+    queries: Iterable[tuple[int, float, int, int, int]], things: frozenset[int], overlap: float
+) -> tuple[list[int], list[dict[str, Any]]]:
+    """The segment id of each query (label, score, pixels claimed, won and kept), 0 = none; all segments."""
+    ids: list[int] = []
+    segments: list[dict[str, Any]] = []
+    stuff: dict[int, dict[str, Any]] = {}
+    for label, score, claimed, won, area in queries:
+        if not area or not claimed or won / claimed < overlap:
+            ids.append(0)
+        elif label in stuff:
+            segment = stuff[label]
+            segment.update(area=segment["area"] + area, score=max(segment["score"], score))
+            ids.append(segment["id"])
+        else:
+            isthing = label in things
+            segment = {
+                "id": len(segments) + 1,
+                "label": label,
+                "isthing": isthing,
+                "score": score,
+                "area": area,
+            }
+            segments.append(segment)
+            ids.append(segment["id"])
+            if not isthing:
+                stuff[label] = segment
+    return ids, segments
+
+
+def _images(
+    predictions: MaskPredictions | Mapping[str, Any],
+    padded_size: Size,
+    image_sizes: Sequence[Size],
+    output_sizes: Sequence[Size],
+) -> Iterator[tuple[Tensor, Tensor, Size, Size]]:
+    """Class logits [Q, K + 1] and mask logits [Q, h, w], float32 at least, and both sizes of each image."""
+    if not isinstance(predictions, MaskPredictions):
+        predictions = MaskPredictions.from_dict(predictions)
+    logits, masks = predictions.logits[-1], predictions.masks[-1]
+    for name, sizes in (("image_sizes", image_sizes), ("output_sizes", output_sizes)):
+        if len(sizes) != len(logits):
+            raise ValueError(
+                f"{name}: expected one (height, width) for each of {len(logits)} images; got {sizes}"
+            )
+        for size in sizes:
+            if len(size) != 2 or min(size) < 1:
+                raise ValueError(f"{name}: expected (height, width) of at least 1; got {tuple(size)}")
+    for size in image_sizes:
+        if size[0] > padded_size[0] or size[1] > padded_size[1]:
+            raise ValueError(f"image_sizes: expected at most padded_size = {padded_size}; got {tuple(size)}")
+    for image in zip(logits, masks, image_sizes, output_sizes, strict=True):
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        yield image[0].to(wide), image[1].to(wide), _size(image[2]), _size(image[3])
+
+
+def _size(size: Sequence[int]) -> Size:
+    return int(size[0]), int(size[1])
+
+
+def _chunks(masks: Tensor, padded_size: Size, crop: Size, size: Size) -> Iterator[tuple[int, Tensor]]:
+    """A few resized maps at a time, with the index of the first."""
+    count = _CHUNK.get(masks.device.type, 16)
+    for start in range(0, len(masks), count):
+        yield start, _resized(masks[start : start + count], padded_size, crop, size)
+
+
+def _resized(masks: Tensor, padded_size: Size, crop: Size, size: Size) -> Tensor:
+    """[Q, h, w] of the padded batch -> [Q, *size] of the image, never the input's memory."""
+    maps = _bilinear(masks, padded_size)[:, : crop[0], : crop[1]]
+    maps = _bilinear(maps, size)
+    return maps.clone() if maps.data_ptr() == masks.data_ptr() else maps
+
+
+def _bilinear(maps: Tensor, size: Size) -> Tensor:
+    """[X, h, w] -> [X, *size]; maps of that size are returned as they are."""
+    if maps.shape[1:] == size or not len(maps):
+        return maps if len(maps) else maps.new_zeros(0, *size)
+    return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def _boxes(masks: Tensor) -> Tensor:
+    """[X, h, w] bool -> [X, 4] xyxy, right and bottom one past the last pixel; 0 for an empty mask."""
+    boxes = masks_to_boxes(masks)
+    boxes[:, 2:] += masks.flatten(1).any(1)[:, None]
+    return boxes
