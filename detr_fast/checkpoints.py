@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
-# buffers of official losses, which some official state dicts carry along
-IGNORED = re.compile(r"^criterion\.")
+# buffers of official losses, and of Swin windows, which some official state dicts carry along
+IGNORED = re.compile(r"^criterion\.|\.(relative_position_index|attn_mask)$")
 CLASS_HEAD = re.compile(r"(^|\.)class_embed(\.\d+)?\.(weight|bias)$")
 
 # telling key patterns, most particular first
@@ -33,6 +33,7 @@ KNOWN = (
     ),
     ("a torchvision ResNet classifier", r"^fc\.weight$"),
     ("a ResNet backbone", r"^layer4\.0\.conv1\.weight$"),
+    ("a Swin", r"^layers\.0\.blocks\.0\.attn\.relative_position_bias_table$"),
 )
 
 

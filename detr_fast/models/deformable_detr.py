@@ -14,17 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from detr_fast.checkpoints import describe
+from detr_fast.models.backbones import BACKBONES, backbone_in, build_body, count_modules
 from detr_fast.models.deformable_transformer import DeformableTransformer, Levels
-from detr_fast.models.detr import (
-    BACKBONES,
-    MLP,
-    build_body,
-    check_dimensions,
-    count_modules,
-    pixels_and_mask,
-    resize_mask,
-    resnet_in,
-)
+from detr_fast.models.detr import MLP, check_dimensions, pixels_and_mask, resize_mask
 from detr_fast.models.position_encoding import PositionEncodingSine
 from detr_fast.models.transformer import ACTIVATIONS
 from detr_fast.structures import PaddedImages, Predictions
@@ -36,7 +28,7 @@ GROUPS = 32  # of the norms after the input projections
 class DeformableDETRConfig:
     """The sizes of a Deformable DETR; names and defaults are those of the official options.
 
-    backbone: a ResNet, or "conv_stem" for small images without pre-trained weights.
+    backbone: a ResNet, a Swin, or "conv_stem" for small images without pre-trained weights.
     num_classes: the largest category id + 1; there is no class "no object".
     num_feature_levels: 1 (the last backbone stage alone), or 3 and more: the last three stages and, for each
         further level, a convolution of stride 2.
@@ -97,7 +89,7 @@ class DeformableDETRConfig:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor], **overrides: Any) -> DeformableDETRConfig:
-        """From the shapes of an official state dict, whose backbone is a ResNet.
+        """From the shapes of an official state dict, whose backbone is a ResNet or a Swin.
 
         They tell everything but nheads (which the numbers of points rest on), dropout, activation, dilation
         and, with two stages, num_queries: pass those as keywords where they differ from the defaults.
@@ -115,7 +107,7 @@ class DeformableDETRConfig:
             two_stage = "transformer.enc_output.weight" in state
             sizes = {
                 **points,
-                "backbone": resnet_in(state),
+                "backbone": backbone_in(state),
                 "hidden_dim": state["transformer.level_embed"].shape[1],
                 "enc_layers": count_modules(state, "transformer.encoder.layers"),
                 "dec_layers": count_modules(state, "transformer.decoder.layers"),
@@ -128,7 +120,7 @@ class DeformableDETRConfig:
             }
         except (KeyError, StopIteration) as error:
             raise ValueError(
-                "state: expected a Deformable DETR on a ResNet with the official names; "
+                "state: expected a Deformable DETR on a ResNet or Swin with the official names; "
                 f"got {describe(state)}"
             ) from error
         return cls(**{**sizes, **overrides})
@@ -139,7 +131,7 @@ class DeformableDETR(nn.Module):
 
     Modules carry the official names, so official state dicts fit as they are, doubled names included.
 
-    backbone_weights: a torchvision ResNet file to start the backbone from.
+    backbone_weights: a torchvision ResNet or Microsoft Swin file to start the backbone from.
     """
 
     def __init__(self, config: DeformableDETRConfig, *, backbone_weights: str | Path | None = None) -> None:

@@ -14,13 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detr_fast.checkpoints import describe
-from detr_fast.models.conv_stem import ConvStem
+from detr_fast.models.backbones import BACKBONES, backbone_in, build_body, count_modules
 from detr_fast.models.position_encoding import PositionEncodingLearned, PositionEncodingSine
-from detr_fast.models.resnet import ARCHITECTURES, ResNet
+from detr_fast.models.resnet import ARCHITECTURES
 from detr_fast.models.transformer import ACTIVATIONS, Transformer
 from detr_fast.structures import PaddedImages, Predictions
 
-BACKBONES = (*ARCHITECTURES, "conv_stem")
 POSITION_EMBEDDINGS = {"sine": PositionEncodingSine, "learned": PositionEncodingLearned}
 
 
@@ -28,7 +27,7 @@ POSITION_EMBEDDINGS = {"sine": PositionEncodingSine, "learned": PositionEncoding
 class DETRConfig:
     """The sizes of a DETR; names and defaults are those of the official options.
 
-    backbone: a ResNet, or "conv_stem" for small images without pre-trained weights.
+    backbone: a ResNet, a Swin, or "conv_stem" for small images without pre-trained weights.
     num_classes: the largest category id + 1; "no object" comes on top.
     dilation: stride 16 instead of 32 in the last backbone stage ("DC5").
     pre_norm: layers normalise their input rather than their output.
@@ -72,14 +71,14 @@ class DETRConfig:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor], **overrides: Any) -> DETRConfig:
-        """From the shapes of an official state dict, whose backbone is a ResNet.
+        """From the shapes of an official state dict, whose backbone is a ResNet or a Swin.
 
         They tell everything but nheads, dropout, activation and dilation: pass those as keywords where they
         differ from the defaults.
         """
         try:
             sizes = {
-                "backbone": resnet_in(state),
+                "backbone": backbone_in(state),
                 "position_embedding": "learned" if "backbone.1.row_embed.weight" in state else "sine",
                 "hidden_dim": state["input_proj.weight"].shape[0],
                 "enc_layers": count_modules(state, "transformer.encoder.layers"),
@@ -91,7 +90,7 @@ class DETRConfig:
             }
         except (KeyError, StopIteration) as error:
             raise ValueError(
-                f"state: expected a DETR on a ResNet with the official names; got {describe(state)}"
+                f"state: expected a DETR on a ResNet or Swin with the official names; got {describe(state)}"
             ) from error
         return cls(**{**sizes, **overrides})
 
@@ -101,7 +100,7 @@ class DETR(nn.Module):
 
     Modules carry the official names, so official state dicts fit as they are.
 
-    backbone_weights: a torchvision ResNet file to start the backbone from.
+    backbone_weights: a torchvision ResNet or Microsoft Swin file to start the backbone from.
     """
 
     def __init__(self, config: DETRConfig, *, backbone_weights: str | Path | None = None) -> None:
@@ -149,16 +148,6 @@ class DETR(nn.Module):
         # coordinates keep at least float32: bfloat16 knows 256 places between 0.5 and 1
         boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32)).sigmoid()
         return Predictions(self.class_embed(hs), boxes)
-
-
-def build_body(name: str, dilation: bool, weights: str | Path | None) -> ConvStem | ResNet:
-    """One of `BACKBONES`; `weights` is a torchvision file that a ResNet starts from."""
-    body = ConvStem() if name == "conv_stem" else ResNet(name, dilation)
-    if weights is not None:
-        if not isinstance(body, ResNet):
-            raise ValueError(f"backbone_weights: expected a ResNet backbone; got {name}")
-        body.load_torchvision(weights)
-    return body
 
 
 class MLP(nn.Module):
@@ -219,16 +208,3 @@ def check_dimensions(
         config.backbone in ARCHITECTURES and ARCHITECTURES[config.backbone].bottleneck
     ):
         raise ValueError(f"dilation: expected a backbone with bottlenecks; got {config.backbone}")
-
-
-def resnet_in(state: Mapping[str, Tensor]) -> str:
-    """Which ResNet the backbone of an official state dict is; StopIteration where none."""
-    depth = count_modules(state, "backbone.0.body.layer3")
-    bottleneck = "backbone.0.body.layer1.0.conv3.weight" in state
-    return next(n for n, a in ARCHITECTURES.items() if (a.depths[2], a.bottleneck) == (depth, bottleneck))
-
-
-def count_modules(state: Mapping[str, Tensor], prefix: str) -> int:
-    """How many numbered modules stand directly under `prefix`."""
-    start = len(prefix) + 1
-    return len({name[start:].split(".")[0] for name in state if name.startswith(f"{prefix}.")})

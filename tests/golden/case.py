@@ -42,7 +42,7 @@ class Case:
 
     def state_dict(self, scaled: bool = False) -> dict[str, Tensor]:
         """The stand-in weights; `scaled` multiplies the entries named in the config first."""
-        arrays = _seeded().seeded_state_dict(self.notes["state_dict_shapes"])
+        arrays = seeded().seeded_state_dict(self.notes["state_dict_shapes"])
         state = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if scaled:
             for name, factor in self.config["weight_scale"].items():
@@ -51,7 +51,7 @@ class Case:
 
     def images(self) -> list[Tensor]:
         """The images, [3, H, W] each, unpadded."""
-        return [torch.from_numpy(_seeded().seeded_image(*image)) for image in self.notes["images"]]
+        return [torch.from_numpy(seeded().seeded_image(*image)) for image in self.notes["images"]]
 
 
 @cache
@@ -78,7 +78,7 @@ def find(wanted: Callable[[Mapping[str, Any]], bool], groups: tuple[str, ...] = 
 
 
 @cache
-def _seeded() -> ModuleType:
+def seeded() -> ModuleType:
     assert GOLDEN is not None
     spec = importlib.util.spec_from_file_location("detr_fast_golden_seeded", GOLDEN / "seeded.py")
     assert spec is not None

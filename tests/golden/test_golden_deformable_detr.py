@@ -14,7 +14,7 @@ from torch import Tensor
 from detr_fast.checkpoints import LoadReport, load_state_dict
 from detr_fast.criterion import FocalSetCriterion
 from detr_fast.models import DeformableDETR, DeformableDETRConfig
-from detr_fast.models.detr import resnet_in
+from detr_fast.models.backbones import backbone_in
 from detr_fast.postprocess import postprocess_focal
 from detr_fast.structures import PackedTargets, PaddedImages, Predictions
 from tests.golden import case as golden
@@ -40,7 +40,7 @@ def model_of(name: str) -> DeformableDETR:
     names = {field.name for field in fields(DeformableDETRConfig)} - {"backbone", "dropout"}
     settings = {key: value for key, value in case.config.items() if key in names}
     state = case.state_dict()
-    model = DeformableDETR(DeformableDETRConfig(backbone=resnet_in(state), **settings)).eval()
+    model = DeformableDETR(DeformableDETRConfig(backbone=backbone_in(state), **settings)).eval()
     assert load_state_dict(model, state) == LoadReport()
     return model
 

@@ -171,7 +171,9 @@ def test_configuration_from_official_args() -> None:
 
 
 def test_configuration_of_another_state_dict() -> None:
-    with pytest.raises(ValueError, match=r"state: expected a DETR on a ResNet .*; got an unknown model"):
+    with pytest.raises(
+        ValueError, match=r"state: expected a DETR on a ResNet or Swin .*; got an unknown model"
+    ):
         DETRConfig.from_state_dict({"weight": torch.zeros(1)})
 
 
@@ -197,5 +199,7 @@ def test_backbone_weights(tmp_path: Path, model: DETR) -> None:
     started = DETR(SMALL, backbone_weights=tmp_path / "resnet18.pth")
     for name, value in model.backbone.state_dict().items():
         assert torch.equal(started.backbone.state_dict()[name], value)
-    with pytest.raises(ValueError, match="backbone_weights: expected a ResNet backbone; got conv_stem"):
+    with pytest.raises(
+        ValueError, match="backbone_weights: expected a ResNet or Swin backbone; got conv_stem"
+    ):
         DETR(replace(SMALL, backbone="conv_stem"), backbone_weights=tmp_path / "resnet18.pth")

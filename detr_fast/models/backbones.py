@@ -1,0 +1,60 @@
+"""The backbones that every model can stand on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from detr_fast.models import resnet, swin
+from detr_fast.models.conv_stem import ConvStem
+from detr_fast.models.resnet import ResNet
+from detr_fast.models.swin import Swin
+
+BACKBONES = (*resnet.ARCHITECTURES, *swin.ARCHITECTURES, "conv_stem")
+
+
+def build_body(name: str, dilation: bool, weights: str | Path | None) -> ConvStem | ResNet | Swin:
+    """One of `BACKBONES`, which gives a list of features and says their `channels`.
+
+    weights: a torchvision file that a ResNet starts from, or a Microsoft one for a Swin.
+    """
+    body: ConvStem | ResNet | Swin
+    if name == "conv_stem":
+        body = ConvStem()
+    elif name in swin.ARCHITECTURES:
+        body = Swin(name)
+    else:
+        body = ResNet(name, dilation)
+    if weights is None:
+        return body
+    if isinstance(body, ConvStem):
+        raise ValueError(f"backbone_weights: expected a ResNet or Swin backbone; got {name}")
+    body.load_official(weights)
+    return body
+
+
+def backbone_in(state: Mapping[str, Tensor], prefix: str = "backbone.0.body.") -> str:
+    """Which ResNet or Swin the entries under `prefix` are; KeyError or StopIteration where none."""
+    if f"{prefix}patch_embed.proj.weight" in state:
+        embed_dim = state[f"{prefix}patch_embed.proj.weight"].shape[0]
+        depths = tuple(count_modules(state, f"{prefix}layers.{n}.blocks") for n in range(4))
+        table = state[f"{prefix}layers.0.blocks.0.attn.relative_position_bias_table"]
+        return next(
+            name
+            for name, sizes in swin.ARCHITECTURES.items()
+            if (sizes.embed_dim, sizes.depths) == (embed_dim, depths)
+            and len(table) == (2 * sizes.window_size - 1) ** 2
+        )
+    depth = count_modules(state, f"{prefix}layer3")
+    bottleneck = f"{prefix}layer1.0.conv3.weight" in state
+    return next(
+        n for n, a in resnet.ARCHITECTURES.items() if (a.depths[2], a.bottleneck) == (depth, bottleneck)
+    )
+
+
+def count_modules(state: Mapping[str, Tensor], prefix: str) -> int:
+    """How many numbered modules stand directly under `prefix`."""
+    start = len(prefix) + 1
+    return len({name[start:].split(".")[0] for name in state if name.startswith(f"{prefix}.")})
