@@ -1,20 +1,36 @@
 """Data sets, augmentation and batches."""
 
 from detr_fast.data.batching import Batch, TrainBatches, begin_epoch, build_loader, collate
-from detr_fast.data.coco import CocoDetection, build_detection_dataset
+from detr_fast.data.build import build_dataset, build_detection_dataset
+from detr_fast.data.coco import CocoDetection
+from detr_fast.data.dataset import ImageDataset
 from detr_fast.data.images import ImageError, load_image
+from detr_fast.data.panoptic import CocoPanoptic
+from detr_fast.data.semantic import SemanticMaps
 from detr_fast.data.synthetic import write_shapes_dataset
-from detr_fast.data.transforms import EvalTransform, Target, TrainTransform, image_to_tensor, resized_size
+from detr_fast.data.transforms import (
+    EvalTransform,
+    LargeScaleJitter,
+    Target,
+    TrainTransform,
+    image_to_tensor,
+    resized_size,
+)
 
 __all__ = [
     "Batch",
     "CocoDetection",
+    "CocoPanoptic",
     "EvalTransform",
+    "ImageDataset",
     "ImageError",
+    "LargeScaleJitter",
+    "SemanticMaps",
     "Target",
     "TrainBatches",
     "TrainTransform",
     "begin_epoch",
+    "build_dataset",
     "build_detection_dataset",
     "build_loader",
     "collate",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, cast
 
@@ -10,17 +11,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, Sampler
 
-from detr_fast.data.coco import CocoDetection
+from detr_fast.data.dataset import ImageDataset
 from detr_fast.data.transforms import Target
 from detr_fast.structures import PaddedImages
 
 Batch = tuple[PaddedImages, list[Target]]
 
 
-def collate(batch: Sequence[tuple[Tensor, Target]]) -> Batch:
-    """Samples to (images padded to the largest of the batch, list of targets)."""
+def collate(
+    batch: Sequence[tuple[Tensor, Target]], *, multiple: int = 1, size: tuple[int, int] | None = None
+) -> Batch:
+    """Samples to (padded images, list of targets); `multiple` and `size` as for `PaddedImages.from_list`."""
     images, targets = zip(*batch, strict=True)
-    return PaddedImages.from_list(images), list(targets)
+    return PaddedImages.from_list(images, multiple=multiple, size=size), list(targets)
 
 
 class TrainBatches(Sampler[list[int]]):
@@ -64,7 +67,7 @@ class TrainBatches(Sampler[list[int]]):
 
 
 def build_loader(
-    dataset: CocoDetection,
+    dataset: ImageDataset,
     batch_size: int,
     *,
     train: bool,
@@ -74,6 +77,8 @@ def build_loader(
     world_size: int = 1,
     drop_last: bool = True,
     pin_memory: bool = False,
+    multiple: int = 1,
+    size: tuple[int, int] | None = None,
 ) -> DataLoader[Batch]:
     """A loader of `collate`d batches of one rank.
 
@@ -91,6 +96,8 @@ def build_loader(
         world_size: how many processes there are.
         drop_last: training only: leave out an incomplete last batch, as the official DETR does.
         pin_memory: as for `torch.utils.data.DataLoader`.
+        multiple: pad height and width to a multiple of it.
+        size: (height, width) to pad to; by default the largest of the batch.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size: expected >= 1; got {batch_size}")
@@ -108,7 +115,7 @@ def build_loader(
     loader: DataLoader[Any] = DataLoader(
         dataset,
         **options,
-        collate_fn=collate,
+        collate_fn=partial(collate, multiple=multiple, size=size),
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=pin_memory,
@@ -127,7 +134,7 @@ def begin_epoch(loader: DataLoader[Batch], epoch: int, *, skip_batches: int = 0)
         skip_batches: batches already done, when an interrupted epoch goes on.
     """
     dataset, batches = loader.dataset, loader.batch_sampler
-    if not isinstance(dataset, CocoDetection) or not isinstance(batches, TrainBatches):
+    if not isinstance(dataset, ImageDataset) or not isinstance(batches, TrainBatches):
         raise TypeError("loader: expected a loader from build_loader(..., train=True)")
     dataset.set_epoch(epoch)
     batches.set_epoch(epoch, skip_batches=skip_batches)

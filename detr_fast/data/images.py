@@ -1,11 +1,14 @@
-"""Reading one image file as 8-bit RGB."""
+"""Reading one image file: a picture as 8-bit RGB, or stored numbers as they are."""
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 
@@ -29,6 +32,30 @@ def load_image(path: str | Path, *, exif_transpose: bool = False) -> Image.Image
         FileNotFoundError: there is no such file.
         ImageError: the file is empty, truncated, not an image, or of a kind without a defined RGB value.
     """
+    with _opened(path) as image:
+        return _to_rgb(ImageOps.exif_transpose(image) if exif_transpose else image)
+
+
+def load_pixels(path: str | Path, modes: Sequence[str]) -> NDArray[np.uint8]:
+    """The stored values of an image that carries numbers (class labels, segment ids), never converted.
+
+    Args:
+        path: the file.
+        modes: Pillow's names of the acceptable pixel formats: "L" and "P" give [h, w], "RGB" [h, w, 3].
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImageError: the file is empty, truncated, not an image, or of another pixel format.
+    """
+    with _opened(path) as image:
+        if image.mode not in modes:
+            raise ValueError(f"expected the pixel format {' or '.join(modes)}; got {image.mode}")
+        return np.array(image)
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """The decoded image; whatever is wrong with it, and a ValueError of the body, becomes an ImageError."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such image file")
@@ -37,7 +64,7 @@ def load_image(path: str | Path, *, exif_transpose: bool = False) -> Image.Image
     try:
         with Image.open(path) as image:
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image) if exif_transpose else image)
+            yield image
     except PermissionError:
         raise
     except UnidentifiedImageError:

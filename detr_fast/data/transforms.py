@@ -1,8 +1,10 @@
-"""DETR's augmentation of an image together with its boxes (paper section A.4).
+"""Augmentation of an image together with its boxes and masks: DETR's (paper section A.4) and large-scale
+jitter (Ghiasi et al. 2021), which mask classifiers train with.
 
-A transform takes a PIL image, a target with `boxes` [T, 4] as absolute (x0, y0, x1, y1) pixels, and the
-`random.Random` that makes every choice; the same generator state gives the same sample. Resizing is
-Pillow's antialiased bilinear filter, as in the official implementation.
+A transform takes a PIL image, a target with `boxes` [T, 4] as absolute (x0, y0, x1, y1) pixels and maybe
+`masks` [T, h, w] bool of the image's size, and the `random.Random` that makes every choice; the same
+generator state gives the same sample. Images are resized by Pillow's antialiased bilinear filter and masks
+to the nearest pixel, both as in the official DETR.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.nn.functional import interpolate
 
-from detr_fast.boxes import box_xyxy_to_cxcywh
+from detr_fast.boxes import box_xyxy_to_cxcywh, masks_to_boxes
 
 Target: TypeAlias = dict[str, Tensor]
 
@@ -77,11 +80,48 @@ class TrainTransform:
         return to_model_input(image, target)
 
 
+@dataclass(frozen=True)
+class LargeScaleJitter:
+    """Horizontal flip; a resize to a random multiple of the size at which the image just fits into the
+    square; where that is larger, a random crop of the square; then `to_model_input`.
+
+    Samples are at most `size` x `size`; the batch pads them (`build_loader(..., size=(size, size))`). Where
+    the target has masks, boxes and areas are those of what is left of them, as in Mask2Former.
+
+    size: side of the square, pixels.
+    scale: smallest and largest multiple.
+    """
+
+    size: int = 1024
+    scale: tuple[float, float] = (0.1, 2.0)
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size: expected >= 1 pixel; got {self.size}")
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale: expected 0 < smallest <= largest; got {self.scale}")
+
+    def __call__(self, image: Image.Image, target: Target, rng: random.Random) -> tuple[Tensor, Target]:
+        if rng.random() < 0.5:
+            image, target = hflip(image, target)
+        ratio = rng.uniform(*self.scale) * self.size / max(image.size)
+        image, target = _resize_to(
+            image, target, (max(1, round(image.width * ratio)), max(1, round(image.height * ratio)))
+        )
+        image, target = crop(image, target, random_crop_box(image.size, self.size, self.size, rng))
+        if "masks" in target:
+            area = target["masks"].sum((1, 2), dtype=torch.float32)
+            target = {**target, "boxes": tight_boxes(target["masks"]), "area": area}
+        return to_model_input(image, target)
+
+
 def hflip(image: Image.Image, target: Target) -> tuple[Image.Image, Target]:
     """Mirrors left and right."""
     x0, y0, x1, y1 = target["boxes"].unbind(-1)
-    boxes = torch.stack([image.width - x1, y0, image.width - x0, y1], -1)
-    return ImageOps.mirror(image), {**target, "boxes": boxes}
+    target = {**target, "boxes": torch.stack([image.width - x1, y0, image.width - x0, y1], -1)}
+    if "masks" in target:
+        target["masks"] = target["masks"].flip(-1)
+    return ImageOps.mirror(image), target
 
 
 def resized_size(width: int, height: int, size: int, max_size: int | None = None) -> tuple[int, int]:
@@ -101,12 +141,20 @@ def resized_size(width: int, height: int, size: int, max_size: int | None = None
 def resize(
     image: Image.Image, target: Target, size: int, max_size: int | None = None
 ) -> tuple[Image.Image, Target]:
-    """Resizes by `resized_size`; boxes and areas follow."""
-    width, height = resized_size(image.width, image.height, size, max_size)
+    """Resizes by `resized_size`; boxes, areas and masks follow."""
+    return _resize_to(image, target, resized_size(image.width, image.height, size, max_size))
+
+
+def _resize_to(image: Image.Image, target: Target, size: tuple[int, int]) -> tuple[Image.Image, Target]:
+    width, height = size
     x_ratio, y_ratio = width / image.width, height / image.height
     boxes = target["boxes"] * torch.tensor([x_ratio, y_ratio, x_ratio, y_ratio])
     target = {**target, "boxes": boxes, "area": target["area"] * (x_ratio * y_ratio)}
-    return image.resize((width, height), Image.Resampling.BILINEAR), target
+    if "masks" in target:
+        # The official threshold of one half acts on copies of zeros and ones, so bytes do as well as floats.
+        ones = target["masks"][:, None].byte()
+        target["masks"] = interpolate(ones, (height, width), mode="nearest")[:, 0].bool()
+    return image.resize(size, Image.Resampling.BILINEAR), target
 
 
 def random_crop_box(
@@ -119,17 +167,31 @@ def random_crop_box(
 
 
 def crop(image: Image.Image, target: Target, region: tuple[int, int, int, int]) -> tuple[Image.Image, Target]:
-    """Cuts out (left, top, width, height). Boxes are cut to it, and removed where nothing is left; as in
-    the official implementation, `area` becomes the area of what is left of the box."""
+    """Cuts out (left, top, width, height). Boxes are cut to it; objects are removed where nothing is left of
+    the box or of the mask; as in the official implementation, `area` becomes the area of what is left of
+    the box."""
     left, top, width, height = region
     boxes = target["boxes"] - torch.tensor([left, top, left, top])
     boxes = torch.minimum(boxes.clamp(min=0), torch.tensor([width, height, width, height]))
     sides = boxes[:, 2:] - boxes[:, :2]
     keep = (sides > 0).all(1)
     target = {**target, "boxes": boxes, "area": sides.prod(1)}
-    for key in ("boxes", "labels", "area", "iscrowd"):
+    keys = ["boxes", "labels", "area", "iscrowd"]
+    if "masks" in target:
+        target["masks"] = target["masks"][:, top : top + height, left : left + width]
+        keep &= target["masks"].flatten(1).any(1)
+        keys.append("masks")
+    for key in keys:
         target[key] = target[key][keep]
     return image.crop((left, top, left + width, top + height)), target
+
+
+def tight_boxes(masks: Tensor) -> Tensor:
+    """Boxes around non-empty masks [T, h, w] -> [T, 4] (x0, y0, x1, y1) pixels, float32.
+
+    Right and bottom lie one past the last pixel, so that widths count pixels as in COCO's files.
+    """
+    return masks_to_boxes(masks) + torch.tensor([0, 0, 1, 1])
 
 
 def to_model_input(image: Image.Image, target: Target) -> tuple[Tensor, Target]:

@@ -1,0 +1,156 @@
+"""COCO segmentations of many objects, checked when read, kept in a few arrays and drawn when needed."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+# pycocotools walks along every edge in steps of a fifth of a pixel: one absurd corner would take all memory.
+MAX_COORDINATE = 1e5
+
+
+class PackedMasks:
+    """Polygons and run-length encodings. Forked workers share the arrays without copying them.
+
+    An object is found again by its number, counted from 0 in the order of `append`.
+    """
+
+    def __init__(self) -> None:
+        self._numbers = array("d")  # x0, y0, x1, y1, ... of all polygons
+        self._polygon_ends = array("q", [0])  # polygon p: numbers[ends[p]:ends[p + 1]]
+        self._runs = bytearray()  # compressed run lengths of all encodings
+        self._spans = array("q")  # for each object: 1 if encoded, and its range of polygons or of bytes
+
+    def __len__(self) -> int:
+        return len(self._spans) // 3
+
+    def append(self, segmentation: Any, size: tuple[int, int], entry: str) -> bool:
+        """Takes in one `segmentation`; False, and nothing taken in, where it cannot cover a pixel: it is
+        missing or empty, all its polygons have fewer than three points, or its runs enclose nothing.
+
+        Polygons with fewer than three points beside proper ones are left out.
+
+        Args:
+            segmentation: a list of polygons [x0, y0, x1, y1, ...] or a run-length encoding.
+            size: the image's (height, width).
+            entry: the annotation, for messages.
+
+        Raises:
+            ValueError: it is neither, a coordinate is not a sensible number, or the encoding does not decode
+                or has another size than the image.
+        """
+        if segmentation is None or segmentation == []:
+            return False
+        if isinstance(segmentation, list):
+            return self._append_polygons(segmentation, entry)
+        if isinstance(segmentation, dict) and "counts" in segmentation:
+            return self._append_runs(segmentation, size, entry)
+        raise ValueError(
+            f"{entry}: expected 'segmentation' as a list of polygons or an object with 'counts' and 'size'; "
+            f"got {_short(segmentation)}"
+        )
+
+    def _append_polygons(self, polygons: list[Any], entry: str) -> bool:
+        first = len(self._polygon_ends) - 1
+        for i, polygon in enumerate(polygons):
+            where = f"{entry}: segmentation[{i}]"
+            try:
+                points = np.asarray(polygon, dtype=np.float64)
+            except (TypeError, ValueError):
+                points = np.array(np.nan)
+            if points.ndim != 1 or len(points) % 2 or not (np.abs(points) <= MAX_COORDINATE).all():
+                raise ValueError(
+                    f"{where}: expected a polygon [x0, y0, x1, y1, ...] of numbers within "
+                    f"{MAX_COORDINATE:.0f} pixels; got {_short(polygon)}"
+                )
+            if len(points) >= 6:
+                self._numbers.frombytes(points.tobytes())
+                self._polygon_ends.append(len(self._numbers))
+        last = len(self._polygon_ends) - 1
+        if last > first:
+            self._spans.extend((0, first, last))
+        return last > first
+
+    def _append_runs(self, encoding: dict[str, Any], size: tuple[int, int], entry: str) -> bool:
+        if encoding.get("size") != list(size):
+            raise ValueError(
+                f"{entry}: the run-length encoding is for a mask of [height, width] = "
+                f"{_short(encoding.get('size'))}, but the image has {list(size)}"
+            )
+        counts = encoding["counts"]
+        runs = _listed_runs(counts) if isinstance(counts, list) else _decoded_runs(counts)
+        if runs is None or (runs < 0).any() or runs.sum() != size[0] * size[1]:
+            raise ValueError(
+                f"{entry}: the run-length encoding does not decode to {size[0]} x {size[1]} pixels: "
+                f"{_short(counts)}"
+            )
+        if not runs[1::2].any():
+            return False
+        if isinstance(counts, list):
+            counts = coco_mask.frPyObjects({"size": size, "counts": counts}, *size)["counts"]
+        start = len(self._runs)
+        self._runs += counts if isinstance(counts, bytes) else counts.encode("ascii")
+        self._spans.extend((1, start, len(self._runs)))
+        return True
+
+    def draw(self, objects: Iterable[int], size: tuple[int, int]) -> Tensor:
+        """The masks of some objects of an image of (height, width) -> [T, height, width] bool, pixel by
+        pixel as pycocotools draws them."""
+        encodings = [self._encoding(number, size) for number in objects]
+        if not encodings:
+            return torch.zeros(0, *size, dtype=torch.bool)
+        masks = coco_mask.decode(encodings).transpose(2, 0, 1)
+        return torch.from_numpy(np.ascontiguousarray(masks)).bool()
+
+    def _encoding(self, number: int, size: tuple[int, int]) -> dict[str, Any]:
+        encoded, start, end = self._spans[3 * number : 3 * number + 3]
+        if encoded:
+            return {"size": size, "counts": bytes(self._runs[start:end])}
+        ends = self._polygon_ends
+        polygons = [self._numbers[ends[p] : ends[p + 1]].tolist() for p in range(start, end)]
+        return coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
+
+
+def _listed_runs(counts: list[Any]) -> NDArray[np.int64] | None:
+    if not counts or any(type(count) is not int or not 0 <= count < 2**32 for count in counts):
+        return None
+    return np.array(counts, dtype=np.int64)
+
+
+def _decoded_runs(counts: Any) -> NDArray[np.int64] | None:
+    """The run lengths of COCO's compressed form; None where it is none.
+
+    pycocotools reads past the end of a damaged string, so it is decoded here before pycocotools sees it.
+    A character carries five bits, lowest first, and a bit that more follow; the last one's top bit is the
+    sign. From the fourth run on, the difference to the run two before is stored.
+    """
+    try:
+        data = counts if isinstance(counts, bytes) else counts.encode("ascii")
+    except (AttributeError, UnicodeEncodeError):
+        return None
+    codes = np.frombuffer(data, np.uint8).astype(np.int64) - 48
+    if not len(codes) or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
+        return None
+    ends = np.flatnonzero((codes & 32) == 0)
+    starts = np.append(0, ends[:-1] + 1)
+    lengths = ends - starts + 1
+    if lengths.max() > 7:
+        return None
+    place = np.arange(len(codes)) - np.repeat(starts, lengths)
+    runs = np.add.reduceat((codes & 31) << (5 * place), starts)
+    runs -= np.where(codes[ends] & 16, 1 << (5 * lengths), 0)
+    runs[1::2] = runs[1::2].cumsum()
+    runs[2::2] = runs[2::2].cumsum()
+    return runs
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
