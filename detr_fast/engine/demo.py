@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import time
@@ -14,14 +15,16 @@ from PIL import Image
 
 from detr_fast.benchmarking import quick_plan, run_benchmarks
 from detr_fast.data import CocoDetection, write_shapes_dataset
-from detr_fast.data.coco import Transform
+from detr_fast.data.dataset import Transform
 from detr_fast.data.transforms import EvalTransform, TrainTransform
 from detr_fast.engine.config import TrainConfig
-from detr_fast.engine.detector import Detector, dataset_categories
+from detr_fast.engine.detector import Detector
 from detr_fast.engine.draw import draw_detections
+from detr_fast.engine.evaluate import evaluate
+from detr_fast.engine.families import detr_criterion
 from detr_fast.engine.logs import read_log
 from detr_fast.engine.predict import detect, overlay
-from detr_fast.engine.recipe import detr_criterion, evaluator
+from detr_fast.engine.recipe import dataset_detector, evaluator
 from detr_fast.engine.report import picture_grid, plot_losses, write_report
 from detr_fast.engine.train import Trainer
 from detr_fast.models import DETR, DETRConfig
@@ -88,9 +91,8 @@ def run_demo(output: Path, echo: Callable[[str], None] = print) -> dict[str, Any
     val = _dataset(root, "val", EvalTransform(IMAGE_SIZE, IMAGE_SIZE))
 
     model = DETR(DETRConfig(**MODEL, num_classes=train.num_classes))  # type: ignore[arg-type]
-    detector = Detector(model, dataset_categories(train), IMAGE_SIZE, IMAGE_SIZE)
-    evaluate = evaluator(val, TRAINING)
-    untrained = evaluate(model)
+    detector = dataset_detector(model, train, "detr", "detection", IMAGE_SIZE, IMAGE_SIZE)
+    untrained = evaluate(detector, val, batch_size=TRAINING.batch_size)
     echo(f"untrained: AP50 {untrained['AP50']:.3f}")
 
     # TensorBoard shows all event files of a folder as one run.
@@ -102,16 +104,14 @@ def run_demo(output: Path, echo: Callable[[str], None] = print) -> dict[str, Any
         TRAINING,
         output,
         description=detector.description(),
-        evaluate=evaluate,
+        evaluate=evaluator(detector, val, TRAINING),
     )
     training_started = time.perf_counter()
     metrics = trainer.fit()
     seconds_training = time.perf_counter() - training_started
     echo(f"trained for {seconds_training:.0f} s: AP {metrics['AP']:.3f}, AP50 {metrics['AP50']:.3f}")
 
-    trained = trainer.evaluated_model
-    assert isinstance(trained, DETR)
-    detector = Detector(trained, detector.categories, IMAGE_SIZE, IMAGE_SIZE)
+    detector = dataclasses.replace(detector, model=trainer.evaluated_model)
     picture_grid(list(_pictures(detector, _dataset(root, "val", None)))).save(output / "predictions.png")
     plot_losses(read_log(output, "train"), read_log(output, "eval"), output / "losses.png")
 
