@@ -6,11 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detr_fast.ops.box_match_cost import box_match_cost
 from detr_fast.ops.linear_assignment import linear_assignment
-from detr_fast.structures import Matches, PackedTargets, Predictions
+from detr_fast.ops.mask_match_cost import mask_match_cost
+from detr_fast.ops.point_sample import point_sample
+from detr_fast.structures import MaskPredictions, Matches, PackedTargets, Predictions
+
+_VALUES_AT_ONCE = 2**25  # mask values that `MaskMatcher` samples for one call of the match cost
 
 
 class HungarianMatcher(nn.Module):
@@ -96,3 +101,150 @@ class HungarianMatcher(nn.Module):
             f"cost_class={self.cost_class}, cost_bbox={self.cost_bbox}, cost_giou={self.cost_giou}, "
             f"class_cost={self.class_cost!r}"
         )
+
+
+class MaskMatcher(nn.Module):
+    """For each image the assignment of target masks to queries of least total cost.
+
+    Mask2Former (arXiv:2112.01527, section 3.3) compares masks at `num_points` random points, the same ones
+    for all pairs of an image; MaskFormer (arXiv:2107.06278, section 3.3) at every cell of the predicted
+    masks, to which targets are resized by nearest neighbour (num_points = 0), with a focal cost.
+
+    Called with an output dict and a list of target dicts it takes and returns what the official matchers do;
+    `match` serves all decoder layers in one call.
+    """
+
+    def __init__(
+        self,
+        cost_class: float = 2.0,
+        cost_mask: float = 5.0,
+        cost_dice: float = 5.0,
+        num_points: int = 12544,
+        mask_cost: Literal["bce", "focal"] = "bce",
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+    ) -> None:
+        """Weights of the three terms; see `detr_fast.ops.mask_match_cost`.
+
+        Args:
+            cost_class: weight of the class term.
+            cost_mask: weight of the mean binary cross-entropy or focal loss.
+            cost_dice: weight of the dice loss.
+            num_points: random points of an image; 0: all cells of the predicted masks.
+            mask_cost: "bce" (Mask2Former) or "focal" (MaskFormer).
+            alpha: focal balance; negative: none.
+            gamma: focal exponent.
+        """
+        super().__init__()
+        if cost_class == 0 and cost_mask == 0 and cost_dice == 0:
+            raise ValueError("cost_class, cost_mask, cost_dice: all costs cant be 0")
+        if mask_cost not in ("bce", "focal"):
+            raise ValueError(f"mask_cost: expected 'bce' or 'focal'; got {mask_cost!r}")
+        if num_points < 0:
+            raise ValueError(f"num_points: expected an integer >= 0; got {num_points}")
+        self.cost_class = cost_class
+        self.cost_mask = cost_mask
+        self.cost_dice = cost_dice
+        self.num_points = num_points
+        self.mask_cost: Literal["bce", "focal"] = mask_cost
+        self.alpha = alpha
+        self.gamma = gamma
+
+    def forward(
+        self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Tensor]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Matches the last layer in the official form.
+
+        Args:
+            outputs: `pred_logits` [B, Q, K + 1], `pred_masks` [B, Q, h, w]; other keys are ignored.
+            targets: for each image `labels` [T] of integers, `boxes` [T, 4] and `masks` [T, H, W] of bool,
+                padded as the images are.
+
+        Returns:
+            For each image (query indices, ascending; the target index of each): int64 tensors on the CPU of
+            length min(Q, T).
+        """
+        last_layer = MaskPredictions.from_dict({**outputs, "aux_outputs": ()})
+        packed = PackedTargets.from_list(targets)
+        return self.match(last_layer, packed).as_indices(packed)
+
+    @torch.no_grad()
+    def match(
+        self, predictions: MaskPredictions, targets: PackedTargets, points: Tensor | None = None
+    ) -> Matches:
+        """Matches every decoder layer; the result stays on the device of the predictions.
+
+        points: [L, B, P, 2], (x, y) in 0..1, instead of random ones; ignored with num_points = 0.
+        """
+        logits, masks = predictions.logits, predictions.masks
+        if targets.masks is None:
+            raise ValueError("targets: expected masks [sumT, H, W]; got targets without masks")
+        layers, images = masks.shape[:2]
+        if not self.num_points:
+            resized = _nearest(targets.masks, masks.shape[-2:])
+            return self._assign(logits, masks.flatten(3), resized.flatten(1), targets)
+        if points is None:
+            points = torch.rand(layers, images, self.num_points, 2, device=masks.device)
+        elif points.shape[:2] != (layers, images) or points.ndim != 4:
+            raise ValueError(
+                f"points: expected [L, B, P, 2] with L, B = {layers}, {images}; got {list(points.shape)}"
+            )
+        values = (images * masks.shape[2] + len(targets.labels)) * points.shape[2]
+        step = max(1, _VALUES_AT_ONCE // max(1, values))
+        parts = [
+            self._assign(
+                logits[first : first + step],
+                *_sampled(masks[first : first + step], targets, points[first : first + step]),
+                targets,
+            ).query
+            for first in range(0, layers, step)
+        ]
+        return Matches(torch.cat(parts))
+
+    def _assign(
+        self, logits: Tensor, mask_values: Tensor, target_values: Tensor, targets: PackedTargets
+    ) -> Matches:
+        costs = mask_match_cost(
+            logits,
+            mask_values,
+            targets.labels,
+            target_values,
+            targets.sizes,
+            mask_cost=self.mask_cost,
+            w_class=self.cost_class,
+            w_mask=self.cost_mask,
+            w_dice=self.cost_dice,
+            alpha=self.alpha,
+            gamma=self.gamma,
+        )
+        return Matches(linear_assignment(costs, targets.sizes))
+
+    def extra_repr(self) -> str:
+        return (
+            f"cost_class={self.cost_class}, cost_mask={self.cost_mask}, cost_dice={self.cost_dice}, "
+            f"num_points={self.num_points}, mask_cost={self.mask_cost!r}"
+        )
+
+
+def _sampled(masks: Tensor, targets: PackedTargets, points: Tensor) -> tuple[Tensor, Tensor]:
+    """[L, B, Q, P] logits and [L, sumT, P] targets at points [L, B, P, 2]."""
+    assert targets.masks is not None
+    layers, images, total = *points.shape[:2], len(targets.labels)
+    points = points.flatten(0, 1)
+    layer = torch.arange(layers, device=points.device)[:, None]
+    target = torch.arange(total, device=points.device)
+    wanted = point_sample(
+        targets.masks[:, None],
+        points,
+        map_index=target.repeat(layers),
+        point_index=(layer * images + targets.batch_index).flatten(),
+    )
+    found = point_sample(masks.flatten(0, 1), points)
+    return found.unflatten(0, (layers, images)), wanted.view(layers, total, -1)
+
+
+def _nearest(masks: Tensor, size: Sequence[int]) -> Tensor:
+    """[sumT, H, W] bool -> [sumT, h, w] bool."""
+    if not len(masks):
+        return masks.new_zeros(0, *size)
+    return F.interpolate(masks[:, None].view(torch.uint8), size=list(size))[:, 0].bool()

@@ -37,6 +37,7 @@ class FocalSetCriterion(SetCriterion):
     losses: which of "labels", "boxes" and "cardinality" to compute.
     """
 
+    known_losses = LOSSES
     no_object = 0
 
     def __init__(

@@ -1,0 +1,200 @@
+"""The mask terms of set losses, for all decoder layers and images in one pass each.
+
+A *row* is one target in one layer: the map of its query beside its mask. Letters as in
+`detr_fast.structures`; R rows = L * sumT, X values of a row. Full-resolution maps are never kept: they are
+made a few rows at a time, forward and again backward. Nothing waits for a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from detr_fast.ops.point_sample import point_sample
+from detr_fast.structures import PackedTargets
+
+
+class Focal(NamedTuple):
+    """The balance and the exponent of a focal loss (arXiv:1708.02002); alpha < 0: no balance."""
+
+    alpha: float = 0.25
+    gamma: float = 2.0
+
+
+FOCAL = Focal()
+
+
+def point_losses(
+    masks: Tensor, targets: PackedTargets, query: Tensor, points: Tensor, num_masks: Tensor | float
+) -> tuple[Tensor, Tensor]:
+    """Binary cross-entropy, the mean over each row's points, and dice loss (arXiv:2112.01527, section 3.3).
+
+    masks: [L, B, Q, h, w] logits; targets: with masks; query: [L, sumT] as in `Matches`.
+    points: [R, P, 2], (x, y) in 0..1.
+    num_masks: what the sums over targets are divided by.
+
+    Returns [L] each.
+    """
+    assert targets.masks is not None
+    rows = matched_rows(masks, targets, query)
+    found = point_sample(masks.flatten(0, 2)[:, None], points, map_index=rows)[:, 0]
+    with torch.no_grad():
+        wanted = point_sample(targets.masks[:, None], points, map_index=_targets_of_rows(query))[:, 0]
+    found = found.to(torch.promote_types(found.dtype, torch.float32))
+    return _by_layer(RowLosses.apply(found, wanted.to(found.dtype), None), query, num_masks)
+
+
+def map_losses(
+    masks: Tensor, targets: PackedTargets, query: Tensor, num_masks: Tensor | float, focal: Focal = FOCAL
+) -> tuple[Tensor, Tensor]:
+    """Focal loss, the mean over the pixels of the target, and dice loss of bilinearly upsampled logits.
+
+    As in DETR (arXiv:2005.12872, section 4.4) and MaskFormer (arXiv:2107.06278, section 3.3).
+
+    masks: [L, B, Q, h, w] logits; targets: with masks [sumT, H, W]; query: [L, sumT] as in `Matches`.
+    num_masks: what the sums over targets are divided by.
+
+    Returns [L] each.
+    """
+    assert targets.masks is not None
+    rows = matched_rows(masks, targets, query)
+    losses = MapLosses.apply(masks.flatten(0, 2), targets.masks, rows, _targets_of_rows(query), focal)
+    return _by_layer(losses, query, num_masks)
+
+
+def matched_rows(masks: Tensor, targets: PackedTargets, query: Tensor) -> Tensor:
+    """[R]: where among all L * B * Q maps each row's stands; the image's first for an unmatched target."""
+    layers, images, queries = masks.shape[:3]
+    layer = torch.arange(layers, device=query.device)[:, None]
+    return ((layer * images + targets.batch_index) * queries + query.clamp(min=0)).flatten()
+
+
+def _targets_of_rows(query: Tensor) -> Tensor:
+    layers, total = query.shape
+    return torch.arange(total, device=query.device).repeat(layers)
+
+
+def _by_layer(
+    losses: tuple[Tensor, Tensor], query: Tensor, num_masks: Tensor | float
+) -> tuple[Tensor, Tensor]:
+    """The sums of each layer's matched rows, divided by `num_masks`."""
+    mask, dice = (loss.view(query.shape).where(query >= 0, 0).sum(1) / num_masks for loss in losses)
+    return mask, dice
+
+
+class RowLosses(torch.autograd.Function):
+    """Mean cross-entropy (or focal loss) [R] and dice loss [R] of logits x and targets t in 0..1, [R, X].
+
+    Keeps nothing but its inputs; autograd would keep three more tensors of their size.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, t: Tensor, focal: Focal | None) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, t)
+        ctx.focal = focal
+        parts = [_losses(x[rows], t[rows], focal) for rows in _chunks(len(x), x.shape[1], x.device)]
+        return _joined(parts, x)
+
+    @staticmethod
+    def backward(ctx: Any, grad_mask: Tensor, grad_dice: Tensor) -> tuple[Tensor | None, ...]:
+        x, t = ctx.saved_tensors
+        grad = torch.empty_like(x)
+        for rows in _chunks(len(x), x.shape[1], x.device):
+            grad[rows] = _gradient(x[rows], t[rows], grad_mask[rows], grad_dice[rows], ctx.focal)
+        return grad, None, None
+
+
+class MapLosses(torch.autograd.Function):
+    """`RowLosses` of maps [M, h, w] upsampled to the size of masks [sumT, H, W].
+
+    map_index, target_index: [R] int64, which map and mask a row compares.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, maps: Tensor, masks: Tensor, map_index: Tensor, target_index: Tensor, focal: Focal
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(maps, masks, map_index, target_index)
+        ctx.focal = focal
+        parts = [
+            _losses(*_upsampled(maps, masks, map_index[rows], target_index[rows]), focal)
+            for rows in _chunks(len(map_index), masks[0:1].numel() or 1, maps.device)
+        ]
+        return _joined(parts, maps)
+
+    @staticmethod
+    def backward(ctx: Any, grad_mask: Tensor, grad_dice: Tensor) -> tuple[Tensor | None, ...]:
+        maps, masks, map_index, target_index = ctx.saved_tensors
+        grad = torch.zeros_like(maps)
+        size = masks.shape[1:]
+        for rows in _chunks(len(map_index), masks[0:1].numel() or 1, maps.device):
+            x, t = _upsampled(maps, masks, map_index[rows], target_index[rows])
+            grad_up = _gradient(x, t, grad_mask[rows], grad_dice[rows], ctx.focal).view(-1, 1, *size)
+            shape = [len(grad_up), 1, *maps.shape[1:]]
+            grad_rows = torch.ops.aten.upsample_bilinear2d_backward(grad_up, size, shape, False)
+            grad.index_add_(0, map_index[rows], grad_rows[:, 0].to(grad.dtype))
+        return grad, None, None, None, None
+
+
+def _upsampled(maps: Tensor, masks: Tensor, map_index: Tensor, target_index: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and targets of some rows, [r, H * W]."""
+    x = maps.index_select(0, map_index)[:, None]
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = F.interpolate(x, size=masks.shape[1:], mode="bilinear", align_corners=False)
+    return x.flatten(1), masks.index_select(0, target_index).flatten(1).to(x.dtype)
+
+
+def _losses(x: Tensor, t: Tensor, focal: Focal | None) -> tuple[Tensor, Tensor]:
+    p = x.sigmoid()
+    mask = F.binary_cross_entropy_with_logits(x, t, reduction="none")
+    if focal is not None:
+        mask = mask * (p + t - 2 * p * t) ** focal.gamma * _balance(t, focal)
+    numerator, denominator = _dice_sums(p, t)
+    return mask.mean(1), 1 - (numerator / denominator)[:, 0]
+
+
+def _gradient(x: Tensor, t: Tensor, grad_mask: Tensor, grad_dice: Tensor, focal: Focal | None) -> Tensor:
+    """The gradient of `_losses` with respect to x; grad_mask, grad_dice: [r]."""
+    p = x.sigmoid()
+    slope = p * (1 - p)
+    if focal is None:
+        of_mask = p - t
+    else:
+        # cross-entropy times m^gamma, where m is the probability of the wrong answer
+        m = p + t - 2 * p * t
+        entropy = F.binary_cross_entropy_with_logits(x, t, reduction="none")
+        of_power = focal.gamma * m.clamp(min=torch.finfo(m.dtype).tiny) ** (focal.gamma - 1)
+        of_mask = (p - t) * m**focal.gamma + entropy * of_power * slope * (1 - 2 * t)
+        of_mask = of_mask * _balance(t, focal)
+    numerator, denominator = _dice_sums(p, t)
+    of_dice = slope * (numerator / denominator - 2 * t) / denominator
+    return of_mask * (grad_mask[:, None] / x.shape[1]) + of_dice * grad_dice[:, None]
+
+
+def _dice_sums(p: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """[r, 1] twice the overlap and the sum of both areas, plus one."""
+    numerator = 2 * (p * t).sum(1, keepdim=True) + 1
+    return numerator, p.sum(1, keepdim=True) + t.sum(1, keepdim=True) + 1
+
+
+def _balance(t: Tensor, focal: Focal) -> Tensor | float:
+    return 1 - focal.alpha + (2 * focal.alpha - 1) * t if focal.alpha >= 0 else 1.0
+
+
+def _chunks(rows: int, values: int, device: torch.device) -> Iterator[slice]:
+    """Slices of rows whose temporaries stay in a CPU's cache, or small beside a GPU's memory."""
+    unrolled = torch.compiler.is_compiling()
+    step = max(1, (1 << 24 if device.type != "cpu" or unrolled else 1 << 19) // max(1, values))
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def _joined(parts: list[tuple[Tensor, Tensor]], like: Tensor) -> tuple[Tensor, Tensor]:
+    if not parts:
+        empty = like.new_zeros(0, dtype=torch.promote_types(like.dtype, torch.float32))
+        return empty, empty.clone()
+    mask, dice = zip(*parts, strict=True)
+    return torch.cat(mask), torch.cat(dice)
