@@ -2,5 +2,16 @@
 
 from detr_fast.models.deformable_detr import DeformableDETR, DeformableDETRConfig
 from detr_fast.models.detr import DETR, DETRConfig
+from detr_fast.models.mask2former import Mask2Former, Mask2FormerConfig
+from detr_fast.models.maskformer import MaskFormer, MaskFormerConfig
 
-__all__ = ["DETR", "DETRConfig", "DeformableDETR", "DeformableDETRConfig"]
+__all__ = [
+    "DETR",
+    "DETRConfig",
+    "DeformableDETR",
+    "DeformableDETRConfig",
+    "Mask2Former",
+    "Mask2FormerConfig",
+    "MaskFormer",
+    "MaskFormerConfig",
+]

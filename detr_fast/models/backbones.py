@@ -15,10 +15,13 @@ from detr_fast.models.swin import Swin
 BACKBONES = (*resnet.ARCHITECTURES, *swin.ARCHITECTURES, "conv_stem")
 
 
-def build_body(name: str, dilation: bool, weights: str | Path | None) -> ConvStem | ResNet | Swin:
+def build_body(
+    name: str, dilation: bool, weights: str | Path | None, *, detectron2: bool = False
+) -> ConvStem | ResNet | Swin:
     """One of `BACKBONES`, which gives a list of features and says their `channels`.
 
-    weights: a torchvision file that a ResNet starts from, or a Microsoft one for a Swin.
+    weights: a torchvision or detectron2 file that a ResNet starts from, or a Microsoft one for a Swin.
+    detectron2: a ResNet with the names of detectron2, and no part of it frozen but the norms.
     """
     body: ConvStem | ResNet | Swin
     if name == "conv_stem":
@@ -26,7 +29,7 @@ def build_body(name: str, dilation: bool, weights: str | Path | None) -> ConvSte
     elif name in swin.ARCHITECTURES:
         body = Swin(name)
     else:
-        body = ResNet(name, dilation)
+        body = ResNet(name, dilation, detectron2=detectron2, frozen=not detectron2)
     if weights is None:
         return body
     if isinstance(body, ConvStem):
@@ -47,8 +50,9 @@ def backbone_in(state: Mapping[str, Tensor], prefix: str = "backbone.0.body.") -
             if (sizes.embed_dim, sizes.depths) == (embed_dim, depths)
             and len(table) == (2 * sizes.window_size - 1) ** 2
         )
-    depth = count_modules(state, f"{prefix}layer3")
-    bottleneck = f"{prefix}layer1.0.conv3.weight" in state
+    first, third = ("res2", "res4") if f"{prefix}stem.conv1.weight" in state else ("layer1", "layer3")
+    depth = count_modules(state, prefix + third)
+    bottleneck = f"{prefix}{first}.0.conv3.weight" in state
     return next(
         n for n, a in resnet.ARCHITECTURES.items() if (a.depths[2], a.bottleneck) == (depth, bottleneck)
     )

@@ -157,7 +157,44 @@ class Decoder(nn.Module):
         return torch.stack(states), torch.stack(boxes)
 
 
-class DeformableTransformer(nn.Module):
+class DeformableEncoder(nn.Module):
+    """Attention among the positions of several feature levels; official names and initial weights."""
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        layers: int,
+        hidden: int,
+        dropout: float,
+        activation: str,
+        levels: int,
+        points: int,
+    ) -> None:
+        super().__init__()
+        layer = (channels, heads, hidden, dropout, activation, levels, points)
+        self.encoder = Encoder(EncoderLayer(*layer) for _ in range(layers))
+        self.level_embed = nn.Parameter(torch.empty(levels, channels))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                nn.init.xavier_uniform_(parameter)
+        for module in self.modules():
+            if isinstance(module, MSDeformAttn):
+                module.reset_parameters()
+        nn.init.normal_(self.level_embed)
+
+    def encode(self, features: Sequence[Tensor], positions: Sequence[Tensor], levels: Levels) -> Tensor:
+        """features, positions [B or 1, C, h, w] of each level -> memory [B, S, C]."""
+        # positions of different levels coincide: an embedding tells the levels apart
+        by_level = zip(positions, self.level_embed, strict=True)
+        position = _tokens([p + level[:, None, None] for p, level in by_level])
+        return self.encoder(_tokens(features), position, levels)
+
+
+class DeformableTransformer(DeformableEncoder):
     """Encoder over several feature levels, decoder over object queries; official names and initial weights.
 
     two_stage: queries come from the encoder's best proposals instead of being learned (appendix A.4).
@@ -178,11 +215,9 @@ class DeformableTransformer(nn.Module):
         refine: bool = False,
         two_stage: bool = False,
     ) -> None:
-        super().__init__()
-        layer = (channels, heads, hidden, dropout, activation, levels)
-        self.encoder = Encoder(EncoderLayer(*layer, encoder_points) for _ in range(encoder_layers))
-        self.decoder = Decoder((DecoderLayer(*layer, decoder_points) for _ in range(decoder_layers)), refine)
-        self.level_embed = nn.Parameter(torch.empty(levels, channels))
+        super().__init__(channels, heads, encoder_layers, hidden, dropout, activation, levels, encoder_points)
+        layer = (channels, heads, hidden, dropout, activation, levels, decoder_points)
+        self.decoder = Decoder((DecoderLayer(*layer) for _ in range(decoder_layers)), refine)
         if two_stage:
             self.enc_output = nn.Linear(channels, channels)
             self.enc_output_norm = nn.LayerNorm(channels)
@@ -190,22 +225,9 @@ class DeformableTransformer(nn.Module):
             self.pos_trans_norm = nn.LayerNorm(2 * channels)
         else:
             self.reference_points = nn.Linear(channels, 2)
-        for parameter in self.parameters():
-            if parameter.ndim > 1:
-                nn.init.xavier_uniform_(parameter)
-        for module in self.modules():
-            if isinstance(module, MSDeformAttn):
-                module.reset_parameters()
-        nn.init.normal_(self.level_embed)
+        self.reset_parameters()
         if not two_stage:
             nn.init.zeros_(self.reference_points.bias)
-
-    def encode(self, features: Sequence[Tensor], positions: Sequence[Tensor], levels: Levels) -> Tensor:
-        """features, positions [B, C, h, w] of each level -> memory [B, S, C]."""
-        # positions of different levels coincide: an embedding tells the levels apart
-        by_level = zip(positions, self.level_embed, strict=True)
-        position = _tokens([p + level[:, None, None] for p, level in by_level])
-        return self.encoder(_tokens(features), position, levels)
 
     def learned_queries(self, queries: Tensor, batch: int) -> tuple[Tensor, Tensor, Tensor]:
         """[Q, 2 C], position then content -> content, position [B, Q, C] and reference points [B, Q, 2]."""

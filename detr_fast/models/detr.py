@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,8 @@ from detr_fast.models.position_encoding import PositionEncodingLearned, Position
 from detr_fast.models.resnet import ARCHITECTURES
 from detr_fast.models.transformer import ACTIVATIONS, Transformer
 from detr_fast.structures import PaddedImages, Predictions
+
+Config = TypeVar("Config", bound="DETRConfig")
 
 POSITION_EMBEDDINGS = {"sine": PositionEncodingSine, "learned": PositionEncodingLearned}
 
@@ -60,7 +62,7 @@ class DETRConfig:
             raise ValueError(f"hidden_dim: expected a multiple of 4 for the positions; got {self.hidden_dim}")
 
     @classmethod
-    def from_official_args(cls, args: Any, num_classes: int = 91) -> DETRConfig:
+    def from_official_args(cls: type[Config], args: Any, num_classes: int = 91) -> Config:
         """From the `args` (a namespace or mapping) that official training checkpoints carry.
 
         num_classes: not among them; 91 for COCO, 250 for COCO panoptic.
@@ -70,7 +72,7 @@ class DETRConfig:
         return cls(**{"num_classes": num_classes, **{k: v for k, v in values.items() if k in names}})
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Tensor], **overrides: Any) -> DETRConfig:
+    def from_state_dict(cls: type[Config], state: Mapping[str, Tensor], **overrides: Any) -> Config:
         """From the shapes of an official state dict, whose backbone is a ResNet or a Swin.
 
         They tell everything but nheads, dropout, activation and dilation: pass those as keywords where they
@@ -93,6 +95,22 @@ class DETRConfig:
                 f"state: expected a DETR on a ResNet or Swin with the official names; got {describe(state)}"
             ) from error
         return cls(**{**sizes, **overrides})
+
+
+class Stages(NamedTuple):
+    """What a DETR computes on the way to its heads.
+
+    features: of the backbone, finest first.
+    projected, memory: [B, C, h, w], the last features with C channels, and after the encoder.
+    mask: [B, h, w] bool, True = padding; None where nothing is padded.
+    hs: [L, B, Q, C], what the decoder layers say.
+    """
+
+    features: list[Tensor]
+    projected: Tensor
+    mask: Tensor | None
+    memory: Tensor
+    hs: Tensor
 
 
 class DETR(nn.Module):
@@ -130,18 +148,27 @@ class DETR(nn.Module):
         images: a padded batch, a [B, 3, H, W] tensor without padding, or [3, H_b, W_b] tensors; normalised.
         Returns logits [L, B, Q, K + 1] and boxes [L, B, Q, 4], relative to each image without its padding.
         """
+        return self.heads(self.stages(images).hs)
+
+    def stages(self, images: PaddedImages | Tensor | Sequence[Tensor]) -> Stages:
+        """What the network computes from `images` before its heads."""
         pixels, mask = pixels_and_mask(images)
         cnn, position_encoding = self.backbone
-        features = self.input_proj(cnn(pixels)[-1])
+        features = cnn(pixels)
+        projected = self.input_proj(features[-1])
         queries = self.query_embed.weight
         if mask is None:
             position = position_encoding(
-                pixels.new_zeros((len(pixels), *features.shape[2:]), dtype=torch.bool)
+                pixels.new_zeros((len(pixels), *projected.shape[2:]), dtype=torch.bool)
             )
         else:
-            mask = resize_mask(mask, features.shape[2:])
+            mask = resize_mask(mask, projected.shape[2:])
             position = position_encoding(mask)
-        hs, _ = self.transformer(features, queries, position.to(queries.dtype), mask)
+        hs, memory = self.transformer(projected, queries, position.to(queries.dtype), mask)
+        return Stages(features, projected, mask, memory, hs)
+
+    def heads(self, hs: Tensor) -> Predictions:
+        """Classes and boxes from decoder outputs [L, B, Q, C]."""
         if not self.config.aux_loss:
             hs = hs[-1:]
         boxes = self.bbox_embed(hs)
@@ -204,7 +231,7 @@ def check_dimensions(
         )
     if not 0 <= config.dropout < 1:
         raise ValueError(f"dropout: expected 0 <= dropout < 1; got {config.dropout!r}")
-    if config.dilation and not (
+    if getattr(config, "dilation", False) and not (
         config.backbone in ARCHITECTURES and ARCHITECTURES[config.backbone].bottleneck
     ):
         raise ValueError(f"dilation: expected a backbone with bottlenecks; got {config.backbone}")

@@ -29,7 +29,10 @@ class MultiheadAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attend: Tensor | None = None) -> Tensor:
-        """query [B, Q, C]; key, value [B, S, C]; attend [B, S] bool, False = leave out -> [B, Q, C]."""
+        """query [B, Q, C]; key, value [B, S, C] -> [B, Q, C].
+
+        attend: [B, S], or [B, Q, S] for each query its own, bool, False = leave out.
+        """
         channels = query.shape[-1]
         if query is key:
             weights, biases = (
@@ -41,7 +44,7 @@ class MultiheadAttention(nn.Module):
             weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
             q, k, v = map(F.linear, (query, key, value), weights, biases)
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
-        mask = None if attend is None else attend[:, None, None, :]
+        mask = None if attend is None else attend.view(len(attend), 1, -1, attend.shape[-1])
         dropout = self.dropout if self.training else 0.0
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         return self.out_proj(out.transpose(1, 2).flatten(2))

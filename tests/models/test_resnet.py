@@ -112,7 +112,7 @@ def test_torchvision_file(tmp_path: Path, rng: torch.Generator) -> None:
     given, model = ResNet("resnet18"), ResNet("resnet18")
     randomize_norms(given, rng)
     torch.save(torchvision_state(given), tmp_path / "resnet18.pth")
-    model.load_torchvision(tmp_path / "resnet18.pth")
+    model.load_official(tmp_path / "resnet18.pth")
     for key, value in given.state_dict().items():
         assert torch.equal(model.state_dict()[key], value), key
 
@@ -123,4 +123,4 @@ def test_torchvision_file_of_another_resnet(tmp_path: Path) -> None:
         ValueError,
         match=r"resnet18.pth: .*this ResNet; .*a ResNet.*missing: layer1.0.bn3.bias.* of another shape",
     ):
-        ResNet("resnet50").load_torchvision(tmp_path / "resnet18.pth")
+        ResNet("resnet50").load_official(tmp_path / "resnet18.pth")

@@ -1,0 +1,131 @@
+"""What MaskFormer and Mask2Former share: backbone, pixel decoder, and queries that are classes and masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detr_fast.models.backbones import BACKBONES
+from detr_fast.models.detr import MLP, check_dimensions, pixels_and_mask
+from detr_fast.models.pixel_decoder import GROUPS, xavier_fill
+from detr_fast.structures import MaskPredictions, PaddedImages
+
+NO_DECAY_TABLES = ("relative_position_bias_table", "absolute_pos_embed")
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+
+
+@dataclass(frozen=True)
+class MaskClassifierConfig:
+    """The sizes of a mask classifier.
+
+    backbone: a ResNet, a Swin, or "conv_stem" for small images without pre-trained weights, whose features
+        are finer: masks at stride 2 instead of 4, the transformer's maps at 4 and 8.
+    num_classes: "no object" comes on top.
+    hidden_dim, nheads, dec_layers, dim_feedforward: of the transformer decoder.
+    conv_dim, enc_layers, enc_dim_feedforward, dropout: of the pixel decoder and its encoder.
+    mask_dim: channels of the product that masks are.
+    pre_norm: layers normalise their input rather than their output.
+    enforce_input_projection: project the maps for the decoder even where their channels fit.
+    """
+
+    backbone: str = "resnet50"
+    num_classes: int = 133
+    num_queries: int = 100
+    hidden_dim: int = 256
+    conv_dim: int = 256
+    mask_dim: int = 256
+    nheads: int = 8
+    enc_layers: int = 6
+    dec_layers: int = 6
+    enc_dim_feedforward: int = 2048
+    dim_feedforward: int = 2048
+    dropout: float = 0.1
+    pre_norm: bool = False
+    enforce_input_projection: bool = False
+
+    def __post_init__(self) -> None:
+        check_dimensions(
+            self,
+            {"backbone": BACKBONES},
+            ("conv_dim", "mask_dim", "dec_layers", "enc_dim_feedforward"),
+            ("enc_layers",),
+        )
+        # one channel a group would leave a map of one pixel nothing to normalise by
+        if self.conv_dim % GROUPS or self.conv_dim == GROUPS:
+            raise ValueError(
+                f"conv_dim: expected a multiple of {GROUPS}, at least {2 * GROUPS}, for the norms; "
+                f"got {self.conv_dim}"
+            )
+        if self.conv_dim % self.nheads:
+            raise ValueError(f"conv_dim: expected a multiple of nheads = {self.nheads}; got {self.conv_dim}")
+        if self.hidden_dim % 4:
+            raise ValueError(f"hidden_dim: expected a multiple of 4 for the positions; got {self.hidden_dim}")
+
+
+class MaskPredictor(nn.Module):
+    """The heads of a transformer decoder: a class and a mask embedding for each query."""
+
+    def __init__(self, channels: int, mask_dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.class_embed = nn.Linear(channels, num_classes + 1)
+        self.mask_embed = MLP(channels, channels, mask_dim, layers=3)
+
+    def predict(self, states: Tensor, embeddings: Tensor, mask_features: Tensor) -> MaskPredictions:
+        """states [L, B, Q, C], mask embeddings [L, B, Q, M] and mask features [B, M, h, w] -> predictions."""
+        masks = torch.einsum("lbqm,bmhw->lbqhw", embeddings, mask_features)
+        return MaskPredictions(self.class_embed(states), masks)
+
+
+class MaskClassifier(nn.Module):
+    """Backbone, pixel decoder and transformer decoder ("predictor"), named as in the official code.
+
+    size_multiple: images given as a list are padded to a multiple of it, as officially.
+    """
+
+    size_multiple = 1
+    backbone: nn.Module
+    sem_seg_head: nn.ModuleDict
+
+    def forward(
+        self, images: PaddedImages | Tensor | Sequence[Tensor], all_layers: bool | None = None
+    ) -> MaskPredictions:
+        """
+        images: a padded batch, a [B, 3, H, W] tensor, or [3, H_b, W_b] tensors; normalised.
+        all_layers: predictions of all decoder layers rather than of the last alone; by default in training.
+
+        Returns logits [L, B, Q, K + 1] and mask logits [L, B, Q, h, w] over the padded images, at the stride
+        of the backbone's finest features, 4 or 2 (sizes rounded up).
+        """
+        if not isinstance(images, PaddedImages | Tensor):
+            images = PaddedImages.from_list(images, multiple=self.size_multiple)
+        features = self.backbone(pixels_and_mask(images)[0])
+        memory, mask_features = self.sem_seg_head["pixel_decoder"](features)
+        all_layers = self.training if all_layers is None else all_layers
+        return self.sem_seg_head["predictor"](memory, mask_features, all_layers)
+
+    def parameter_groups(
+        self, lr: float = 1e-4, lr_backbone: float = 1e-5, weight_decay: float = 0.05
+    ) -> list[dict[str, Any]]:
+        """The official groups for AdamW: the backbone at its own rate, norms and embeddings without decay."""
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for path, module in self.named_modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                if not parameter.requires_grad:
+                    continue
+                keep = isinstance(module, (*NORMS, nn.Embedding)) or name in NO_DECAY_TABLES
+                rate = lr_backbone if path.startswith("backbone") else lr
+                groups.setdefault((rate, 0.0 if keep else weight_decay), []).append(parameter)
+        return [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
+
+
+def input_projection(inputs: int, channels: int, enforce: bool) -> nn.Module:
+    """A 1x1 convolution where the channels differ, or where it is enforced."""
+    if inputs == channels and not enforce:
+        return nn.Identity()
+    projection = nn.Conv2d(inputs, channels, 1)
+    xavier_fill(projection)
+    return projection
