@@ -19,6 +19,7 @@ def test_best_class_and_pixels() -> None:
     (found,) = postprocess_detection(predictions, torch.tensor([[100, 200]]))
     assert found["labels"].tolist()[0] == 2
     assert found["labels"].tolist()[2] == 0
+    assert found["queries"].tolist() == [0, 1, 2]
     assert found["scores"][0] > 0.99
     assert found["scores"][1] < 0.01
     torch.testing.assert_close(found["boxes"], torch.tensor([80.0, 30.0, 120.0, 70.0]).expand(3, 4))
@@ -40,6 +41,7 @@ def test_best_pairs_of_query_and_class() -> None:
     predictions, size = Predictions(logits, boxes), torch.tensor([[100, 200]])
     (found,) = postprocess_focal(predictions, size, top=3)
     assert found["labels"].tolist() == [1, 3, 0]
+    assert found["queries"].tolist() == [2, 0, 2]
     torch.testing.assert_close(found["scores"], torch.tensor([3.0, 2.0, 1.0]).sigmoid())
     small, whole = [80.0, 30.0, 120.0, 70.0], [0.0, 0.0, 200.0, 100.0]
     torch.testing.assert_close(found["boxes"], torch.tensor([whole, small, whole]))

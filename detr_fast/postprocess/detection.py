@@ -22,11 +22,12 @@ def postprocess_detection(
 
     predictions: softmax logits with "no object" last, or the official dict of outputs.
     target_sizes: [B, 2], height and width in pixels that the boxes are scaled to.
-    Returns for each image `scores` [Q], `labels` [Q] int64 and `boxes` [Q, 4] xyxy in pixels.
+    Returns for each image `scores` [Q], `labels` and `queries` [Q] int64 and `boxes` [Q, 4] xyxy in pixels.
     """
     logits, boxes = _last_layer(predictions, target_sizes)
     scores, labels = logits.softmax(-1)[..., :-1].max(-1)
-    return _detections(scores, labels, boxes)
+    queries = torch.arange(logits.shape[1], device=logits.device).expand_as(labels)
+    return _detections(scores, labels, queries, boxes)
 
 
 @torch.no_grad()
@@ -39,15 +40,15 @@ def postprocess_focal(
 
     predictions: sigmoid logits, or the official dict of outputs.
     target_sizes: [B, 2], height and width in pixels that the boxes are scaled to.
-    Returns for each image `scores` [X], `labels` [X] int64 and `boxes` [X, 4] xyxy in pixels, with
-    X = min(top, Q * K).
+    Returns for each image `scores` [X], `labels` and `queries` [X] int64 and `boxes` [X, 4] xyxy in pixels,
+    with X = min(top, Q * K).
     """
     if top < 1:
         raise ValueError(f"top: expected at least 1; got {top}")
     logits, boxes = _last_layer(predictions, target_sizes)
     scores, pair = logits.sigmoid().flatten(1).topk(min(top, logits[0].numel()), dim=1)
     query, labels = pair // logits.shape[2], pair % logits.shape[2]
-    return _detections(scores, labels, boxes.gather(1, query[..., None].expand(-1, -1, 4)))
+    return _detections(scores, labels, query, boxes.gather(1, query[..., None].expand(-1, -1, 4)))
 
 
 def _last_layer(predictions: Predictions | Mapping[str, Any], target_sizes: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,5 +65,8 @@ def _last_layer(predictions: Predictions | Mapping[str, Any], target_sizes: Tens
     return logits, box_cxcywh_to_xyxy(boxes) * torch.stack((width, height, width, height), dim=1)[:, None]
 
 
-def _detections(scores: Tensor, labels: Tensor, boxes: Tensor) -> list[dict[str, Tensor]]:
-    return [{"scores": s, "labels": c, "boxes": b} for s, c, b in zip(scores, labels, boxes, strict=True)]
+def _detections(scores: Tensor, labels: Tensor, queries: Tensor, boxes: Tensor) -> list[dict[str, Tensor]]:
+    names = ("scores", "labels", "queries", "boxes")
+    return [
+        dict(zip(names, image, strict=True)) for image in zip(scores, labels, queries, boxes, strict=True)
+    ]

@@ -7,7 +7,7 @@ resized again to the size asked for; but only those of queries that can still ap
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,8 @@ from detr_fast.boxes import masks_to_boxes
 from detr_fast.structures import MaskPredictions
 
 Size = tuple[int, int]
-# Queries resized together: few enough that their maps stay in a CPU's cache, enough to keep a GPU busy.
-_CHUNK = {"cpu": 1, "cuda": 16}
+# Queries resized together: few enough that their maps stay in a CPU's cache.
+_CHUNK = 4
 
 
 @torch.no_grad()
@@ -66,8 +66,8 @@ def postprocess_instance(
     predictions, padded_size, image_sizes, output_sizes: see `postprocess_semantic`.
     things: the labels to keep of those `top`, so that fewer may remain; None keeps all.
     Returns for each image, best first, `scores` [X] (class probability times the mean mask probability inside
-    the mask), `labels` [X] int64, `masks` [X, h, w] bool and `boxes` [X, 4] xyxy around them in pixels, right
-    and bottom one past the last pixel. An empty mask has score 0 and an empty box.
+    the mask), `labels` and `queries` [X] int64, `masks` [X, h, w] bool and `boxes` [X, 4] xyxy around them in
+    pixels, right and bottom one past the last pixel. An empty mask has score 0 and an empty box.
     """
     if top < 1:
         raise ValueError(f"top: expected at least 1; got {top}")
@@ -96,6 +96,7 @@ def postprocess_instance(
             {
                 "scores": scores[order],
                 "labels": labels[order],
+                "queries": query[order],
                 "masks": inside[copy],
                 "boxes": _boxes(inside)[copy],
             }
@@ -124,7 +125,8 @@ def postprocess_panoptic(
     pixel_threshold: mask probability that a pixel needs besides (Mask2Former: 0.5); None gives a segment
         every pixel that its query wins (MaskFormer).
     Returns for each image `segmentation` [h, w] int32 of segment ids, 0 = no segment, and `segments`, a list
-    of {"id", "label", "isthing", "score" (class probability, the best of merged queries), "area"}.
+    of {"id", "label", "isthing", "score" (class probability), "area", "query"}; score and query are those of
+    the surest of merged queries.
     """
     results = []
     for logits, masks, crop, size in _images(predictions, padded_size, image_sizes, output_sizes):
@@ -147,47 +149,53 @@ def postprocess_panoptic(
         if pixel_threshold is not None:
             winner = winner.where(own >= pixel_threshold, len(kept))
         area = winner.flatten().bincount(minlength=len(kept) + 1)
-        queries = zip(
-            labels.tolist(),
-            scores.tolist(),
-            torch.cat(claimed).tolist() if claimed else [],
-            won.tolist(),
-            area.tolist(),
-            strict=False,
-        )
-        ids, segments = _segments(queries, frozenset(things), overlap)
+        columns = (kept, labels, scores, torch.cat(claimed) if claimed else kept, won[:-1], area[:-1])
+        claims = map(_Claim, *(column.tolist() for column in columns))
+        ids, segments = _segments(claims, frozenset(things), overlap)
         table = torch.tensor([*ids, 0], dtype=torch.int32, device=masks.device)
         results.append({"segmentation": table[winner], "segments": segments})
     return results
 
 
+class _Claim(NamedTuple):
+    """A query in the contest for pixels: how many its mask has, it won and it keeps."""
+
+    query: int
+    label: int
+    score: float
+    claimed: int
+    won: int
+    area: int
+
+
 def _segments(
-    queries: Iterable[tuple[int, float, int, int, int]], things: frozenset[int], overlap: float
+    claims: Iterable[_Claim], things: frozenset[int], overlap: float
 ) -> tuple[list[int], list[dict[str, Any]]]:
-    """The segment id of each query (label, score, pixels claimed, won and kept), 0 = none; all segments."""
+    """The segment id of each query, 0 = none; and all segments."""
     ids: list[int] = []
     segments: list[dict[str, Any]] = []
     stuff: dict[int, dict[str, Any]] = {}
-    for label, score, claimed, won, area in queries:
-        if not area or not claimed or won / claimed < overlap:
+    for claim in claims:
+        if not claim.area or not claim.claimed or claim.won / claim.claimed < overlap:
             ids.append(0)
-        elif label in stuff:
-            segment = stuff[label]
-            segment.update(area=segment["area"] + area, score=max(segment["score"], score))
-            ids.append(segment["id"])
-        else:
-            isthing = label in things
+            continue
+        segment = stuff.get(claim.label)
+        if segment is None:
+            isthing = claim.label in things
             segment = {
                 "id": len(segments) + 1,
-                "label": label,
+                "label": claim.label,
                 "isthing": isthing,
-                "score": score,
-                "area": area,
+                "score": -1,
+                "area": 0,
             }
             segments.append(segment)
-            ids.append(segment["id"])
             if not isthing:
-                stuff[label] = segment
+                stuff[claim.label] = segment
+        segment["area"] += claim.area
+        if claim.score > segment["score"]:
+            segment.update(score=claim.score, query=claim.query)
+        ids.append(segment["id"])
     return ids, segments
 
 
@@ -223,9 +231,8 @@ def _size(size: Sequence[int]) -> Size:
 
 def _chunks(masks: Tensor, padded_size: Size, crop: Size, size: Size) -> Iterator[tuple[int, Tensor]]:
     """A few resized maps at a time, with the index of the first."""
-    count = _CHUNK.get(masks.device.type, 16)
-    for start in range(0, len(masks), count):
-        yield start, _resized(masks[start : start + count], padded_size, crop, size)
+    for start in range(0, len(masks), _CHUNK):
+        yield start, _resized(masks[start : start + _CHUNK], padded_size, crop, size)
 
 
 def _resized(masks: Tensor, padded_size: Size, crop: Size, size: Size) -> Tensor:
