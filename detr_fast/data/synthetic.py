@@ -15,6 +15,8 @@ from pycocotools import mask as coco_mask
 
 # Ids with gaps, as COCO's own: code that confuses labels with positions fails on this data set.
 CATEGORIES = {1: "disc", 2: "rectangle", 4: "triangle", 5: "star", 7: "cross"}
+STUFF = {11: "dark background", 14: "bright background"}
+BRIGHT = 125  # grey value above which background is bright; half of it is
 MAX_OBJECTS = 6
 # An object may be hidden by later ones, but not so far that it cannot be told any more.
 MIN_VISIBLE = 0.4
@@ -33,14 +35,16 @@ def write_shapes_dataset(
     max_objects: int = MAX_OBJECTS,
     object_sizes: tuple[float, float] = (0.1, 0.75),
 ) -> Path:
-    """Writes a data set in the COCO 2017 layout: `annotations/instances_{train,val}2017.json`, `train2017/`
-    and `val2017/` with JPEG files.
+    """Writes a data set in the COCO 2017 layout: `annotations/instances_{train,val}2017.json`,
+    `annotations/panoptic_{train,val}2017.json` with a folder of PNGs each, `train2017/` and `val2017/` with
+    JPEG files.
 
     Each image has filled shapes of five categories (disc, rectangle, triangle, star, cross), turned at
     random, on a noisy background; later shapes cover earlier ones. Box, area and segmentation describe the
     *visible* pixels exactly; the segmentation is a polygon where the whole shape is visible and a run-length
-    encoding where it is partly covered. The category ids have gaps. The same arguments give the same bytes
-    (with the same Pillow), and the first images do not depend on how many follow.
+    encoding where it is partly covered. In the panoptic files every pixel belongs to a segment: shapes are
+    things, dark and bright background are stuff. The category ids have gaps. The same arguments give the
+    same bytes (with the same Pillow), and the first images do not depend on how many follow.
 
     Args:
         root: the folder, made if missing.
@@ -64,41 +68,59 @@ def write_shapes_dataset(
     if not 0 < object_sizes[0] <= object_sizes[1] <= 1:
         raise ValueError(f"object_sizes: expected 0 < smallest <= largest <= 1; got {object_sizes}")
     root = Path(root)
-    (root / "annotations").mkdir(parents=True, exist_ok=True)
     first_id = 1
     for split, (name, count) in enumerate((("train2017", train_images), ("val2017", val_images))):
-        (root / name).mkdir(exist_ok=True)
+        segment_folder = root / "annotations" / f"panoptic_{name}"
+        for folder in (root / name, segment_folder):
+            folder.mkdir(parents=True, exist_ok=True)
         images: list[dict[str, Any]] = []
-        annotations: list[dict[str, Any]] = []
+        instances: list[dict[str, Any]] = []
+        panoptic: list[dict[str, Any]] = []
         for i in range(count):
             rng = np.random.default_rng([seed, split, i])
-            pixels, objects = _draw_scene(image_size, rng, class_colors, max_objects, object_sizes)
+            pixels, objects, masks = _draw_scene(image_size, rng, class_colors, max_objects, object_sizes)
             file_name = f"{i + 1:012d}.jpg"
             Image.fromarray(pixels).save(root / name / file_name, quality=95, subsampling=0)
             image_id = first_id + i
-            images.append(
-                {
-                    "id": image_id,
-                    "file_name": file_name,
-                    "width": image_size,
-                    "height": image_size,
-                    "license": 1,
-                }
-            )
+            size = {"width": image_size, "height": image_size}
+            images.append({"id": image_id, "file_name": file_name, **size, "license": 1})
             for entry in objects:
-                annotations.append({"id": len(annotations) + 1, "image_id": image_id, "iscrowd": 0, **entry})
+                instances.append({"id": len(instances) + 1, "image_id": image_id, "iscrowd": 0, **entry})
+            colors, segments = _segments(masks)
+            file_name = f"{i + 1:012d}.png"
+            Image.fromarray(colors).save(segment_folder / file_name)
+            panoptic.append({"image_id": image_id, "file_name": file_name, "segments_info": segments})
         first_id += count
-        content = {
-            "info": {"description": f"Drawn shapes, seed {seed}", "version": "1.0"},
-            "licenses": [
-                {"id": 1, "name": "CC0 1.0", "url": "https://creativecommons.org/publicdomain/zero/1.0/"}
-            ],
-            "categories": [{"id": k, "name": v, "supercategory": "shape"} for k, v in CATEGORIES.items()],
-            "images": images,
-            "annotations": annotations,
-        }
-        (root / "annotations" / f"instances_{name}.json").write_text(json.dumps(content))
+        description = f"Drawn shapes, seed {seed}"
+        _write_annotations(root, "instances", name, description, images, instances, CATEGORIES)
+        _write_annotations(root, "panoptic", name, description, images, panoptic, {**CATEGORIES, **STUFF})
     return root
+
+
+def _write_annotations(
+    root: Path,
+    kind: str,
+    split: str,
+    description: str,
+    images: list[dict[str, Any]],
+    annotations: list[dict[str, Any]],
+    categories: dict[int, str],
+) -> None:
+    content = {
+        "info": {"description": description, "version": "1.0"},
+        "licenses": [
+            {"id": 1, "name": "CC0 1.0", "url": "https://creativecommons.org/publicdomain/zero/1.0/"}
+        ],
+        "categories": [_category(k, v, kind) for k, v in categories.items()],
+        "images": images,
+        "annotations": annotations,
+    }
+    (root / "annotations" / f"{kind}_{split}.json").write_text(json.dumps(content))
+
+
+def _category(category: int, name: str, kind: str) -> dict[str, Any]:
+    entry = {"id": category, "name": name, "supercategory": "stuff" if category in STUFF else "shape"}
+    return entry if kind == "instances" else {**entry, "isthing": int(category not in STUFF)}
 
 
 def _draw_scene(
@@ -107,9 +129,11 @@ def _draw_scene(
     class_colors: bool,
     max_objects: int,
     object_sizes: tuple[float, float],
-) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
-    """An image [size, size, 3] and its objects as COCO annotations without ids."""
+) -> tuple[NDArray[np.uint8], list[dict[str, Any]], list[tuple[int, Mask]]]:
+    """An image [size, size, 3], its objects as COCO annotations without ids, and all there is to see as
+    (category, mask), which together cover it."""
     pixels = _background(size, rng)
+    bright = pixels.mean(-1) > BRIGHT
     categories: list[int] = []
     polygons: list[NDArray[np.float64]] = []
     whole: list[Mask] = []
@@ -136,23 +160,43 @@ def _draw_scene(
         _annotation(category, polygon, part, complete=int(part.sum()) == int(shape.sum()))
         for category, polygon, part, shape in zip(categories, polygons, visible, whole, strict=True)
     ]
-    return pixels.clip(0, 255).astype(np.uint8), objects
+    masks = list(zip(categories, visible, strict=True))
+    free = ~np.logical_or.reduce([np.zeros_like(bright), *visible])
+    masks += [
+        (stuff, part)
+        for stuff, part in zip(STUFF, (free & ~bright, free & bright), strict=True)
+        if part.any()
+    ]
+    return pixels.clip(0, 255).astype(np.uint8), objects, masks
+
+
+def _segments(masks: list[tuple[int, Mask]]) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
+    """The panoptic PNG [size, size, 3] and its entries."""
+    ids = np.zeros(masks[0][1].shape, dtype=np.int64)
+    segments = []
+    for i, (category, mask) in enumerate(masks, start=1):
+        segment_id = i * 0x9E3779 % 2**24  # an odd factor: distinct colours, far apart
+        ids[mask] = segment_id
+        segments.append({"id": segment_id, "category_id": category, "iscrowd": 0, **_extent(mask)})
+    return (ids[..., None] >> np.array([0, 8, 16]) & 255).astype(np.uint8), segments
 
 
 def _annotation(
     category: int, polygon: NDArray[np.float64], visible: Mask, *, complete: bool
 ) -> dict[str, Any]:
-    rows, columns = (np.flatnonzero(visible.any(axis)) for axis in (1, 0))
-    x, y = int(columns[0]), int(rows[0])
     segmentation: Any = [polygon.ravel().tolist()]
     if not complete:
         segmentation = coco_mask.encode(np.asfortranarray(visible.astype(np.uint8)))
         segmentation["counts"] = segmentation["counts"].decode("ascii")
+    return {"category_id": category, **_extent(visible), "segmentation": segmentation}
+
+
+def _extent(mask: Mask) -> dict[str, Any]:
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    x, y = int(columns[0]), int(rows[0])
     return {
-        "category_id": category,
         "bbox": [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y],
-        "area": int(visible.sum()),
-        "segmentation": segmentation,
+        "area": int(mask.sum()),
     }
 
 

@@ -11,9 +11,17 @@ import numpy as np
 import pytest
 import torch
 from pycocotools.coco import COCO
+from scipy.ndimage import binary_erosion
 
-from detr_fast.data import build_detection_dataset, load_image, write_shapes_dataset
-from detr_fast.data.synthetic import CATEGORIES, MAX_OBJECTS
+from detr_fast.data import (
+    CocoPanoptic,
+    Target,
+    build_dataset,
+    build_detection_dataset,
+    load_image,
+    write_shapes_dataset,
+)
+from detr_fast.data.synthetic import BRIGHT, CATEGORIES, MAX_OBJECTS, STUFF
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -40,6 +48,40 @@ def test_annotations_are_exact(tmp_path: Path, rng: torch.Generator) -> None:
             polygons += isinstance(entry["segmentation"], list)
     assert {entry["category_id"] for entry in coco.anns.values()} == set(CATEGORIES)
     assert 0 < polygons < len(coco.anns), "both whole and covered shapes occur"
+
+
+def test_panoptic_files_say_the_same(tmp_path: Path, rng: torch.Generator) -> None:
+    seed = int(torch.randint(2**31, (), generator=rng))
+    root = write_shapes_dataset(tmp_path, train_images=30, val_images=1, image_size=64, seed=seed)
+    instance = build_dataset(root, "train", "instance", train=False)
+    panoptic = build_dataset(root, "train", "panoptic", train=False)
+    instance.transforms = panoptic.transforms = None
+    assert isinstance(panoptic, CocoPanoptic)
+    assert panoptic.category_names == {**CATEGORIES, **STUFF}
+    assert panoptic.things == frozenset(CATEGORIES)
+    stuff = set()
+    for i in range(30):
+        ids, segments = panoptic.panoptic_truth(i)
+        assert (ids != 0).all(), "every pixel belongs to a segment"
+        image, expected = instance[i]
+        things = {s["id"]: s["label"] for s in segments if s["isthing"]}
+        masks = {tuple(mask.flatten().tolist()): label for mask, label in masks_and_labels(expected)}
+        assert len(masks) == len(things)
+        for segment, label in things.items():
+            assert masks[tuple((ids == segment).flatten().tolist())] == label
+        grey = np.asarray(image).mean(-1)
+        for segment in segments:
+            if not segment["isthing"]:
+                stuff.add(segment["label"])
+                interior = grey[binary_erosion((ids == segment["id"]).numpy(), iterations=4)]
+                if len(interior) >= 20:
+                    sign = 1 if segment["label"] == max(STUFF) else -1
+                    assert (interior.mean() - BRIGHT) * sign > -3, "noise averages out"
+    assert stuff == set(STUFF)
+
+
+def masks_and_labels(target: Target) -> zip:
+    return zip(target["masks"], target["labels"].tolist(), strict=True)
 
 
 def test_objects_stand_out(tmp_path: Path) -> None:
@@ -88,7 +130,7 @@ def test_same_seed_same_bytes(tmp_path: Path) -> None:
         write_shapes_dataset(tmp_path / "d", train_images=8, val_images=3, image_size=64, seed=5)
     )
     assert first == again
-    assert len(first) == 11
+    assert len(first) == 9 + 2 + 9 + 2, "images, instances, PNGs, panoptic"
     for name in first:
         if name.endswith(".jpg"):
             assert first[name] != other[name]
