@@ -1,4 +1,4 @@
-"""`detr-fast`: train, eval, predict, bench, demo, doctor."""
+"""`detr-fast`: train, eval, predict, convert, bench, demo, doctor."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ from typer.core import TyperGroup
 
 from detr_fast.benchmarking import Plan, quick_plan, run_benchmarks
 from detr_fast.benchmarking.gpu import GpuPlan, quick_gpu_plan, run_gpu_benchmarks
-from detr_fast.data import build_detection_dataset
-from detr_fast.data.transforms import SCALES
 from detr_fast.engine import (
-    MODELS,
+    FAMILIES,
+    TASKS,
     NonFiniteLossError,
     TrainConfig,
-    evaluate_detection,
-    format_metrics,
+    evaluate,
     load_detector,
     predict_files,
+    train_config,
 )
 from detr_fast.engine.demo import run_demo
 from detr_fast.engine.distributed import is_main, pick_device, process_group
 from detr_fast.engine.doctor import diagnose
-from detr_fast.engine.recipe import ModelChoice, scales_for, train_on_coco
+from detr_fast.engine.recipe import ModelChoice, evaluation_dataset, train_on_coco
 from detr_fast.ops import BackendUnavailable
 
 # What a person can cause and mend; anything else is a defect and keeps its traceback.
@@ -53,8 +52,20 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Train, evaluate and use DETR detectors on fast operators.",
+    help="Train, evaluate and use models of the DETR family on fast operators.",
 )
+
+
+def _default(name: str) -> str:
+    """A training setting's default, and the families that have another."""
+    usual = getattr(TrainConfig, name)
+    others = (
+        f"{family} {about.training[name]}"
+        for family, about in FAMILIES.items()
+        if about.training.get(name, usual) != usual
+    )
+    return "Default: " + ", ".join([str(usual), *others]) + "."
+
 
 Data = Annotated[
     Path, typer.Option(help="Data set in the COCO 2017 layout: annotations/, train2017/, val2017/.")
@@ -62,9 +73,24 @@ Data = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Workers = Annotated[int, typer.Option(help="Processes that read images.")]
 Amp = Annotated[bool, typer.Option("--amp", help="Forward pass in bfloat16.")]
-Checkpoint = Annotated[Path, typer.Option(help="From `detr-fast train`, or an official DETR .pth file.")]
+Checkpoint = Annotated[Path, typer.Option(help="From `detr-fast train`, or an official one of any family.")]
 Model = Annotated[
-    str | None, typer.Option(help=f"{', '.join(MODELS)}. Default: what the checkpoint says, else detr-r50.")
+    str | None,
+    typer.Option(
+        help="A family, or one of its sizes: "
+        + "; ".join(
+            f"{family}, {', '.join(f'{family}-{size}' for size in about.sizes)}"
+            for family, about in FAMILIES.items()
+        )
+        + ". Default: what the checkpoint says, else detr-r50."
+    ),
+]
+TaskName = Annotated[
+    str | None,
+    typer.Option(
+        help="; ".join(f"{family}: {', '.join(about.tasks)}" for family, about in FAMILIES.items())
+        + ". Default: the checkpoint's, else the first."
+    ),
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: torch's choice.")]
 
@@ -81,41 +107,51 @@ def train(
     data: Data,
     output: Annotated[Path, typer.Option(help="Folder for checkpoints, log and TensorBoard events.")],
     model: Model = None,
+    task: TaskName = None,
     weights: Annotated[
-        Path | None, typer.Option(help="Checkpoint to fine-tune; its class head may differ.")
+        Path | None, typer.Option(help="Checkpoint to fine-tune; the data may have other classes.")
     ] = None,
     backbone_weights: Annotated[
-        Path | None, typer.Option(help="ImageNet ResNet file of torchvision.")
+        Path | None, typer.Option(help="ImageNet file to start the backbone from.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from OUTPUT/last.pt.")] = False,
-    num_classes: Annotated[
-        int | None, typer.Option(help="Default: the data's largest category id + 1.")
-    ] = None,
+    num_classes: Annotated[int | None, typer.Option(help="Default: what the data needs.")] = None,
     num_queries: Annotated[
         int | None, typer.Option(help="Objects an image at most. Default: the model's.")
     ] = None,
     image_size: Annotated[
-        int, typer.Option(min=32, help="Largest short side in pixels; the others scale.")
-    ] = SCALES[-1],
+        int | None,
+        typer.Option(
+            min=32,
+            help="Largest short side in pixels, or side of LSJ's canvas; all else scales. "
+            "Default: 800, or 1024.",
+        ),
+    ] = None,
+    augmentation: Annotated[
+        str | None,
+        typer.Option(help="detr (random sizes, crops) or lsj (large-scale jitter). Default: the family's."),
+    ] = None,
     skip_bad_images: Annotated[
         bool, typer.Option("--skip-bad-images", help="Log and skip, not stop.")
     ] = False,
     evaluate: Annotated[bool, typer.Option(help="Evaluate on the val split.")] = True,
-    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = TrainConfig.epochs,
+    epochs: Annotated[int | None, typer.Option(help=f"Passes over the data. {_default('epochs')}")] = None,
     batch_size: Annotated[
         int, typer.Option(help="Images a process and backward pass.")
     ] = TrainConfig.batch_size,
     accumulate: Annotated[int, typer.Option(help="Backward passes a step.")] = TrainConfig.accumulate,
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = TrainConfig.lr,
-    lr_backbone: Annotated[float, typer.Option(help="The backbone's.")] = TrainConfig.lr_backbone,
-    weight_decay: Annotated[float, typer.Option(help="AdamW's.")] = TrainConfig.weight_decay,
+    lr: Annotated[float | None, typer.Option(help=f"Learning rate. {_default('lr')}")] = None,
+    lr_backbone: Annotated[
+        float | None, typer.Option(help=f"The backbone's. {_default('lr_backbone')}")
+    ] = None,
+    weight_decay: Annotated[float | None, typer.Option(help=f"AdamW's. {_default('weight_decay')}")] = None,
     lr_drop: Annotated[
-        int, typer.Option(help="Epochs until both rates drop to a tenth.")
-    ] = TrainConfig.lr_drop,
+        int | None, typer.Option(help=f"Epochs until both rates drop to a tenth. {_default('lr_drop')}")
+    ] = None,
     warmup_steps: Annotated[int, typer.Option(help="Steps of rising rates.")] = TrainConfig.warmup_steps,
     clip_max_norm: Annotated[
-        float, typer.Option(help="Gradient bound; 0: none.")
-    ] = TrainConfig.clip_max_norm,
+        float | None, typer.Option(help=f"Gradient bound; 0: none. {_default('clip_max_norm')}")
+    ] = None,
     amp: Amp = TrainConfig.amp,
     ema: Annotated[
         float, typer.Option(help="Decay of averaged weights, say 0.9997; 0: none.")
@@ -130,25 +166,27 @@ def train(
     device: Device = TrainConfig.device,
     threads: Threads = None,
 ) -> None:
-    """Train or fine-tune a DETR. Start it with torchrun for several processes."""
+    """Train or fine-tune a model. Start it with torchrun for several processes."""
     given = locals()
-    config = TrainConfig(**{field.name: given[field.name] for field in dataclasses.fields(TrainConfig)})
+    settings = {field.name: given[field.name] for field in dataclasses.fields(TrainConfig)}
     _set_threads(threads)
     with process_group(pick_device(device)):
+        start = ModelChoice(model, weights, backbone_weights, num_classes, num_queries, task).starting_point()
         metrics = train_on_coco(
             data,
             output,
-            config,
-            ModelChoice(model, weights, backbone_weights, num_classes, num_queries),
+            train_config(start.family, **settings),
+            start,
             image_size=image_size,
+            augmentation=augmentation,
             resume=resume,
             skip_bad_images=skip_bad_images,
-            evaluate=evaluate,
+            evaluate_val=evaluate,
             echo=typer.echo,
         )
         if is_main():
             if metrics:
-                typer.echo(format_metrics(metrics))
+                typer.echo(TASKS[start.task].format(metrics))
             typer.echo(f"written: {output}")
 
 
@@ -158,39 +196,24 @@ def evaluate_command(
     data: Data,
     split: Annotated[str, typer.Option(help="train or val.")] = "val",
     model: Model = None,
+    task: TaskName = None,
     image_size: Annotated[int | None, typer.Option(min=32, help="Short side; default: as trained.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a process.")] = TrainConfig.batch_size,
     num_workers: Workers = TrainConfig.num_workers,
     amp: Amp = False,
     device: Device = TrainConfig.device,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the twelve numbers here too.")
-    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here too.")] = None,
     threads: Threads = None,
 ) -> None:
-    """Print COCO's twelve numbers of a checkpoint."""
-    if split not in ("train", "val"):
-        raise ValueError(f"split: expected 'train' or 'val'; got {split!r}")
+    """Print what a checkpoint scores: COCO's twelve numbers, panoptic quality or mean IoU."""
     _set_threads(threads)
     where = pick_device(device)
     with process_group(where):
-        detector = load_detector(checkpoint, model=model, device=where)
-        scales, max_size = (
-            ((detector.image_size,), detector.max_size) if image_size is None else scales_for(image_size)
-        )
-        dataset = build_detection_dataset(
-            data,
-            split,  # type: ignore[arg-type]
-            train=False,
-            scales=scales,
-            max_size=max_size,
-            num_classes=detector.model.config.num_classes,
-        )
-        metrics = evaluate_detection(
-            detector.model, dataset, device=where, batch_size=batch_size, num_workers=num_workers, amp=amp
-        )
+        detector = load_detector(checkpoint, model=model, task=task, device=where)
+        dataset = evaluation_dataset(detector, data, split, image_size)
+        metrics = evaluate(detector, dataset, batch_size=batch_size, num_workers=num_workers, amp=amp)
         if is_main():
-            typer.echo(format_metrics(metrics))
+            typer.echo(detector.task.format(metrics))
             if json_file is not None:
                 _write_json(json_file, metrics)
 
@@ -202,18 +225,25 @@ def predict(
     output: Annotated[Path, typer.Option(help="Folder for predictions.json and overlay PNGs.")] = Path(
         "predictions"
     ),
-    threshold: Annotated[float, typer.Option(help="Lowest score, 0..1.")] = 0.5,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Lowest score, 0..1. Default: 0.5; of panoptic segments what the paper takes."),
+    ] = None,
     model: Model = None,
+    task: TaskName = None,
     device: Device = TrainConfig.device,
     threads: Threads = None,
 ) -> None:
-    """Detect objects in images; write JSON and pictures with the boxes drawn."""
+    """Find objects or segments in images; write JSON and pictures with them drawn."""
     _set_threads(threads)
-    detector = load_detector(checkpoint, model=model, device=pick_device(device))
+    detector = load_detector(checkpoint, model=model, task=task, device=pick_device(device))
     records = []
     for record in predict_files(detector, images, threshold, output):
         records.append(record)
-        found = ", ".join(f"{d['name']} {d['score']:.2f}" for d in record["detections"])
+        found = ", ".join(
+            f"{r['name']} {r['score']:.2f}" if "score" in r else r["name"]
+            for r in record[detector.task.records_key]
+        )
         typer.echo(f"{record['file']}: {found or 'nothing found'}")
     _write_json(output / "predictions.json", records)
     typer.echo(f"written: {output}")

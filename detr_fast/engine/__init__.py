@@ -1,27 +1,33 @@
-"""Training, evaluating and using detectors."""
+"""Training, evaluating and using models."""
 
 from detr_fast.engine.config import TrainConfig
-from detr_fast.engine.detector import MODELS, Detector, dataset_categories, load_detector, model_config
-from detr_fast.engine.evaluate import evaluate_detection
-from detr_fast.engine.metrics import MeanIoU, PanopticQuality, coco_metrics, format_metrics
-from detr_fast.engine.predict import detect, overlay, predict_files
+from detr_fast.engine.detector import Detector, load_detector
+from detr_fast.engine.evaluate import evaluate
+from detr_fast.engine.families import FAMILIES, MODELS, model_config, train_config
+from detr_fast.engine.metrics import coco_metrics, format_metrics
+from detr_fast.engine.predict import Found, detect, overlay, predict_files, predict_image
+from detr_fast.engine.recipe import dataset_detector
+from detr_fast.engine.tasks import TASKS
 from detr_fast.engine.train import NonFiniteLossError, Trainer
 
 __all__ = [
+    "FAMILIES",
     "MODELS",
+    "TASKS",
     "Detector",
-    "MeanIoU",
+    "Found",
     "NonFiniteLossError",
-    "PanopticQuality",
     "TrainConfig",
     "Trainer",
     "coco_metrics",
-    "dataset_categories",
+    "dataset_detector",
     "detect",
-    "evaluate_detection",
+    "evaluate",
     "format_metrics",
     "load_detector",
     "model_config",
     "overlay",
     "predict_files",
+    "predict_image",
+    "train_config",
 ]

@@ -1,4 +1,4 @@
-"""A model with what it takes to use it: its configuration, the names of its classes and its image size."""
+"""A model with what it takes to use it: its task, the names of its classes and its image size."""
 
 from __future__ import annotations
 
@@ -9,98 +9,123 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from detr_fast.checkpoints import load_state_dict, read_checkpoint, read_file
-from detr_fast.data import CocoDetection
+from detr_fast.checkpoints import describe, load_state_dict, read_checkpoint, read_file
 from detr_fast.data.transforms import MAX_SIZE, SCALES
-from detr_fast.engine.coco_categories import COCO_CATEGORIES
-from detr_fast.models import DETR, DETRConfig
-
-# What a name stands for; everything else is DETRConfig's default.
-MODELS: dict[str, dict[str, Any]] = {
-    "detr-r18": {"backbone": "resnet18"},
-    "detr-r34": {"backbone": "resnet34"},
-    "detr-r50": {"backbone": "resnet50"},
-    "detr-r50-dc5": {"backbone": "resnet50", "dilation": True},
-    "detr-r101": {"backbone": "resnet101"},
-    "detr-r101-dc5": {"backbone": "resnet101", "dilation": True},
-}
+from detr_fast.engine.coco_categories import coco_categories
+from detr_fast.engine.families import FAMILIES, Geometry, Reading, Result, check_task, family_of, model_config
+from detr_fast.engine.tasks import TASKS, Task
+from detr_fast.structures import PaddedImages
 
 
 @dataclass
 class Detector:
-    """A DETR and its surroundings.
+    """A model and its surroundings.
 
     categories: for each label that stands for something, (category id, name).
     image_size, max_size: short side that images are resized to, and bound of the long side, pixels.
+    family: of `FAMILIES`. task: one that the family does.
+    things: labels that come in instances, where others do not; None where all do.
     """
 
-    model: DETR
+    model: nn.Module
     categories: dict[int, tuple[int, str]]
     image_size: int = SCALES[-1]
     max_size: int = MAX_SIZE
+    family: str = "detr"
+    task_name: str = "detection"
+    things: frozenset[int] | None = None
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    @property
+    def task(self) -> Task:
+        return TASKS[self.task_name]
+
+    @property
+    def size_multiple(self) -> int:
+        """What height and width of a batch are padded to a multiple of."""
+        return getattr(self.model, "size_multiple", 1)
+
+    @property
+    def config(self) -> Any:
+        """The model's."""
+        return self.model.config
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether labels are 0, 1, ... rather than the category ids; the family's way where they are both."""
+        if any(label != category for label, (category, _) in self.categories.items()):
+            return True
+        gaps = max(self.categories, default=-1) >= len(self.categories)
+        return not gaps and FAMILIES[self.family].contiguous
+
+    def with_task(self, name: str | None) -> Detector:
+        """The same model for another task; None leaves it alone.
+
+        A model that was trained on panoptic data does all tasks of its family, others do their own.
+        """
+        if name is None or name == self.task_name:
+            return self
+        check_task(self.family, name)
+        if self.task_name != "panoptic":
+            raise ValueError(f"task: the checkpoint was trained for {self.task_name}; got {name!r}")
+        return dataclasses.replace(self, task_name=name)
+
+    def results(
+        self, images: PaddedImages, geometry: Geometry, threshold: float | None = None
+    ) -> list[Result]:
+        """What the model says about a batch, one result of its task an image.
+
+        threshold: lowest class score of a panoptic segment; None is the family's own.
+        """
+        read = FAMILIES[self.family].read[self.task_name]
+        return read(self.model(images), geometry, Reading(self.things, threshold))
+
     def description(self) -> dict[str, Any]:
         """All but the weights, as plain data for a checkpoint's "detector" entry."""
         return {
-            "config": dataclasses.asdict(self.model.config),
+            "family": self.family,
+            "task": self.task_name,
+            "config": dataclasses.asdict(self.config),
             "categories": {label: [category, name] for label, (category, name) in self.categories.items()},
+            "things": None if self.things is None else sorted(self.things),
             "image_size": self.image_size,
             "max_size": self.max_size,
         }
 
 
-def model_config(name: str, **sizes: Any) -> DETRConfig:
-    """The configuration of a named model; `sizes` override fields of DETRConfig, None leaves them alone."""
-    if name not in MODELS:
-        raise ValueError(f"model: expected one of {', '.join(MODELS)}; got {name!r}")
-    given = {key: value for key, value in sizes.items() if value is not None}
-    return DETRConfig(**{**MODELS[name], **given})
-
-
-def dataset_categories(dataset: CocoDetection) -> dict[int, tuple[int, str]]:
-    """The data set's labels as `Detector.categories`."""
-    return {
-        label: (category, dataset.category_names[label])
-        for label, category in dataset.label_to_category.items()
-    }
-
-
 def load_detector(
-    path: str | Path, *, model: str | None = None, device: torch.device | str = "cpu"
+    path: str | Path,
+    *,
+    model: str | None = None,
+    task: str | None = None,
+    device: torch.device | str = "cpu",
 ) -> Detector:
-    """A detector from a checkpoint of this package's training, or from an official DETR checkpoint.
+    """A model from a checkpoint of this package's training, or from an official one.
 
     Args:
         path: the file. An official one tells its sizes by its `args` or, without them, by its shapes.
         model: a name of `MODELS`, for an official file that tells too little (dilation has no shape).
+        task: what to use it for; by default what it was trained for.
         device: where to put it.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no checkpoint of a DETR, or of another one than `model`.
+        ValueError: it is no checkpoint of a known family, or of another one than `model`, or the model does
+            not do the task.
     """
     content = read_file(path)
     state = read_checkpoint(path)
-    described = isinstance(content, Mapping) and "detector" in content
     try:
-        if described:
-            about = content["detector"]
-            config = DETRConfig(**about["config"])
-            if model is not None and MODELS.get(model, {}).get("backbone") != config.backbone:
-                raise ValueError(f"model: the checkpoint holds a DETR with {config.backbone}; got {model!r}")
-            categories = {label: (category, name) for label, (category, name) in about["categories"].items()}
-            detector = Detector(DETR(config), categories, about["image_size"], about["max_size"])
+        if isinstance(content, Mapping) and "detector" in content:
+            detector = _described(content["detector"], model)
         else:
-            config = _official_config(content, state, model)
-            names = {label: (label, name) for label, name in COCO_CATEGORIES.items()}
-            if config.num_classes != max(COCO_CATEGORIES) + 1:
-                names = {label: (label, f"class {label}") for label in range(config.num_classes)}
-            detector = Detector(DETR(config), names)
+            detector = _official(content, state, model)
+        detector = detector.with_task(task)
         load_state_dict(detector.model, state)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -108,11 +133,51 @@ def load_detector(
     return detector
 
 
-def _official_config(content: Any, state: Mapping[str, torch.Tensor], model: str | None) -> DETRConfig:
-    shapes = DETRConfig.from_state_dict(state)
+def _described(about: Mapping[str, Any], model: str | None) -> Detector:
+    """A detector from its `description`."""
+    family = FAMILIES[about["family"]]
+    config = family.config(**about["config"])
     if model is not None:
-        named = model_config(model)
-        return dataclasses.replace(shapes, backbone=named.backbone, dilation=named.dilation)
-    if "args" in content:
-        return DETRConfig.from_official_args(content["args"], shapes.num_classes)
-    return shapes
+        wanted = model_config(model)
+        if family_of(model) != about["family"] or wanted.backbone != config.backbone:
+            raise ValueError(
+                f"model: the checkpoint holds {family.looks_like} with {config.backbone}; got {model!r}"
+            )
+    return Detector(
+        family.model(config),
+        {label: (category, name) for label, (category, name) in about["categories"].items()},
+        about["image_size"],
+        about["max_size"],
+        about["family"],
+        about["task"],
+        None if about["things"] is None else frozenset(about["things"]),
+    )
+
+
+def _official(content: Any, state: Mapping[str, Tensor], model: str | None) -> Detector:
+    """A detector from an official file, for whose class count COCO has names or else made-up ones."""
+    kind = describe(state)
+    name = next((name for name, family in FAMILIES.items() if family.looks_like == kind), None)
+    if name is None or (model is not None and family_of(model) != name):
+        expected = "one of this package's models" if model is None else FAMILIES[family_of(model)].looks_like
+        raise ValueError(f"model: expected a checkpoint of {expected}; got what looks like {kind}")
+    family = FAMILIES[name]
+    config = family.config.from_state_dict(state)
+    if model is not None:
+        config = _with_named_options(config, model_config(model))
+    elif "args" in content and hasattr(family.config, "from_official_args"):
+        config = family.config.from_official_args(content["args"], config.num_classes)
+    categories, things, task = coco_categories(config.num_classes)
+    return Detector(
+        family.model(config),
+        categories,
+        family=name,
+        task_name=task if task in family.tasks else family.tasks[0],
+        things=things,
+    )
+
+
+def _with_named_options(config: Any, named: Any) -> Any:
+    """What no shape tells, from a named configuration."""
+    hidden = {name: getattr(named, name) for name in ("backbone", "dilation") if hasattr(named, name)}
+    return dataclasses.replace(config, **hidden)

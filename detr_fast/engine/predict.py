@@ -1,8 +1,9 @@
-"""From image files to named boxes."""
+"""From image files to named objects, masks and segments."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,43 +13,73 @@ from PIL import Image
 from detr_fast.data import image_to_tensor, load_image, resized_size
 from detr_fast.engine.detector import Detector
 from detr_fast.engine.draw import draw_detections
+from detr_fast.engine.families import Geometry
 from detr_fast.engine.progress import progress
-from detr_fast.postprocess import postprocess_detection
+from detr_fast.engine.tasks import Record
 from detr_fast.structures import PaddedImages
 
-Record = dict[str, Any]
+
+@dataclass(frozen=True)
+class Found:
+    """What a model found in one image.
+
+    result: of its task, the part that is worth showing.
+    records: the same as plain data.
+    """
+
+    detector: Detector
+    image: Image.Image
+    result: dict[str, Any]
+    records: list[Record]
+
+    def overlay(self) -> Image.Image:
+        """A copy of the image with what was found drawn over it."""
+        return self.detector.task.overlay(self.image, self.result, self.detector.categories)
+
+    def id_map(self) -> Image.Image | None:
+        """The segment or class of each pixel, as the task stores them; None where the records tell all."""
+        return self.detector.task.id_map(self.result)
 
 
 @torch.no_grad()
-def detect(detector: Detector, image: Image.Image, threshold: float = 0.5) -> list[Record]:
-    """The detections of an RGB image whose score is at least `threshold`, best first.
+def predict_image(detector: Detector, image: Image.Image, threshold: float | None = None) -> Found:
+    """What the detector finds in an RGB image, at its own size.
 
-    Each is {"label", "category_id", "name", "score", "box_xyxy": [x0, y0, x1, y1] in pixels of `image`}.
-    Labels without a category (COCO's ids have gaps) are left out.
+    threshold: lowest score; by default 0.5 for objects, and for panoptic segments what the paper takes.
     """
-    if not 0 <= threshold <= 1:
+    if threshold is not None and not 0 <= threshold <= 1:
         raise ValueError(f"threshold: expected a score in 0..1; got {threshold}")
-    size = resized_size(image.width, image.height, detector.image_size, detector.max_size)
-    pixels = image_to_tensor(image.resize(size, Image.Resampling.BILINEAR)).to(detector.device)
-    predictions = detector.model.eval()(PaddedImages.from_list([pixels]))
-    target_size = torch.tensor([[image.height, image.width]], device=detector.device)
-    result = {
-        name: values.tolist() for name, values in postprocess_detection(predictions, target_size)[0].items()
-    }
-    found = []
-    for score, label, box in zip(result["scores"], result["labels"], result["boxes"], strict=True):
-        if score >= threshold and label in detector.categories:
-            category_id, name = detector.categories[label]
-            limits = (image.width, image.height) * 2
-            inside = [round(min(max(v, 0.0), limit), 2) for v, limit in zip(box, limits, strict=True)]
-            found.append(
-                {"label": label, "category_id": category_id, "name": name, "score": score, "box_xyxy": inside}
-            )
-    return sorted(found, key=lambda detection: -detection["score"])
+    images, geometry = model_input(detector, image)
+    detector.model.eval()
+    (result,) = detector.results(images, geometry, threshold)
+    result = detector.task.select(result, detector.categories, 0.5 if threshold is None else threshold)
+    if "boxes" in result:
+        limits = torch.tensor([image.width, image.height] * 2, device=result["boxes"].device)
+        result["boxes"] = result["boxes"].clamp(min=0).minimum(limits)
+    return Found(detector, image, result, detector.task.records(result, detector.categories))
+
+
+def model_input(detector: Detector, image: Image.Image) -> tuple[PaddedImages, Geometry]:
+    """An RGB image as the model takes it, and the sizes that its predictions are read by."""
+    width, height = resized_size(image.width, image.height, detector.image_size, detector.max_size)
+    pixels = image_to_tensor(image.resize((width, height), Image.Resampling.BILINEAR))
+    images = PaddedImages.from_list([pixels], multiple=detector.size_multiple).to(detector.device)
+    padded = (images.tensors.shape[2], images.tensors.shape[3])
+    return images, Geometry(padded, [(height, width)], [(image.height, image.width)])
+
+
+def detect(detector: Detector, image: Image.Image, threshold: float = 0.5) -> list[Record]:
+    """The objects of an RGB image whose score is at least `threshold`, best first.
+
+    Each is {"label", "category_id", "name", "score", "box_xyxy": [x0, y0, x1, y1] in pixels of `image`}, with
+    "segmentation" (COCO's run lengths) where the task gives masks. Labels without a category (COCO's ids
+    have gaps) are left out.
+    """
+    return predict_image(detector, image, threshold).records
 
 
 def overlay(image: Image.Image, detections: Sequence[Record]) -> Image.Image:
-    """A copy of the image with the detections drawn over it."""
+    """A copy of the image with the boxes of detections drawn over it."""
     return draw_detections(
         image,
         [detection["box_xyxy"] for detection in detections],
@@ -58,38 +89,48 @@ def overlay(image: Image.Image, detections: Sequence[Record]) -> Image.Image:
 
 
 def predict_files(
-    detector: Detector, files: Sequence[str | Path], threshold: float = 0.5, overlays: Path | None = None
+    detector: Detector,
+    files: Sequence[str | Path],
+    threshold: float | None = None,
+    output: Path | None = None,
 ) -> Iterator[Record]:
-    """Detects in image files, one record each: {"file", "width", "height", "detections": as from `detect`}.
+    """Predicts image files, one record each: {"file", "width", "height", "detections" or "segments": [...]}.
 
     Images are turned upright as their EXIF orientation says.
 
     Args:
         detector: see `load_detector`.
         files: images that Pillow reads.
-        threshold: lowest score.
-        overlays: a folder, made where missing, for one `<name>.png` an image with its detections drawn.
+        threshold: see `predict_image`.
+        output: a folder, made where missing, for one `<name>.png` an image with what was found drawn over
+            it, and for panoptic and semantic tasks `ids/<name>.png`, which the record names as "ids".
 
     Raises:
         FileNotFoundError, ImageError: naming the file.
     """
-    names = _overlay_names([Path(file) for file in files])
+    names = _distinct_stems([Path(file) for file in files])
     for file, name in zip(progress(files, desc="predict", unit="image"), names, strict=True):
         image = load_image(file, exif_transpose=True)
-        detections = detect(detector, image, threshold)
-        if overlays is not None:
-            overlays.mkdir(parents=True, exist_ok=True)
-            overlay(image, detections).save(overlays / name)
-        yield {"file": str(file), "width": image.width, "height": image.height, "detections": detections}
+        found = predict_image(detector, image, threshold)
+        record: Record = {"file": str(file), "width": image.width, "height": image.height}
+        record[detector.task.records_key] = found.records
+        if output is not None:
+            output.mkdir(parents=True, exist_ok=True)
+            found.overlay().save(output / f"{name}.png")
+            if (ids := found.id_map()) is not None:
+                (output / "ids").mkdir(exist_ok=True)
+                record["ids"] = f"ids/{name}.png"
+                ids.save(output / record["ids"])
+        yield record
 
 
-def _overlay_names(files: Sequence[Path]) -> list[str]:
-    """`<stem>.png`, and `<stem>_2.png` ... where several files have the same stem."""
+def _distinct_stems(files: Sequence[Path]) -> list[str]:
+    """The files' stems, and `<stem>_2` ... where several files have the same one."""
     names: list[str] = []
     for file in files:
-        name, count = f"{file.stem}.png", 1
+        name, count = file.stem, 1
         while name in names:
             count += 1
-            name = f"{file.stem}_{count}.png"
+            name = f"{file.stem}_{count}"
         names.append(name)
     return names

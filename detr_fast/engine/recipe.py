@@ -6,21 +6,20 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from detr_fast.checkpoints import load_state_dict
-from detr_fast.criterion import SetCriterion, detection_weights
-from detr_fast.data import CocoDetection, build_detection_dataset
+from detr_fast.data import ImageDataset, LargeScaleJitter, build_dataset
 from detr_fast.data.transforms import MAX_SIZE, SCALES
 from detr_fast.engine.config import TrainConfig
-from detr_fast.engine.detector import Detector, dataset_categories, load_detector, model_config
-from detr_fast.engine.distributed import is_main, pick_device
-from detr_fast.engine.evaluate import evaluate_detection
+from detr_fast.engine.detector import Detector, load_detector
+from detr_fast.engine.distributed import is_main
+from detr_fast.engine.evaluate import evaluate
+from detr_fast.engine.families import FAMILIES, check_task, family_of, model_config
 from detr_fast.engine.train import Trainer
-from detr_fast.matcher import HungarianMatcher
-from detr_fast.models import DETR, DETRConfig
 
 DEFAULT_MODEL = "detr-r50"
 
@@ -31,8 +30,9 @@ class ModelChoice:
 
     name: of `MODELS`; by default the architecture of `weights`, else detr-r50.
     weights: a checkpoint to start from; a class head of another size starts afresh.
-    backbone_weights: a torchvision ResNet file to start the backbone from.
+    backbone_weights: an ImageNet file to start the backbone from.
     num_classes: by default what the data needs. num_queries: by default the model's.
+    task: by default that of `weights`, else the family's first.
     """
 
     name: str | None = None
@@ -40,117 +40,213 @@ class ModelChoice:
     backbone_weights: Path | None = None
     num_classes: int | None = None
     num_queries: int | None = None
+    task: str | None = None
+
+    def starting_point(self) -> StartingPoint:
+        """Reads `weights`, where given."""
+        if self.weights is None:
+            family = family_of(self.name or DEFAULT_MODEL)
+            return StartingPoint(self, family, check_task(family, self.task), FAMILIES[family].contiguous)
+        if self.backbone_weights is not None:
+            raise ValueError("weights, backbone_weights: expected one of them; got both")
+        trained = load_detector(self.weights, model=self.name)
+        task = check_task(trained.family, self.task or trained.task_name)
+        return StartingPoint(self, trained.family, task, trained.contiguous, trained.model)
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """A choice, looked up.
+
+    contiguous: whether labels are 0, 1, ... rather than the category ids, as `trained` has it.
+    trained: the model of the choice's weights.
+    """
+
+    choice: ModelChoice
+    family: str
+    task: str
+    contiguous: bool
+    trained: nn.Module | None = None
+
+    def build(self, num_classes: int) -> tuple[nn.Module, list[str]]:
+        """The model with its starting weights, and remarks on what was special about them."""
+        family, choice = FAMILIES[self.family], self.choice
+        if self.trained is None:
+            config = model_config(
+                choice.name or DEFAULT_MODEL, num_classes=num_classes, num_queries=choice.num_queries
+            )
+            return family.model(config, backbone_weights=choice.backbone_weights), []
+        trained: Any = self.trained.config
+        num_queries = choice.num_queries or trained.num_queries
+        model = family.model(dataclasses.replace(trained, num_classes=num_classes, num_queries=num_queries))
+        report = load_state_dict(model, self.trained.state_dict())
+        if not report.reinitialized:
+            return model, []
+        return model, [
+            f"{choice.weights}: has {trained.num_classes} classes and the data {num_classes}: "
+            "the class head starts afresh"
+        ]
+
+
+@dataclass(frozen=True)
+class ImageSizes:
+    """Sizes of training and evaluation images, pixels.
+
+    scales: short sides, the last for evaluation. max_size: bound of the long side.
+    canvas: side of the square that large-scale jitter fills; None for DETR's augmentation.
+    """
+
+    scales: tuple[int, ...]
+    max_size: int
+    canvas: int | None = None
+
+    @classmethod
+    def of(cls, image_size: int | None, augmentation: str) -> ImageSizes:
+        """The official sizes, or all of them in proportion to `image_size`.
+
+        "detr": its largest short side, officially 800 (the others begin at 480, the long side ends at 1333).
+        "lsj": its canvas, officially 1024, raised to a multiple of 32; evaluation at 800 as well.
+        """
+        official = {"detr": SCALES[-1], "lsj": LargeScaleJitter.size}
+        if augmentation not in official:
+            raise ValueError(f"augmentation: expected 'detr' or 'lsj'; got {augmentation!r}")
+        size = image_size or official[augmentation]
+        ratio = size / official[augmentation]
+        canvas = -(-size // 32) * 32 if augmentation == "lsj" else None
+        return cls(tuple(round(scale * ratio) for scale in SCALES), round(MAX_SIZE * ratio), canvas)
 
 
 def train_on_coco(
     data: Path,
     output: Path,
     config: TrainConfig,
-    choice: ModelChoice = ModelChoice(),
+    start: StartingPoint,
     *,
-    image_size: int = SCALES[-1],
+    image_size: int | None = None,
+    augmentation: str | None = None,
     resume: bool = False,
     skip_bad_images: bool = False,
-    evaluate: bool = True,
+    evaluate_val: bool = True,
     echo: Callable[[str], None] = print,
 ) -> dict[str, float]:
-    """Trains a DETR on a data set in the COCO 2017 layout; what `detr-fast train` does.
+    """Trains a model on a data set in the COCO 2017 layout; what `detr-fast train` does.
 
     Args:
         data: the data set's folder.
         output: the run's folder. One that holds a run already is only gone on with (`resume`).
         config: how to train.
-        choice: what to train.
-        image_size: largest short side, pixels; DETR's other scales follow in proportion.
+        start: what to train.
+        image_size: see `ImageSizes.of`.
+        augmentation: "detr": random short sides and crops; "lsj": large-scale jitter. Default: the family's.
         resume: go on from `output/last.pt`.
         skip_bad_images: log unreadable training images and go on, instead of stopping.
-        evaluate: on the val split, as `config.eval_every` says.
+        evaluate_val: evaluate on the val split, as `config.eval_every` says.
         echo: told what a person should know.
 
     Returns:
-        The last evaluation's twelve numbers; empty without one.
+        The last evaluation's numbers; empty without one.
     """
     last = output / "last.pt"
     if last.exists() and not resume:
         raise ValueError(f"{output}: holds a run already; resume it, or choose another output folder")
-    scales, max_size = scales_for(image_size)
-    dataset = build_detection_dataset(
-        data,
-        "train",
-        train=True,
-        scales=scales,
-        max_size=max_size,
-        num_classes=choice.num_classes,
-        seed=config.seed,
-        on_bad_image="skip" if skip_bad_images else "raise",
-    )
+    choice, family = start.choice, FAMILIES[start.family]
+    augmentation = augmentation or family.augmentation
+    sizes = ImageSizes.of(image_size, augmentation)
+    options: dict[str, Any] = {
+        "task": start.task,
+        "contiguous": start.contiguous,
+        "scales": sizes.scales,
+        "max_size": sizes.max_size,
+        "seed": config.seed,
+    }
+    train_options: dict[str, Any] = {
+        "train": True,
+        "masks": family.masks,
+        "num_classes": choice.num_classes,
+        "augmentation": augmentation,
+        "lsj_size": sizes.canvas or LargeScaleJitter.size,
+        "on_bad_image": "skip" if skip_bad_images else "raise",
+    }
+    dataset = build_dataset(data, "train", **options, **train_options)
+    if not start.contiguous and choice.num_classes is None and _sparse(dataset):
+        options["contiguous"] = True
+        dataset = build_dataset(data, "train", **options, **train_options)
     held_out = None
-    if evaluate:
-        held_out = build_detection_dataset(
-            data, "val", train=False, scales=scales, max_size=max_size, num_classes=dataset.num_classes
-        )
+    if evaluate_val:
+        count = dataset.num_classes
+        held_out = build_dataset(data, "val", train=False, masks=False, num_classes=count, **options)
     torch.manual_seed(config.seed)
-    model, remarks = build_model(choice, dataset.num_classes)
+    model, remarks = start.build(dataset.num_classes)
     if is_main():
         for remark in remarks:
             echo(remark)
+    detector = dataset_detector(model, dataset, start.family, start.task, sizes.scales[-1], sizes.max_size)
     trainer = Trainer(
         model,
-        detr_criterion(model.config),
+        family.criterion(detector.config),
         dataset,
         config,
         output,
-        description=Detector(model, dataset_categories(dataset), image_size, max_size).description(),
-        evaluate=None if held_out is None else evaluator(held_out, config),
+        description=detector.description(),
+        evaluate=None if held_out is None else evaluator(detector, held_out, config),
+        best_metric=detector.task.best_metric,
+        parameter_groups=family.parameter_groups,
+        batch_shape=None if sizes.canvas is None else (sizes.canvas, sizes.canvas),
         resume=last if resume else None,
     )
     return trainer.fit()
 
 
-def build_model(choice: ModelChoice, num_classes: int) -> tuple[DETR, list[str]]:
-    """The chosen model with its starting weights, and remarks on what was special about them."""
-    if choice.weights is None:
-        name = choice.name or DEFAULT_MODEL
-        config = model_config(name, num_classes=num_classes, num_queries=choice.num_queries)
-        return DETR(config, backbone_weights=choice.backbone_weights), []
-    if choice.backbone_weights is not None:
-        raise ValueError("weights, backbone_weights: expected one of them; got both")
-    trained = load_detector(choice.weights, model=choice.name).model
-    num_queries = choice.num_queries or trained.config.num_queries
-    model = DETR(dataclasses.replace(trained.config, num_classes=num_classes, num_queries=num_queries))
-    report = load_state_dict(model, trained.state_dict())
-    if not report.reinitialized:
-        return model, []
-    return model, [
-        f"{choice.weights}: has {trained.config.num_classes} classes and the data {num_classes}: "
-        "the class head starts afresh"
-    ]
+def evaluation_dataset(
+    detector: Detector, data: Path, split: str, image_size: int | None = None
+) -> ImageDataset:
+    """What `detr-fast eval` evaluates on; `image_size`: the images' short side, by default as trained."""
+    scale, max_size = detector.image_size, detector.max_size
+    if image_size is not None:
+        sizes = ImageSizes.of(image_size, "detr")
+        scale, max_size = sizes.scales[-1], sizes.max_size
+    return build_dataset(
+        data,
+        split,  # type: ignore[arg-type]
+        detector.task_name,  # type: ignore[arg-type]
+        train=False,
+        masks=False,
+        contiguous=detector.contiguous,
+        scales=(scale,),
+        max_size=max_size,
+        num_classes=detector.config.num_classes,
+    )
 
 
-def detr_criterion(config: DETRConfig, eos_coef: float = 0.1) -> SetCriterion:
-    """DETR's matcher and losses with the official weights; `eos_coef` is that of "no object"."""
-    matcher = HungarianMatcher(cost_class=1, cost_bbox=5, cost_giou=2)
-    return SetCriterion(config.num_classes, matcher, detection_weights(config.dec_layers), eos_coef)
+def dataset_detector(
+    model: nn.Module, dataset: ImageDataset, family: str, task: str, image_size: int, max_size: int
+) -> Detector:
+    """A detector of the data set's categories."""
+    categories = {
+        label: (category, dataset.category_names[label])
+        for label, category in dataset.label_to_category.items()
+    }
+    things = None if dataset.things >= categories.keys() else frozenset(dataset.things)
+    return Detector(model, categories, image_size, max_size, family, task, things)
 
 
-def evaluator(dataset: CocoDetection, config: TrainConfig) -> Callable[[nn.Module], dict[str, float]]:
-    """What a `Trainer` calls to evaluate on `dataset`."""
-    device = pick_device(config.device)
+def evaluator(
+    detector: Detector, dataset: ImageDataset, config: TrainConfig
+) -> Callable[[nn.Module], dict[str, float]]:
+    """What a `Trainer` calls to evaluate on `dataset`: the detector with the model that it gives."""
 
-    def evaluate(model: nn.Module) -> dict[str, float]:
-        return evaluate_detection(
-            model,
+    def numbers(model: nn.Module) -> dict[str, float]:
+        return evaluate(
+            dataclasses.replace(detector, model=model),
             dataset,
-            device=device,
             batch_size=config.batch_size,
             num_workers=config.num_workers,
             amp=config.amp,
         )
 
-    return evaluate
+    return numbers
 
 
-def scales_for(image_size: int) -> tuple[tuple[int, ...], int]:
-    """DETR's short sides, 480 to 800, and its bound of the long side, 1333, in proportion to `image_size`."""
-    ratio = image_size / SCALES[-1]
-    return tuple(round(scale * ratio) for scale in SCALES), round(MAX_SIZE * ratio)
+def _sparse(dataset: ImageDataset) -> bool:
+    """Whether most labels would stand for nothing, were they the category ids. COCO's are not sparse."""
+    return dataset.num_classes > max(100, 4 * len(dataset.label_to_category))

@@ -1,8 +1,9 @@
-"""Training a detector: one process or, under torchrun, several."""
+"""Training a model: one process or, under torchrun, several."""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,16 +19,18 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
-from detr_fast.criterion import SetCriterion
-from detr_fast.data import CocoDetection, begin_epoch, build_loader
+from detr_fast.data import ImageDataset, begin_epoch, build_loader
 from detr_fast.data.batching import Batch
 from detr_fast.engine.checkpointing import read_training_checkpoint, write_checkpoint
 from detr_fast.engine.config import FREE_ON_RESUME, TrainConfig
 from detr_fast.engine.distributed import is_main, pick_device, rank, world_size
 from detr_fast.engine.ema import averaged
+from detr_fast.engine.families import Groups, backbone_groups
 from detr_fast.engine.logs import RunLog
 from detr_fast.engine.progress import progress
-from detr_fast.structures import PackedTargets, PaddedImages, Predictions
+from detr_fast.structures import PackedTargets, PaddedImages
+
+logger = logging.getLogger(__name__)
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
 
@@ -47,7 +50,7 @@ class Progress:
 
 
 class Trainer:
-    """Trains a model that maps `PaddedImages` to `Predictions`.
+    """Trains a model that maps `PaddedImages` to what its criterion takes.
 
     The run's folder gets `last.pt` and, with an evaluation, `best.pt`, both written atomically, `log.jsonl`
     and `tensorboard/`. A run that was killed goes on from `last.pt`, also inside an epoch, to the same
@@ -55,28 +58,32 @@ class Trainer:
     the position alone.
 
     Args:
-        model: with the backbone's parameters under `backbone.`.
-        criterion: the losses.
+        model: with `size_multiple` where the sides of a batch must be multiples of something.
+        criterion: the losses, called as `SetCriterion` is, with its `total` and `weight_dict`.
         dataset: training images.
         config: see `TrainConfig`.
         output: the run's folder; made where missing.
         description: stored in the checkpoints under "detector", for whoever loads them.
         evaluate: called with the model (or its moving average) in eval mode; on all ranks.
         best_metric: the number of `evaluate` that decides which checkpoint is the best.
+        parameter_groups: the optimizer's groups, from model and configuration.
+        batch_shape: (height, width) that training batches are padded to; by default their largest image's.
         resume: a `last.pt` to go on from.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        criterion: SetCriterion,
-        dataset: CocoDetection,
+        criterion: nn.Module,
+        dataset: ImageDataset,
         config: TrainConfig,
         output: str | Path,
         *,
         description: Mapping[str, Any] | None = None,
         evaluate: Evaluate | None = None,
         best_metric: str = "AP",
+        parameter_groups: Callable[[nn.Module, TrainConfig], Groups] = backbone_groups,
+        batch_shape: tuple[int, int] | None = None,
         resume: str | Path | None = None,
     ) -> None:
         self.config = config
@@ -96,6 +103,8 @@ class Trainer:
             rank=rank(),
             world_size=world_size(),
             pin_memory=self.device.type == "cuda",
+            multiple=getattr(model, "size_multiple", 1),
+            size=batch_shape,
         )
         self.steps_per_epoch = len(self.loader) // config.accumulate
         if self.steps_per_epoch == 0:
@@ -104,14 +113,15 @@ class Trainer:
                 f"which do not fill one step of {config.accumulate}"
             )
         self.model = model.to(self.device)
-        self.criterion = criterion.to(self.device)
+        self.criterion: Any = criterion.to(self.device)
         self.average = averaged(self.model, config.ema) if config.ema else None
         self.optimizer = torch.optim.AdamW(
-            _parameter_groups(self.model, config), lr=config.lr, weight_decay=config.weight_decay, fused=True
+            parameter_groups(self.model, config), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
         self.scheduler = LambdaLR(self.optimizer, self._lr_factor)
         self.progress = Progress()
         self._pending: list[tuple[int, dict[str, Tensor]]] = []
+        self._crowding_known = False
         if resume is not None:
             self._load(Path(resume))
         self._distributed = (
@@ -166,7 +176,10 @@ class Trainer:
         Every loss is normalised by the joined batch, so splitting it changes memory, not gradients.
         """
         model = self._distributed or self.model
-        packed = [PackedTargets.from_list(targets) for _, targets in micro_batches]
+        packed = [
+            PackedTargets.from_list(targets, mask_size=(images.tensors.shape[2], images.tensors.shape[3]))
+            for images, targets in micro_batches
+        ]
         sizes = [size for targets in packed for size in targets.sizes]
         terms: dict[str, Tensor] = {}
         for i, (images, _) in enumerate(micro_batches):
@@ -174,6 +187,7 @@ class Trainer:
             with nullcontext() if synchronise else self._distributed.no_sync():  # type: ignore[union-attr]
                 predictions = self._forward(model, images.to(self.device, non_blocking=True))
                 targets = packed[i].to(self.device, non_blocking=True)
+                self._warn_of_crowding(max(targets.sizes), predictions.logits.shape[2])
                 losses = self.criterion(predictions, targets, joined_sizes=sizes)
                 total = self.criterion.total(losses)
                 total.backward()
@@ -183,11 +197,21 @@ class Trainer:
                 terms[name] = terms.get(name, 0) + value.detach() * share
         return terms
 
-    def _forward(self, model: nn.Module, images: PaddedImages) -> Predictions:
+    def _forward(self, model: nn.Module, images: PaddedImages) -> Any:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
             predictions = model(images)
-        logits, boxes = predictions.logits.float(), predictions.boxes.float()
-        return dataclasses.replace(predictions, logits=logits, boxes=boxes)
+        return _in_float32(predictions)
+
+    def _warn_of_crowding(self, targets: int, queries: int) -> None:
+        """Says once that an image has more targets than the model has queries: some are not learnt."""
+        if targets > queries and not self._crowding_known:
+            self._crowding_known = True
+            logger.warning(
+                "an image has %d targets, but the model %d queries: the matching leaves the most expensive "
+                "out; more queries would take all",
+                targets,
+                queries,
+            )
 
     def _train_epoch(self) -> None:
         config, done = self.config, self.progress
@@ -302,12 +326,14 @@ class Trainer:
         self.progress = Progress(**training["progress"])
 
 
-def _parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    backbone = [p for name, p in named if name.startswith("backbone.")]
-    others = [p for name, p in named if not name.startswith("backbone.")]
-    groups = [{"params": others, "lr": config.lr}, {"params": backbone, "lr": config.lr_backbone}]
-    return [group for group in groups if group["params"]]
+def _in_float32(predictions: Any) -> Any:
+    """Predictions whose floating-point fields are float32 at least."""
+    raised = {
+        field.name: value.to(torch.promote_types(value.dtype, torch.float32))
+        for field in dataclasses.fields(predictions)
+        if isinstance(value := getattr(predictions, field.name), Tensor)
+    }
+    return dataclasses.replace(predictions, **raised)
 
 
 def _seed_step(seed: int, step: int) -> None:

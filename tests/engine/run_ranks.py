@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from detr_fast.data import collate
-from detr_fast.engine import evaluate_detection
+from detr_fast.engine import evaluate
 from detr_fast.engine.distributed import process_group, rank
-from tests.engine.tiny import dataset, detr, trainer
+from tests.engine.tiny import dataset, detector_of, detr, trainer
 
 CASES = ("unequal", "empty_rank", "accumulated")
 
@@ -41,7 +41,7 @@ def main(directory: Path) -> None:
         run = trainer(
             directory / "data",
             directory / "run",
-            evaluate=lambda model: evaluate_detection(model, validation),
+            evaluate=lambda model: evaluate(detector_of(model, validation), validation),
         )
         results["metrics"] = run.fit()
         results["weights"] = run.model.state_dict()

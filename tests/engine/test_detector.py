@@ -12,8 +12,8 @@ import torch
 
 from detr_fast import DETR, DETRConfig
 from detr_fast.engine import MODELS, Detector, TrainConfig, load_detector, model_config
-from detr_fast.engine.recipe import ModelChoice, build_model, scales_for, train_on_coco
-from tests.engine.tiny import SIZE, detr, write_data
+from detr_fast.engine.recipe import ImageSizes, ModelChoice, train_on_coco
+from tests.engine.tiny import SIZE, detr
 
 SMALL = {"hidden_dim": 32, "nheads": 4, "enc_layers": 1, "dec_layers": 2, "dim_feedforward": 32}
 
@@ -25,7 +25,7 @@ def test_names_stand_for_the_official_models() -> None:
     )
     for name in MODELS:
         model_config(name)
-    with pytest.raises(ValueError, match=r"model: expected one of detr-r18, .*; got 'yolo'"):
+    with pytest.raises(ValueError, match=r"model: expected one of detr, detr-r50, .*; got 'yolo'"):
         model_config("yolo")
 
 
@@ -79,24 +79,29 @@ def test_fine_tuning_starts_a_fresh_class_head(tmp_path: Path) -> None:
     model = detr(num_classes=8)
     about = Detector(model, {}, SIZE, SIZE).description()
     torch.save({"model": model.state_dict(), "detector": about}, tmp_path / "a.pt")
-    same, remarks = build_model(ModelChoice(weights=tmp_path / "a.pt"), 8)
+    same, remarks = ModelChoice(weights=tmp_path / "a.pt").starting_point().build(8)
     assert remarks == []
     assert torch.equal(same.class_embed.weight, model.class_embed.weight)
-    other, remarks = build_model(ModelChoice(weights=tmp_path / "a.pt"), 3)
+    other, remarks = ModelChoice(weights=tmp_path / "a.pt").starting_point().build(3)
     assert "has 8 classes and the data 3: the class head starts afresh" in remarks[0]
     assert other.class_embed.weight.shape[0] == 4
     assert torch.equal(other.query_embed.weight, model.query_embed.weight)
     with pytest.raises(ValueError, match="expected one of them"):
-        build_model(ModelChoice(weights=tmp_path / "a.pt", backbone_weights=tmp_path / "b.pt"), 8)
+        ModelChoice(weights=tmp_path / "a.pt", backbone_weights=tmp_path / "b.pt").starting_point()
 
 
 def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "last.pt").write_bytes(b"")
     with pytest.raises(ValueError, match="holds a run already"):
-        train_on_coco(write_data(tmp_path / "data", 2, 1), tmp_path, TrainConfig())
+        train_on_coco(tmp_path / "data", tmp_path, TrainConfig(), ModelChoice().starting_point())
 
 
 def test_scales_keep_the_official_proportions() -> None:
-    assert scales_for(800) == (tuple(range(480, 801, 32)), 1333)
-    scales, max_size = scales_for(400)
-    assert (scales[0], scales[-1], max_size) == (240, 400, 666)
+    assert ImageSizes.of(None, "detr") == ImageSizes(tuple(range(480, 801, 32)), 1333)
+    half = ImageSizes.of(400, "detr")
+    assert (half.scales[0], half.scales[-1], half.max_size, half.canvas) == (240, 400, 666, None)
+    assert ImageSizes.of(None, "lsj") == ImageSizes(tuple(range(480, 801, 32)), 1333, 1024)
+    half = ImageSizes.of(500, "lsj")
+    assert (half.scales[-1], half.max_size, half.canvas) == (391, 651, 512)
+    with pytest.raises(ValueError, match="augmentation: expected 'detr' or 'lsj'; got 'mosaic'"):
+        ImageSizes.of(None, "mosaic")

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from detr_fast.data import collate
-from detr_fast.engine import evaluate_detection
+from detr_fast.engine import evaluate
 from detr_fast.engine.checkpointing import read_training_checkpoint
 from tests.engine.run_ranks import samples
-from tests.engine.tiny import dataset, detr, trainer, write_data
+from tests.engine.tiny import dataset, detector_of, detr, trainer, write_data
 from tests.paths import ROOT
 
 RANKS = 2
@@ -72,5 +72,6 @@ def test_evaluation_sees_every_image_once(results: tuple[Path, list[dict]]) -> N
     directory, ranks = results
     model = detr()
     model.load_state_dict(ranks[0]["weights"])
-    alone = evaluate_detection(model, dataset(directory / "data", "val", train=False))
+    images = dataset(directory / "data", "val", train=False)
+    alone = evaluate(detector_of(model, images), images)
     assert ranks[0]["metrics"] == ranks[1]["metrics"] == pytest.approx(alone)

@@ -15,10 +15,10 @@ from torch import nn
 
 from detr_fast.data import CocoDetection
 from detr_fast.data.transforms import EvalTransform
-from detr_fast.engine import coco_metrics, evaluate_detection, format_metrics
+from detr_fast.engine import coco_metrics, evaluate, format_metrics
 from detr_fast.engine.metrics import coco_detections
 from detr_fast.structures import PaddedImages, Predictions
-from tests.engine.tiny import SIZE, dataset, write_data
+from tests.engine.tiny import SIZE, dataset, detector_of, write_data
 from tests.paths import COCO_SAMPLE, COCO_SAMPLE_REASON
 
 
@@ -34,6 +34,7 @@ class Oracle(nn.Module):
         super().__init__()
         self.targets = iter(targets)
         self.num_classes, self.queries = num_classes, queries
+        self.anchor = nn.Parameter(torch.zeros(()))  # tells the device
 
     def forward(self, images: PaddedImages) -> Predictions:
         logits = torch.zeros(1, len(images), self.queries, self.num_classes + 1)
@@ -56,7 +57,7 @@ def test_ground_truth_scores_one(data: Path, contiguous: bool) -> None:
         contiguous=contiguous,
     )
     oracle = Oracle([images[i][1] for i in range(len(images))], images.num_classes)
-    metrics = evaluate_detection(oracle.train(), images, batch_size=4)
+    metrics = evaluate(detector_of(oracle.train(), images), images, batch_size=4)
     assert metrics["AP"] == metrics["AP50"] == metrics["AR100"] == pytest.approx(1.0)
     assert oracle.training, "left in the mode it was in"
 
@@ -120,7 +121,7 @@ def test_real_images_with_crowds() -> None:
         EvalTransform(64, 107),
     )
     oracle = Oracle([images[i][1] for i in range(len(images))], images.num_classes, queries=100)
-    metrics = evaluate_detection(oracle, images, batch_size=3)
+    metrics = evaluate(detector_of(oracle, images), images, batch_size=3)
     assert metrics["AP50"] == pytest.approx(1.0)
     assert metrics["AP"] > 0.99
 
@@ -134,5 +135,6 @@ def test_model_sees_the_images(data: Path) -> None:
             return super().forward(images)
 
     images = dataset(data, "val", train=False)
-    evaluate_detection(Recorder([images[i][1] for i in range(6)], images.num_classes), images, batch_size=4)
+    recorder = Recorder([images[i][1] for i in range(6)], images.num_classes)
+    evaluate(detector_of(recorder, images), images, batch_size=4)
     assert [tuple(shape) for shape in seen] == [(4, 3, SIZE, SIZE), (2, 3, SIZE, SIZE)]

@@ -10,9 +10,9 @@ import torch
 from detr_fast import DETR
 from detr_fast.data import CocoDetection
 from detr_fast.data.transforms import EvalTransform
-from detr_fast.engine import TrainConfig, Trainer, evaluate_detection, model_config
+from detr_fast.engine import TrainConfig, Trainer, dataset_detector, evaluate, model_config
+from detr_fast.engine.families import detr_criterion
 from detr_fast.engine.logs import read_log
-from detr_fast.engine.recipe import detr_criterion
 from tests.paths import COCO_SAMPLE, COCO_SAMPLE_REASON
 
 
@@ -51,9 +51,10 @@ def test_detr_r18_overfits_the_sample(tmp_path: Path) -> None:
             pre_norm=True,
         )
     )
-    before = evaluate_detection(model, images)
+    detector = dataset_detector(model, images, "detr", "detection", 96, 160)
+    before = evaluate(detector, images)
     Trainer(model, detr_criterion(model.config), images, config, tmp_path).fit()
-    after = evaluate_detection(model, images)
+    after = evaluate(detector, images)
     # means of five steps
     losses = [record["loss"] for record in read_log(tmp_path, "train")]
     print(f"loss {losses[0]:.2f} to {losses[-1]:.2f}, AP50 {before['AP50']:.3f} to {after['AP50']:.3f}")

@@ -63,7 +63,7 @@ def test_files_of_every_kind(detector: Detector, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "other" / "gray.png")
     files = [tmp_path / name for name in ("turned.jpg", "gray.png", "cmyk.jpg", "deep.png", "other/gray.png")]
-    records = list(predict_files(detector, files, overlays=tmp_path / "overlays"))
+    records = list(predict_files(detector, files, output=tmp_path / "overlays"))
     assert [record["file"] for record in records] == [str(file) for file in files]
     assert (records[0]["width"], records[0]["height"]) == (30, 60)
     json.dumps(records)

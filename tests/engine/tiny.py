@@ -11,8 +11,8 @@ from torch import nn
 
 from detr_fast import DETR, DETRConfig
 from detr_fast.data import CocoDetection, build_detection_dataset, write_shapes_dataset
-from detr_fast.engine import Detector, TrainConfig, Trainer, dataset_categories
-from detr_fast.engine.recipe import detr_criterion
+from detr_fast.engine import Detector, TrainConfig, Trainer, dataset_detector
+from detr_fast.engine.families import detr_criterion
 
 SIZE = 32
 CONFIG = TrainConfig(
@@ -39,6 +39,10 @@ def detr(num_classes: int = 8, dropout: float = 0.1, **sizes: Any) -> DETR:
     return DETR(config)
 
 
+def detector_of(model: nn.Module, images: CocoDetection) -> Detector:
+    return dataset_detector(model, images, "detr", "detection", SIZE, 2 * SIZE)
+
+
 def trainer(root: Path, output: Path, model: nn.Module | None = None, **options: Any) -> Trainer:
     """Options that TrainConfig knows change the configuration, others go to the Trainer."""
     names = {field.name for field in dataclasses.fields(TrainConfig)}
@@ -46,7 +50,7 @@ def trainer(root: Path, output: Path, model: nn.Module | None = None, **options:
     images = dataset(root)
     model = model or detr(images.num_classes)
     assert isinstance(model, DETR)
-    detector = Detector(model, dataset_categories(images), SIZE, 2 * SIZE)
+    detector = detector_of(model, images)
     return Trainer(
         model,
         detr_criterion(model.config),

@@ -111,7 +111,7 @@ def _area(detection: Mapping[str, Any], truth: COCO, kind: str) -> float:
     return float(rle.area(truth.annToRLE(detection)))
 
 
-def format_metrics(metrics: dict[str, float]) -> str:
+def format_metrics(metrics: Mapping[str, float]) -> str:
     """The twelve lines in which pycocotools prints them."""
     return "\n".join(
         f" {title:<18} ({kind}) @[ IoU={iou:<9} | area={area:>6s} | maxDets={most:>3d} ] "

@@ -1,0 +1,8 @@
+"""What models are trained and asked for."""
+
+from detr_fast.engine.tasks.detection import Detection
+from detr_fast.engine.tasks.task import Categories, Record, Scorer, Task
+
+TASKS: dict[str, Task] = {task.name: task for task in (Detection(),)}
+
+__all__ = ["TASKS", "Categories", "Record", "Scorer", "Task"]

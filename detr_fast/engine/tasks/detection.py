@@ -1,0 +1,92 @@
+"""Objects with boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from PIL import Image
+
+from detr_fast.data import ImageDataset
+from detr_fast.engine.distributed import gather
+from detr_fast.engine.draw import draw_detections
+from detr_fast.engine.metrics import coco_detections, coco_metrics, format_metrics
+from detr_fast.engine.tasks.task import Categories, Record
+
+
+class Detection:
+    """Results hold `scores` [X], `labels` [X] and `boxes` [X, 4] xyxy in pixels."""
+
+    name = "detection"
+    best_metric = "AP"
+    records_key = "detections"
+
+    def scorer(self, dataset: ImageDataset, categories: Categories) -> BoxScorer:
+        return BoxScorer(dataset, categories)
+
+    def format(self, metrics: Mapping[str, float]) -> str:
+        return format_metrics(metrics)
+
+    def select(self, result: Mapping[str, Any], categories: Categories, threshold: float) -> dict[str, Any]:
+        return best_named(result, categories, threshold)
+
+    def records(self, result: Mapping[str, Any], categories: Categories) -> list[Record]:
+        return box_records(result, categories)
+
+    def id_map(self, result: Mapping[str, Any]) -> None:
+        return None
+
+    def overlay(self, image: Image.Image, result: Mapping[str, Any], categories: Categories) -> Image.Image:
+        labels = result["labels"].tolist()
+        return draw_detections(image, result["boxes"].tolist(), labels, captions(result, categories))
+
+
+class BoxScorer:
+    """COCO's twelve numbers of boxes."""
+
+    def __init__(self, dataset: ImageDataset, categories: Categories) -> None:
+        assert dataset.annotation_file is not None  # label maps alone have none
+        self.annotation_file, self.image_ids = dataset.annotation_file, dataset.image_ids
+        self.label_to_category = {label: category for label, (category, _) in categories.items()}
+        self.detections: list[dict[str, Any]] = []
+
+    def add(self, index: int, result: Mapping[str, Any]) -> None:
+        self.detections += coco_detections(self.image_ids[index], result, self.label_to_category)
+
+    def metrics(self) -> dict[str, float]:
+        return coco_metrics(self.annotation_file, list(chain.from_iterable(gather(self.detections))))
+
+
+def best_named(result: Mapping[str, Any], categories: Categories, threshold: float) -> dict[str, Any]:
+    """The objects of a result whose score is at least `threshold`, best first.
+
+    Labels without a category (COCO's ids have gaps) are left out.
+    """
+    labels, scores = result["labels"], result["scores"]
+    known = torch.tensor([label in categories for label in labels.tolist()], dtype=torch.bool)
+    order = scores.argsort(descending=True, stable=True)
+    kept = order[((scores >= threshold) & known.to(scores.device))[order]]
+    return {name: values[kept] for name, values in result.items()}
+
+
+def box_records(result: Mapping[str, Any], categories: Categories) -> list[Record]:
+    """{"label", "category_id", "name", "score", "box_xyxy": [x0, y0, x1, y1] in pixels} of each object."""
+    rows = zip(*(result[name].tolist() for name in ("labels", "scores", "boxes")), strict=True)
+    return [
+        {
+            "label": label,
+            "category_id": categories[label][0],
+            "name": categories[label][1],
+            "score": score,
+            "box_xyxy": [round(v, 2) for v in box],
+        }
+        for label, score, box in rows
+    ]
+
+
+def captions(result: Mapping[str, Any], categories: Categories) -> Sequence[str]:
+    """A name and a score for each object."""
+    rows = zip(result["labels"].tolist(), result["scores"].tolist(), strict=True)
+    return [f"{categories[label][1]} {score:.2f}" for label, score in rows]
