@@ -15,10 +15,14 @@
 #include <string>
 #include <vector>
 
+#include "box_loss/box_loss.h"
 #include "box_match_cost/box_match_cost.h"
+#include "class_loss/class_loss.h"
 #include "common/isa.h"
 #include "linear_assignment/linear_assignment.h"
+#include "mask_match_cost/mask_match_cost.h"
 #include "ms_deform_attn/ms_deform_attn.h"
+#include "point_sample/point_sample.h"
 #if DETR_FAST_WITH_CUDA
 #include "bind_gpu.h"
 #include "common/cuda_info.h"
@@ -28,6 +32,13 @@ namespace py = pybind11;
 using namespace detr_fast;
 
 namespace {
+
+// Where the targets of each image begin, and the end.
+std::vector<int64_t> first_of(const std::vector<int64_t>& sizes) {
+    std::vector<int64_t> first(sizes.size() + 1);
+    std::partial_sum(sizes.begin(), sizes.end(), first.begin() + 1);
+    return first;
+}
 
 void bind_machine(py::module_& m) {
     m.def("isa", [] { return isa_name(active_isa()); }, "Instruction set that the CPU operators use.");
@@ -138,12 +149,11 @@ void bind_box_match_cost(py::module_& m) {
            uintptr_t target_boxes, const std::vector<int64_t>& sizes, int64_t layers, int64_t queries,
            int64_t classes, bool focal, float w_class, float w_l1, float w_giou, float alpha, float gamma,
            uintptr_t costs, int threads) -> int64_t {
-            std::vector<int64_t> first(sizes.size() + 1);
-            std::partial_sum(sizes.begin(), sizes.end(), first.begin() + 1);
+            const std::vector<int64_t> first = first_of(sizes);
             const BoxMatchCost args{reinterpret_cast<const void*>(logits),
-                                    Float(logits_type),
+                                    FloatType(logits_type),
                                     reinterpret_cast<const void*>(boxes),
-                                    Float(boxes_type),
+                                    FloatType(boxes_type),
                                     reinterpret_cast<const int64_t*>(target_labels),
                                     reinterpret_cast<const float*>(target_boxes),
                                     first.data(),
@@ -163,6 +173,120 @@ void bind_box_match_cost(py::module_& m) {
             return box_match_cost(args);
         },
         "Fills costs [layers, targets, queries]; returns the first target whose label is no class, or -1.");
+}
+
+void bind_mask_match_cost(py::module_& m) {
+    m.def(
+        "mask_match_cost",
+        [](uintptr_t logits, int logits_type, uintptr_t mask_values, int mask_type, uintptr_t target_labels,
+           uintptr_t target_values, int target_type, bool target_values_of_layers,
+           const std::vector<int64_t>& sizes, int64_t layers, int64_t queries, int64_t classes,
+           int64_t points, bool focal, float w_class, float w_mask, float w_dice, float alpha, float gamma,
+           uintptr_t costs, int threads) {
+            std::vector<int64_t> first(sizes.size() + 1);
+            std::partial_sum(sizes.begin(), sizes.end(), first.begin() + 1);
+            const MaskMatchCost args{reinterpret_cast<const void*>(logits),
+                                     FloatType(logits_type),
+                                     reinterpret_cast<const void*>(mask_values),
+                                     FloatType(mask_type),
+                                     reinterpret_cast<const int64_t*>(target_labels),
+                                     reinterpret_cast<const void*>(target_values),
+                                     TargetType(target_type),
+                                     target_values_of_layers,
+                                     first.data(),
+                                     layers,
+                                     static_cast<int64_t>(sizes.size()),
+                                     queries,
+                                     classes,
+                                     points,
+                                     focal,
+                                     w_class,
+                                     w_mask,
+                                     w_dice,
+                                     alpha,
+                                     gamma,
+                                     reinterpret_cast<float*>(costs),
+                                     threads};
+            bool ok = true;
+            {
+                py::gil_scoped_release release;
+                DETR_FAST_CPU(mask_match_cost)(args, ok);
+            }
+            if (!ok) throw std::bad_alloc();
+        },
+        "Fills costs [layers, targets, queries].");
+}
+
+void bind_class_loss(py::module_& m) {
+    // shape: L, Q, K; options: no_object, alpha, gamma
+    const auto call = [](const std::array<int64_t, 3>& shape, const std::vector<int64_t>& sizes,
+                         uintptr_t logits, int type, uintptr_t labels, uintptr_t query, bool focal,
+                         const std::array<float, 3>& options, int threads, const auto& run) -> int64_t {
+        const std::vector<int64_t> first = first_of(sizes);
+        const ClassLoss args{reinterpret_cast<const void*>(logits),
+                             FloatType(type),
+                             reinterpret_cast<const int64_t*>(labels),
+                             reinterpret_cast<const int64_t*>(query),
+                             first.data(),
+                             shape[0],
+                             static_cast<int64_t>(sizes.size()),
+                             shape[1],
+                             shape[2],
+                             focal,
+                             options[0],
+                             options[1],
+                             options[2],
+                             threads};
+        py::gil_scoped_release release;
+        return run(args);
+    };
+    m.def("class_loss_fwd", [call](const std::array<int64_t, 3>& shape, const std::vector<int64_t>& sizes,
+                                   uintptr_t logits, int type, uintptr_t labels, uintptr_t query, bool focal,
+                                   const std::array<float, 3>& options, int threads, uintptr_t loss) {
+        return call(
+            shape, sizes, logits, type, labels, query, focal, options, threads,
+            [&](const ClassLoss& args) { return class_loss_fwd(args, reinterpret_cast<float*>(loss)); });
+    });
+    m.def("class_loss_bwd",
+          [call](const std::array<int64_t, 3>& shape, const std::vector<int64_t>& sizes, uintptr_t logits,
+                 int type, uintptr_t labels, uintptr_t query, bool focal, const std::array<float, 3>& options,
+                 int threads, uintptr_t grad_loss, uintptr_t grad_logits) {
+              return call(shape, sizes, logits, type, labels, query, focal, options, threads,
+                          [&](const ClassLoss& args) {
+                              return class_loss_bwd(args, reinterpret_cast<const float*>(grad_loss),
+                                                    reinterpret_cast<void*>(grad_logits));
+                          });
+          });
+}
+
+void bind_box_loss(py::module_& m) {
+    const auto arguments = [](int64_t layers, int64_t queries, const std::vector<int64_t>& first,
+                              uintptr_t boxes, uintptr_t target_boxes, uintptr_t query) {
+        return BoxLoss{reinterpret_cast<const float*>(boxes),
+                       reinterpret_cast<const float*>(target_boxes),
+                       reinterpret_cast<const int64_t*>(query),
+                       first.data(),
+                       layers,
+                       static_cast<int64_t>(first.size()) - 1,
+                       queries};
+    };
+    m.def("box_loss_fwd",
+          [arguments](int64_t layers, int64_t queries, const std::vector<int64_t>& sizes, uintptr_t boxes,
+                      uintptr_t target_boxes, uintptr_t query, uintptr_t losses) {
+              const std::vector<int64_t> first = first_of(sizes);
+              py::gil_scoped_release release;
+              return box_loss_fwd(arguments(layers, queries, first, boxes, target_boxes, query),
+                                  reinterpret_cast<float*>(losses));
+          });
+    m.def("box_loss_bwd",
+          [arguments](int64_t layers, int64_t queries, const std::vector<int64_t>& sizes, uintptr_t boxes,
+                      uintptr_t target_boxes, uintptr_t query, uintptr_t grad_losses, uintptr_t grad_boxes) {
+              const std::vector<int64_t> first = first_of(sizes);
+              py::gil_scoped_release release;
+              return box_loss_bwd(arguments(layers, queries, first, boxes, target_boxes, query),
+                                  reinterpret_cast<const float*>(grad_losses),
+                                  reinterpret_cast<float*>(grad_boxes));
+          });
 }
 
 void bind_ms_deform_attn(py::module_& m) {
@@ -208,6 +332,55 @@ void bind_ms_deform_attn(py::module_& m) {
           });
 }
 
+void bind_point_sample(py::module_& m) {
+    // shape: M, C, h, w, R, P
+    const auto rows = [](const std::array<int64_t, 6>& shape, uintptr_t points, uintptr_t map_index,
+                         uintptr_t point_index, int threads) {
+        return PointSampleRows{shape[0],
+                               shape[1],
+                               shape[2],
+                               shape[3],
+                               reinterpret_cast<const float*>(points),
+                               reinterpret_cast<const int64_t*>(map_index),
+                               reinterpret_cast<const int64_t*>(point_index),
+                               shape[4],
+                               shape[5],
+                               threads};
+    };
+    m.def("point_sample_fwd",
+          [rows](const std::array<int64_t, 6>& shape, uintptr_t points, uintptr_t map_index,
+                 uintptr_t point_index, int threads, uintptr_t maps, int type,
+                 std::array<int64_t, 3> strides, uintptr_t out, int out_type) {
+              const PointSampleForward args{rows(shape, points, map_index, point_index, threads),
+                                            reinterpret_cast<const void*>(maps),
+                                            MapType(type),
+                                            strides[0],
+                                            strides[1],
+                                            strides[2],
+                                            reinterpret_cast<void*>(out),
+                                            FloatType(out_type)};
+              py::gil_scoped_release release;
+              DETR_FAST_CPU(point_sample_fwd)(args);
+          });
+    m.def("point_sample_bwd",
+          [rows](const std::array<int64_t, 6>& shape, uintptr_t points, uintptr_t map_index,
+                 uintptr_t point_index, int threads, uintptr_t order, uintptr_t first_row, uintptr_t grad_out,
+                 uintptr_t grad_maps, int type) {
+              const PointSampleBackward args{rows(shape, points, map_index, point_index, threads),
+                                             reinterpret_cast<const int64_t*>(order),
+                                             reinterpret_cast<const int64_t*>(first_row),
+                                             reinterpret_cast<const void*>(grad_out),
+                                             reinterpret_cast<void*>(grad_maps),
+                                             FloatType(type)};
+              bool ok = true;
+              {
+                  py::gil_scoped_release release;
+                  DETR_FAST_CPU(point_sample_bwd)(args, ok);
+              }
+              if (!ok) throw std::bad_alloc();
+          });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -215,7 +388,11 @@ PYBIND11_MODULE(_C, m) {
     bind_machine(m);
     bind_ms_deform_attn(m);
     bind_box_match_cost(m);
+    bind_class_loss(m);
+    bind_box_loss(m);
+    bind_mask_match_cost(m);
     bind_linear_assignment(m);
+    bind_point_sample(m);
 #if DETR_FAST_WITH_CUDA
     bind_ms_deform_attn_gpu(m);
     bind_box_match_cost_gpu(m);

@@ -112,6 +112,19 @@ inline vfloat max(vfloat a, vfloat b) { return a > b ? a : b; }
 
 inline vfloat abs(vfloat x) { return bit_cast<vfloat>(bit_cast<vuint>(x) & 0x7fffffffu); }
 
+// Bit i: whether lane i of a comparison's result is true.
+inline unsigned lanes_set(vint mask) {
+#if defined(__AVX512F__)
+    return static_cast<unsigned>(_mm512_cmplt_epi32_mask((__m512i)mask, _mm512_setzero_si512()));
+#elif defined(__AVX__)
+    return static_cast<unsigned>(_mm256_movemask_ps((__m256)mask));
+#else
+    unsigned bits = 0;
+    for (int lane = 0; lane < kLanes; ++lane) bits |= (static_cast<unsigned>(mask[lane]) & 1u) << lane;
+    return bits;
+#endif
+}
+
 // e^x to 1.2e-7 relative. Saturates at 2e38 above 88.3 and at 1e-38 below -87.3; NaN stays NaN.
 inline vfloat exp(vfloat x) {
     x = max(splat(-87.3f), min(splat(88.3f), x));
@@ -153,6 +166,19 @@ inline void store_bf16(uint16_t* to, vfloat x) {
     const vuint rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16, quiet = (bits >> 16) | 0x40u;
     const vhalf half = __builtin_convertvector((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded, vhalf);
     std::memcpy(to, &half, sizeof half);
+}
+
+// Rounds to nearest even; NaN stays NaN.
+inline void store_fp16(uint16_t* to, vfloat x) {
+    const vuint bits = bit_cast<vuint>(x), magnitude = bits & 0x7fffffffu;
+    const vuint normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+    // adding 0.5 leaves the multiple of 2^-24 in the lowest bits
+    const vuint subnormal = bit_cast<vuint>(bit_cast<vfloat>(magnitude) + 0.5f) - 0x3f000000u;
+    vuint half = magnitude < 0x38800000u ? subnormal : normal;
+    half = magnitude >= 0x477ff000u ? 0x7c00u + vuint{} : half;  // 65520 and above become infinite
+    half = magnitude > 0x7f800000u ? 0x7e00u + vuint{} : half;
+    const vhalf packed = __builtin_convertvector(half | (bits >> 16 & 0x8000u), vhalf);
+    std::memcpy(to, &packed, sizeof packed);
 }
 
 inline float sum(vfloat x) {

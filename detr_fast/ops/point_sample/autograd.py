@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from detr_fast.ops.backend import Backend, Operator
-from detr_fast.ops.point_sample import reference
+from detr_fast.ops.point_sample import native, reference
 from detr_fast.ops.point_sample.checks import check, result_dtype, rows
 
 OPERATOR = Operator(
     "point_sample",
+    Backend("native", native, native.why_not),
     Backend("reference", reference, lambda device, dtype: None),
 )
 
