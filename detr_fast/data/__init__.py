@@ -16,6 +16,7 @@ from detr_fast.data.transforms import (
     image_to_tensor,
     resized_size,
 )
+from detr_fast.data.yolo import YoloSummary, convert_yolo
 
 __all__ = [
     "Batch",
@@ -29,11 +30,13 @@ __all__ = [
     "Target",
     "TrainBatches",
     "TrainTransform",
+    "YoloSummary",
     "begin_epoch",
     "build_dataset",
     "build_detection_dataset",
     "build_loader",
     "collate",
+    "convert_yolo",
     "image_to_tensor",
     "load_image",
     "resized_size",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 
 class ImageError(ValueError):
@@ -53,9 +53,19 @@ def load_pixels(path: str | Path, modes: Sequence[str]) -> NDArray[np.uint8]:
         return np.array(image)
 
 
+def read_header(path: str | Path) -> tuple[tuple[int, int], int]:
+    """(width, height) as stored, and the EXIF orientation (1: upright), without decoding the pixels.
+
+    Raises:
+        FileNotFoundError, ImageError: as for `load_image`, as far as the header shows it.
+    """
+    with _opened(path, decode=False) as image:
+        return image.size, image.getexif().get(ExifTags.Base.Orientation, 1)
+
+
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
-    """The decoded image; whatever is wrong with it, and a ValueError of the body, becomes an ImageError."""
+def _opened(path: str | Path, *, decode: bool = True) -> Iterator[Image.Image]:
+    """The image; whatever is wrong with it, and a ValueError of the body, becomes an ImageError."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such image file")
@@ -63,7 +73,8 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         raise ImageError(f"{path}: the file is empty")
     try:
         with Image.open(path) as image:
-            image.load()
+            if decode:
+                image.load()
             yield image
     except PermissionError:
         raise
