@@ -240,7 +240,7 @@ def _sampled(masks: Tensor, targets: PackedTargets, points: Tensor) -> tuple[Ten
         point_index=(layer * images + targets.batch_index).flatten(),
     )
     found = point_sample(masks.flatten(0, 1), points)
-    return found.unflatten(0, (layers, images)), wanted.view(layers, total, -1)
+    return found.unflatten(0, (layers, images)), wanted.view(layers, total, points.shape[1])
 
 
 def _nearest(masks: Tensor, size: Sequence[int]) -> Tensor:

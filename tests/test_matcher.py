@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from detr_fast import HungarianMatcher
-from detr_fast.structures import PackedTargets, Predictions
+from detr_fast import HungarianMatcher, matcher
+from detr_fast.matcher import MaskMatcher
+from detr_fast.structures import MaskPredictions, PackedTargets, Predictions
 from tests.ops.test_box_match_cost import plain_giou
 
 Outputs = dict[str, Tensor]
@@ -135,3 +137,67 @@ def test_bad_input(rng: torch.Generator) -> None:
         matcher({**outputs, "pred_boxes": outputs["pred_boxes"][..., :3]}, targets)
     with pytest.raises(ValueError, match=r"target_labels: .*K = 8; got 8"):
         matcher(outputs, [{**targets[0], "labels": torch.tensor([0, 8, 1])}, targets[1]])
+
+
+def random_masks_problem(
+    rng: torch.Generator, sizes: tuple[int, ...], layers: int = 3
+) -> tuple[MaskPredictions, PackedTargets]:
+    shape = (layers, len(sizes), 6)
+    predictions = MaskPredictions(
+        torch.randn(*shape, 5, generator=rng), 3 * torch.randn(*shape, 5, 7, generator=rng)
+    )
+    targets = [
+        {
+            "labels": torch.randint(4, (n,), generator=rng),
+            "boxes": torch.zeros(n, 4),
+            "masks": torch.rand(n, 20, 28, generator=rng) > 0.5,
+        }
+        for n in sizes
+    ]
+    return predictions, PackedTargets.from_list(targets)
+
+
+def test_mask_matcher_some_layers_at_a_time(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The criterion's tests compare costs and matches with a plain loop; here pieces and the whole."""
+    predictions, targets = random_masks_problem(rng, (4, 0, 8), layers=5)
+    points = torch.rand(5, 3, 50, 2, generator=rng)
+    mask_matcher = MaskMatcher(num_points=50)
+    whole = mask_matcher.match(predictions, targets, points).query
+    assert whole.shape == (5, 12)
+    for step in (1, 2):
+        monkeypatch.setattr(matcher, "_VALUES_AT_ONCE", step * (3 * 6 + 12) * 50)
+        assert torch.equal(mask_matcher.match(predictions, targets, points).query, whole)
+    alone = mask_matcher.match(predictions.last(), targets, points[-1:]).query
+    assert torch.equal(alone[0], whole[-1])
+
+
+@pytest.mark.parametrize("num_points", [0, 50])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_mask_matcher_survives_non_finite_masks(num_points: int, bad: float, rng: torch.Generator) -> None:
+    predictions, targets = random_masks_problem(rng, (4, 8, 2))
+    predictions.masks[:, 0] = bad
+    predictions.masks[0, 2, 3] = bad
+    mask_matcher = MaskMatcher(1, 20, 1, num_points=num_points, mask_cost="focal")
+    for layer in mask_matcher.match(predictions, targets).query:
+        for query, size in zip(layer.split(targets.sizes), targets.sizes, strict=True):
+            matched = query[query >= 0]
+            assert len(matched) == len(matched.unique()) == min(size, 6)
+
+
+def test_mask_matcher_bad_input(rng: torch.Generator) -> None:
+    predictions, targets = random_masks_problem(rng, (2, 3))
+    assert "num_points=12544, mask_cost='bce'" in repr(MaskMatcher())
+    with pytest.raises(ValueError, match="all costs cant be 0"):
+        MaskMatcher(0, 0, 0)
+    with pytest.raises(ValueError, match="mask_cost: expected 'bce' or 'focal'; got 'l1'"):
+        MaskMatcher(mask_cost="l1")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="num_points: expected an integer >= 0; got -1"):
+        MaskMatcher(num_points=-1)
+    with pytest.raises(
+        ValueError, match=r"points: expected \[L, B, P, 2\] with L, B = 3, 2; got \[3, 1, 9, 2\]"
+    ):
+        MaskMatcher().match(predictions, targets, torch.rand(3, 1, 9, 2))
+    with pytest.raises(ValueError, match="got targets without masks"):
+        MaskMatcher().match(predictions, replace(targets, masks=None))
+    with pytest.raises(ValueError, match="outputs: expected the keys 'pred_logits' and 'pred_masks'"):
+        MaskMatcher()({"pred_logits": predictions.logits[0]}, [])

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from detr_fast.structures import Matches, PackedTargets, PaddedImages, Predictions
+from detr_fast.structures import MaskPredictions, Matches, PackedTargets, PaddedImages, Predictions
 
 
 def test_padded_images(rng: torch.Generator) -> None:
@@ -24,6 +24,71 @@ def test_padded_images_refuse_other_shapes() -> None:
         PaddedImages.from_list([])
     with pytest.raises(ValueError, match=r"images\[1\]: expected \[3, H, W\]; got \[1, 2, 2\]"):
         PaddedImages.from_list([torch.zeros(3, 2, 2), torch.zeros(1, 2, 2)])
+
+
+def test_padded_images_of_a_chosen_size(rng: torch.Generator) -> None:
+    images = [torch.rand(3, 4, 6, generator=rng), torch.rand(3, 5, 2, generator=rng)]
+    assert PaddedImages.from_list(images, multiple=4).tensors.shape == (2, 3, 8, 8)
+    padded = PaddedImages.from_list(images, size=(9, 7))
+    assert padded.tensors.shape == (2, 3, 9, 7)
+    assert torch.equal(padded.tensors[1, :, :5, :2], images[1])
+    assert (~padded.mask).sum() == 24 + 10
+    with pytest.raises(ValueError, match="multiple: expected an integer >= 1; got 0"):
+        PaddedImages.from_list(images, multiple=0)
+    with pytest.raises(
+        ValueError, match=r"size: expected at least \(5, 6\), as the images need; got \(5, 5\)"
+    ):
+        PaddedImages.from_list(images, size=(5, 5))
+
+
+def masked_targets(rng: torch.Generator) -> list[dict[str, torch.Tensor]]:
+    shapes = ((2, 4, 6), (0, 5, 3), (1, 2, 7))
+    return [
+        {
+            "labels": torch.zeros(shape[0], dtype=torch.int64),
+            "boxes": torch.zeros(shape[0], 4),
+            "masks": torch.rand(shape, generator=rng) > 0.5,
+        }
+        for shape in shapes
+    ]
+
+
+@pytest.mark.parametrize("size", [None, (8, 8)])
+def test_packed_masks_are_padded(size: tuple[int, int] | None, rng: torch.Generator) -> None:
+    targets = masked_targets(rng)
+    targets[0]["masks"] = targets[0]["masks"].to(torch.uint8)
+    packed = PackedTargets.from_list(targets, size)
+    assert packed.masks is not None
+    assert packed.masks.dtype == torch.bool
+    assert packed.masks.shape == (3, *(size or (5, 7)))
+    assert torch.equal(packed.masks[:2, :4, :6], targets[0]["masks"].bool())
+    assert torch.equal(packed.masks[2, :2, :7], targets[2]["masks"][0])
+    assert packed.masks.sum() == sum(target["masks"].sum() for target in targets)
+    moved = packed.to("cpu")
+    assert moved.masks is not None
+    assert torch.equal(moved.masks, packed.masks)
+    assert PackedTargets.from_list([{**t, "masks": t["masks"][:0]} for t in targets[1:2]]).masks.shape[0] == 0
+
+
+def test_packed_targets_refuse_bad_masks(rng: torch.Generator) -> None:
+    targets = masked_targets(rng)
+    assert PackedTargets.from_list([{k: t[k] for k in ("labels", "boxes")} for t in targets]).masks is None
+    with pytest.raises(
+        ValueError, match=r"mask_size: expected at least \(5, 7\), as the masks; got \(5, 6\)"
+    ):
+        PackedTargets.from_list(targets, (5, 6))
+    for masks, error, message in (
+        (None, ValueError, r"expected masks in all or none; targets\[2\] has none"),
+        (
+            torch.zeros(2, 4, 4) > 0,
+            ValueError,
+            r"\['masks'\]: expected \[T, h, w\] with T = 1; got \[2, 4, 4\]",
+        ),
+        (torch.zeros(1, 4, 4), TypeError, r"\['masks'\]: expected bool .*; got torch.float32"),
+    ):
+        last = {**targets[2], "masks": masks}
+        with pytest.raises(error, match=message):
+            PackedTargets.from_list([*targets[:2], {k: v for k, v in last.items() if v is not None}])
 
 
 def test_packed_targets_keep_image_order() -> None:
@@ -72,6 +137,31 @@ def test_predictions_round_trip_the_official_form(rng: torch.Generator) -> None:
     assert Predictions.from_dict(predictions.as_dict(aux=False)).logits.shape == (1, 2, 5, 4)
     with pytest.raises(ValueError, match="pred_boxes"):
         Predictions.from_dict({"pred_logits": predictions.logits[0]})
+
+
+def test_masks_of_a_detector_round_trip(rng: torch.Generator) -> None:
+    boxes, masks = torch.rand(3, 2, 5, 4, generator=rng), torch.rand(2, 5, 6, 7, generator=rng)
+    predictions = Predictions(boxes, boxes, masks=masks)
+    for found in (Predictions.from_dict(predictions.as_dict()), predictions.last()):
+        assert found.masks is masks
+    assert Predictions.from_dict(Predictions(boxes, boxes).as_dict()).masks is None
+
+
+def test_mask_predictions_round_trip_the_official_form(rng: torch.Generator) -> None:
+    predictions = MaskPredictions(
+        torch.rand(3, 2, 5, 4, generator=rng), torch.rand(3, 2, 5, 6, 7, generator=rng)
+    )
+    outputs = predictions.as_dict()
+    assert set(outputs) == {"pred_logits", "pred_masks", "aux_outputs"}
+    back = MaskPredictions.from_dict(outputs)
+    assert torch.equal(back.logits, predictions.logits)
+    assert torch.equal(back.masks, predictions.masks)
+    last = MaskPredictions.from_dict(predictions.as_dict(aux=False))
+    for found in (last, predictions.last()):
+        assert torch.equal(found.masks, predictions.masks[-1:])
+        assert torch.equal(found.logits, predictions.logits[-1:])
+    with pytest.raises(ValueError, match="pred_masks"):
+        MaskPredictions.from_dict({"pred_logits": predictions.logits[0]})
 
 
 def test_matches_as_official_index_pairs() -> None:
