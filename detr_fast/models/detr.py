@@ -128,6 +128,7 @@ class DETR(nn.Module):
         body = build_body(config.backbone, config.dilation, backbone_weights)
         position_encoding = POSITION_EMBEDDINGS[config.position_embedding](channels)
         self.backbone = nn.ModuleList([nn.Sequential(OrderedDict(body=body)), position_encoding])
+        self.feature_channels = body.channels
         self.input_proj = nn.Conv2d(body.channels[-1], channels, kernel_size=1)
         self.transformer = Transformer(
             channels,

@@ -209,20 +209,26 @@ def _images(
     if not isinstance(predictions, MaskPredictions):
         predictions = MaskPredictions.from_dict(predictions)
     logits, masks = predictions.logits[-1], predictions.masks[-1]
+    sizes = checked_sizes(len(logits), padded_size, image_sizes, output_sizes)
+    for image, (crop, size) in enumerate(sizes):
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        yield logits[image].to(wide), masks[image].to(wide), crop, size
+
+
+def checked_sizes(
+    images: int, padded_size: Size, image_sizes: Sequence[Size], output_sizes: Sequence[Size]
+) -> list[tuple[Size, Size]]:
+    """Size in the batch and of the result, for each image; ValueError where they cannot be."""
     for name, sizes in (("image_sizes", image_sizes), ("output_sizes", output_sizes)):
-        if len(sizes) != len(logits):
-            raise ValueError(
-                f"{name}: expected one (height, width) for each of {len(logits)} images; got {sizes}"
-            )
+        if len(sizes) != images:
+            raise ValueError(f"{name}: expected one (height, width) for each of {images} images; got {sizes}")
         for size in sizes:
             if len(size) != 2 or min(size) < 1:
                 raise ValueError(f"{name}: expected (height, width) of at least 1; got {tuple(size)}")
     for size in image_sizes:
         if size[0] > padded_size[0] or size[1] > padded_size[1]:
             raise ValueError(f"image_sizes: expected at most padded_size = {padded_size}; got {tuple(size)}")
-    for image in zip(logits, masks, image_sizes, output_sizes, strict=True):
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        yield image[0].to(wide), image[1].to(wide), _size(image[2]), _size(image[3])
+    return [(_size(crop), _size(size)) for crop, size in zip(image_sizes, output_sizes, strict=True)]
 
 
 def _size(size: Sequence[int]) -> Size:

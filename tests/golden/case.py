@@ -36,6 +36,12 @@ class Case:
     def __getitem__(self, array: str) -> Tensor:
         return torch.from_numpy(np.array(self._arrays[array]))
 
+    def bits(self, array: str) -> Tensor:
+        """A bool tensor stored as `<array>_packed` bits and `<array>_shape`."""
+        shape = self._arrays[f"{array}_shape"]
+        bits = np.unpackbits(self._arrays[f"{array}_packed"])[: shape.prod()]
+        return torch.from_numpy(bits.reshape(shape)).bool()
+
     def names(self, prefix: str) -> list[str]:
         """What follows `prefix` in the names of the arrays that start with it."""
         return [name[len(prefix) :] for name in self._arrays.files if name.startswith(prefix)]

@@ -1,4 +1,4 @@
-"""DETR against facebookresearch/detr: outputs, matches, losses, gradients, detections."""
+"""DETR, with masks or without, against facebookresearch/detr: from outputs to gradients and detections."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from detr_fast.checkpoints import LoadReport, load_state_dict
 from detr_fast.criterion import SetCriterion
 from detr_fast.matcher import HungarianMatcher
-from detr_fast.models import DETR, DETRConfig
+from detr_fast.models import DETR, DETRConfig, DETRSegm, DETRSegmConfig
 from detr_fast.models.detr import resize_mask
 from detr_fast.ops import box_match_cost
 from detr_fast.postprocess import postprocess_detection
@@ -29,6 +29,7 @@ class Tolerance:
 
     logits: float = 3e-5
     boxes: float = 3e-6
+    masks: float = 4e-5
     features: float = 1e-4
     costs: float = 5e-5
     losses: float = 1e-5
@@ -42,7 +43,18 @@ SCALED = Tolerance(
     logits=2e-3, boxes=2e-4, costs=3e-3, losses=2e-4, post_boxes=0.1, scores=2e-4, gradients=2e-3
 )
 # segmentation models are scaled further
-SCALED_MASKS = Tolerance(logits=3e-3, boxes=3e-4, costs=5e-3, losses=3e-4, post_boxes=0.15, scores=3e-4)
+SCALED_MASKS = Tolerance(
+    logits=3e-3,
+    boxes=3e-4,
+    masks=3e-3,
+    costs=5e-3,
+    losses=3e-4,
+    post_boxes=0.15,
+    scores=3e-4,
+    gradients=4e-3,
+)
+# relative: rounding can push a value of the backbone over the kink of a ReLU
+KINKS = 1e-3
 
 
 def detr(notes: Mapping[str, Any]) -> bool:
@@ -63,23 +75,15 @@ def tolerance(case: Case, group: str) -> Tolerance:
     return SCALED_MASKS if case.config["masks"] else SCALED
 
 
-def weights(case: Case, group: str) -> dict[str, Tensor]:
-    """The state dict of the detector, which is a part of a segmentation model."""
-    state = case.state_dict(scaled=is_scaled(group))
-    if not case.config["masks"]:
-        return state
-    return {name.removeprefix("detr."): t for name, t in state.items() if name.startswith("detr.")}
-
-
 @cache
-def model_of(name: str, scaled: bool) -> DETR:
+def model_of(name: str, scaled: bool) -> DETR | DETRSegm:
     case = golden.load(name)
     # the cases describe dropout in words, and evaluate without it
     names = {field.name for field in fields(DETRConfig)} - {"dropout"}
-    config = DETRConfig(**{key: value for key, value in case.config.items() if key in names})
-    model = DETR(config).eval()
-    assert load_state_dict(model, weights(case, "scaled/" if scaled else "")) == LoadReport()
-    return model
+    sizes = {key: value for key, value in case.config.items() if key in names}
+    model = DETRSegm(DETRSegmConfig(**sizes)) if case.config["masks"] else DETR(DETRConfig(**sizes))
+    assert load_state_dict(model, case.state_dict(scaled)) == LoadReport()
+    return model.eval()
 
 
 def predict(name: str, group: str) -> Predictions:
@@ -102,7 +106,10 @@ def predictions_of(name: str, group: str) -> Predictions:
 def targets_of(case: Case, group: str) -> list[dict[str, Tensor]]:
     targets = []
     while f"target/{len(targets)}/boxes" in case:
-        targets.append({key: case[f"target/{len(targets)}/{key}"] for key in ("boxes", "labels")})
+        prefix = f"target/{len(targets)}/"
+        targets.append({key: case[prefix + key] for key in ("boxes", "labels")})
+        if case.config["masks"]:
+            targets[-1]["masks"] = case.bits(f"{prefix}masks")
     first_empty = {"zeroall/": 0, "zero1/": len(targets) - 1}.get(group, len(targets))
     return targets[:first_empty] + [{k: v[:0] for k, v in t.items()} for t in targets[first_empty:]]
 
@@ -122,9 +129,12 @@ def matcher_of(case: Case) -> HungarianMatcher:
 
 def criterion_of(case: Case) -> SetCriterion:
     settings = case.config["criterion"]
-    losses = [loss for loss in settings["losses"] if loss != "masks"]
     return SetCriterion(
-        case.config["num_classes"], matcher_of(case), settings["weight_dict"], settings["eos_coef"], losses
+        case.config["num_classes"],
+        matcher_of(case),
+        settings["weight_dict"],
+        settings["eos_coef"],
+        settings["losses"],
     )
 
 
@@ -140,6 +150,9 @@ def test_outputs(name: str, group: str) -> None:
             found.logits[-back], case[f"{prefix}pred_logits"], rtol=0, atol=limit.logits
         )
         torch.testing.assert_close(found.boxes[-back], case[f"{prefix}pred_boxes"], rtol=0, atol=limit.boxes)
+    assert (found.masks is not None) == case.config["masks"]
+    if found.masks is not None:
+        torch.testing.assert_close(found.masks, case[f"{group}out/pred_masks"], rtol=0, atol=limit.masks)
 
 
 @pytest.mark.parametrize(("name", "group"), golden.find(detection, ("mid/",)))
@@ -219,21 +232,16 @@ def test_losses(name: str, group: str, form: str) -> None:
     predictions, criterion = predictions_of(name, group), criterion_of(case)
     outputs = predictions if form == "stacked" else predictions.as_dict()
     losses = criterion(outputs, targets_of(case, group))
-    expected = {
-        loss: case[f"{group}loss/{loss}"]
-        for loss in case.names(f"{group}loss/")
-        if not loss.startswith(("loss_mask", "loss_dice"))
-    }
+    expected = {loss: case[f"{group}loss/{loss}"] for loss in case.names(f"{group}loss/")}
     assert losses.keys() == expected.keys()
     for loss, value in expected.items():
         rtol = 0 if "error" in loss else tolerance(case, group).losses
         torch.testing.assert_close(losses[loss], value, rtol=rtol, atol=1e-5 if "error" in loss else 1e-7)
-    if not case.config["masks"]:
-        total, expected_total = criterion.total(losses), case[f"{group}loss_total"]
-        torch.testing.assert_close(total, expected_total, rtol=tolerance(case, group).losses, atol=0)
+    total, expected_total = criterion.total(losses), case[f"{group}loss_total"]
+    torch.testing.assert_close(total, expected_total, rtol=tolerance(case, group).losses, atol=0)
 
 
-@pytest.mark.parametrize(("name", "group"), golden.find(detection, ("gradnorm/", "scaled/gradnorm/")))
+@pytest.mark.parametrize(("name", "group"), golden.find(detr, ("gradnorm/", "scaled/gradnorm/")))
 def test_gradients(name: str, group: str) -> None:
     case, group = golden.load(name), group.removesuffix("gradnorm/")
     model, criterion, limit = model_of(name, is_scaled(group)), criterion_of(case), tolerance(case, group)
@@ -243,14 +251,20 @@ def test_gradients(name: str, group: str) -> None:
     norms = {parameter: case[f"{group}gradnorm/{parameter}"] for parameter in case.names(f"{group}gradnorm/")}
     assert grads.keys() == norms.keys()
     noise = 1e-6 * max(float(norm[1]) for norm in norms.values())
-    # post-norm queries enter the first self-attention as zeros, so its gradients are rounding noise
-    zero = "transformer.decoder.layers.0.self_attn.in_proj_weight"
+    zero = []
     if not case.config["pre_norm"]:
-        assert float(grads.pop(zero).norm()) <= noise
+        # queries enter the first self-attention as zeros, so its gradients are rounding noise
+        zero.append("transformer.decoder.layers.0.self_attn.in_proj_weight")
+    if case.config["masks"]:
+        # a norm of one channel a group removes what is added to the channel
+        zero.append("mask_head.lay5.bias")
+    for parameter in [name for name in grads if name.endswith(tuple(zero))]:
+        assert float(grads.pop(parameter).norm()) <= noise
     for parameter, grad in grads.items():
         total, norm = norms[parameter].tolist()
-        assert float(grad.double().norm()) == pytest.approx(norm, rel=limit.gradients), parameter
-        slack = limit.gradients * norm * grad.numel() ** 0.5
+        rel = max(limit.gradients, KINKS) if "backbone." in parameter else limit.gradients
+        assert float(grad.double().norm()) == pytest.approx(norm, rel=rel), parameter
+        slack = rel * norm * grad.numel() ** 0.5
         assert float(grad.double().sum()) == pytest.approx(total, abs=slack), parameter
     for parameter in set(case.names(f"{group}grad/")) & grads.keys():
         expected = case[f"{group}grad/{parameter}"]
@@ -273,10 +287,10 @@ def test_detections(name: str, group: str) -> None:
         torch.testing.assert_close(found["boxes"], case[f"{prefix}boxes"], rtol=0, atol=limit.post_boxes)
 
 
-@pytest.mark.parametrize(("name", "group"), golden.find(detection))
+@pytest.mark.parametrize(("name", "group"), golden.find(detr))
 def test_config_from_state_dict(name: str, group: str) -> None:
     config = model_of(name, False).config
-    guessed = DETRConfig.from_state_dict(
+    guessed = type(config).from_state_dict(
         golden.load(name).state_dict(),
         nheads=config.nheads,
         dilation=config.dilation,

@@ -1,0 +1,165 @@
+"""From the masks of a DETR for segmentation to instances and panoptic segments, as facebookresearch/detr."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from detr_fast.postprocess.detection import postprocess_detection
+from detr_fast.postprocess.masks import Size, checked_sizes
+from detr_fast.structures import Predictions
+
+SMALLEST = 5  # pixels of a panoptic segment
+# Queries resized together: few enough that their maps stay in a CPU's cache.
+_CHUNK = 4
+
+
+@torch.no_grad()
+def postprocess_segm(
+    predictions: Predictions | Mapping[str, Any],
+    padded_size: Size,
+    image_sizes: Sequence[Size],
+    output_sizes: Sequence[Size],
+    *,
+    threshold: float = 0.5,
+) -> list[dict[str, Tensor]]:
+    """The detections of the last decoder layer with their masks, as the official `PostProcessSegm`.
+
+    Mask logits are resized bilinearly to the padded batch, compared with the threshold, cropped to the image
+    and resized to the size asked for, nearest. Nothing is sorted, and a mask may be empty.
+
+    predictions: with masks [B, Q, h, w], or the official dict of outputs.
+    padded_size: (H, W) of the padded batch that the model saw.
+    image_sizes, output_sizes: (height, width) of each image in that batch, and of its result.
+    threshold: mask probability that a pixel must exceed.
+    Returns for each image `scores` [Q], `labels` [Q] int64, `boxes` [Q, 4] xyxy in pixels of the result and
+    `masks` [Q, h, w] bool.
+    """
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold: expected 0 < threshold < 1; got {threshold!r}")
+    predictions, masks = _with_masks(predictions)
+    sizes = checked_sizes(len(masks), padded_size, image_sizes, output_sizes)
+    results = postprocess_detection(predictions, torch.tensor([size for _, size in sizes]))
+    least = math.log(threshold / (1 - threshold))
+    for result, maps, (crop, size) in zip(results, masks, sizes, strict=True):
+        inside = torch.empty(len(maps), *size, dtype=torch.bool, device=maps.device)
+        for start in range(0, len(maps), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            mask = _bilinear(maps[part], padded_size)[:, : crop[0], : crop[1]] > least
+            inside[part] = F.interpolate(mask.view(torch.uint8)[None], size=size, mode="nearest")[0].bool()
+        result["masks"] = inside
+    return results
+
+
+@torch.no_grad()
+def postprocess_detr_panoptic(
+    predictions: Predictions | Mapping[str, Any],
+    padded_size: Size,
+    image_sizes: Sequence[Size],
+    output_sizes: Sequence[Size],
+    *,
+    things: Collection[int],
+    threshold: float = 0.85,
+    crop_padding: bool = False,
+) -> list[dict[str, Any]]:
+    """Segments that fill the image: each pixel goes to the query with the largest mask logit.
+
+    As the official `PostProcessPanoptic` does it: queries whose best class is "no object", or has at most the
+    threshold's probability, are dropped, then those left with 4 pixels or fewer, until none is. Queries of
+    one stuff class count as the first of them; but once a query was dropped, pixels are dealt out anew
+    without that. There is no void unless no query is left.
+
+    predictions, padded_size, image_sizes, output_sizes: see `postprocess_segm`.
+    things: the labels whose segments stay apart; segments of any other label become one.
+    threshold: the class probability above which a query takes part.
+    crop_padding: the official code resizes the masks of the padded batch to the image, which squeezes those
+        of a padded image: right for one image at a time. True leaves the padding out instead.
+    Returns for each image `segmentation` [h, w] int32 of segment ids, 0 where there is none at all, and
+    `segments`, a list of {"id", "label", "isthing", "score" (class probability), "area", "query"}. Official
+    ids are smaller by 1.
+    """
+    predictions, masks = _with_masks(predictions)
+    sizes = checked_sizes(len(masks), padded_size, image_sizes, output_sizes)
+    results = []
+    for logits, maps, (crop, size) in zip(predictions.logits[-1], masks, sizes, strict=True):
+        scores, labels = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1).max(-1)
+        kept = ((labels != logits.shape[1] - 1) & (scores > threshold)).nonzero()[:, 0]
+        rows, columns = (_nearest(i, o).to(maps.device) for i, o in zip(crop, size, strict=True))
+        wins = scores.new_empty(len(kept), *size)
+        for start in range(0, len(kept), _CHUNK):
+            chunk = _bilinear(maps[kept[start : start + _CHUNK]], padded_size if crop_padding else crop)
+            # only the pixels that the result's nearest resizing would read
+            wins[start : start + _CHUNK] = chunk[:, rows[:, None], columns]
+        winner, area, alive = _contest(wins, labels[kept].tolist(), frozenset(things))
+        results.append(
+            {
+                "segmentation": winner,
+                "segments": [
+                    {
+                        "id": position + 1,
+                        "label": int(labels[query]),
+                        "isthing": int(labels[query]) in things,
+                        "score": float(scores[query]),
+                        "area": area[position],
+                        "query": query,
+                    }
+                    for position, query in enumerate(kept[alive].tolist())
+                ],
+            }
+        )
+    return results
+
+
+def _contest(
+    wins: Tensor, labels: Sequence[int], things: frozenset[int]
+) -> tuple[Tensor, list[int], list[int]]:
+    """Deals out the pixels by the largest of `wins` [X, h, w], which it overwrites.
+
+    Returns segment ids [h, w] int32, and the area and the index in X of each segment.
+    """
+    alive = list(range(len(wins)))
+    if alive:
+        first = {label: n for n, label in reversed(list(enumerate(labels)))}
+        merged = [n if label in things else first[label] for n, label in enumerate(labels)]
+        winner = torch.tensor(merged, device=wins.device)[wins.argmax(0)]
+    while alive:
+        area = winner.flatten().bincount(minlength=len(wins)).tolist()
+        small = [n for n in alive if area[n] < SMALLEST]
+        if not small:
+            break
+        alive = [n for n in alive if n not in small]
+        wins[small] = -math.inf
+        winner = wins.argmax(0)
+    if not alive:
+        return torch.zeros(wins.shape[1:], dtype=torch.int32, device=wins.device), [], []
+    ids = torch.zeros(len(wins), dtype=torch.int32, device=wins.device)
+    ids[alive] = torch.arange(1, len(alive) + 1, dtype=torch.int32, device=wins.device)
+    return ids[winner], [area[n] for n in alive], alive
+
+
+def _with_masks(predictions: Predictions | Mapping[str, Any]) -> tuple[Predictions, Tensor]:
+    """Predictions, and their masks apart."""
+    if not isinstance(predictions, Predictions):
+        predictions = Predictions.from_dict(predictions)
+    if predictions.masks is None:
+        raise ValueError("predictions: expected masks [B, Q, h, w], as of a DETR for segmentation; got none")
+    return predictions, predictions.masks
+
+
+def _bilinear(masks: Tensor, size: Size) -> Tensor:
+    """[Q, h, w] -> [Q, *size], float32 at least."""
+    masks = masks.to(torch.promote_types(masks.dtype, torch.float32))
+    return F.interpolate(masks[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def _nearest(source: int, size: int) -> Tensor:
+    """The row (or column) of an image that each row of its resized copy is taken from, as PIL's NEAREST."""
+    step = source / size
+    # PIL adds up its steps, so a pixel's centre may fall on the other side of an edge
+    return torch.from_numpy(np.cumsum(np.concatenate(([step / 2], np.full(size - 1, step)))).astype(np.int64))
