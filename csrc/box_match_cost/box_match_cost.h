@@ -4,17 +4,16 @@
 
 #include <cstdint>
 
+#include "common/float_types.h"
 #include "common/isa.h"
 
 namespace detr_fast {
 
-enum class Float : int { float32, bfloat16, float16 };
-
 struct BoxMatchCost {
     const void* logits;  // [layers, images, queries, classes]
-    Float logits_type;
+    FloatType logits_type;
     const void* boxes;  // [layers, images, queries, 4] (cx, cy, w, h)
-    Float boxes_type;
+    FloatType boxes_type;
     const int64_t* target_labels;  // [targets]
     const float* target_boxes;     // [targets, 4]
     const int64_t* first_target;   // [images + 1], where each image's targets begin

@@ -2,8 +2,9 @@
 #include <cmath>
 
 #include "box_match_cost/box_match_cost.h"
-#include "box_match_cost/penalty.h"
-#include "common/simd.h"
+#include "common/class_scores.h"
+#include "common/match_cost.h"
+#include "common/rows.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -16,63 +17,6 @@ namespace {
 constexpr float kEps = 1e-8f;
 constexpr float kTiny = FLT_MIN;  // smaller areas count as zero
 static_assert(kChunk % kLanes == 0 && kMaxLanes % kLanes == 0, "chunks and padded rows are whole vectors");
-
-// n numbers as float32: `from` itself where it holds such, else converted into `scratch`.
-const float* widen(const void* from, Float type, int64_t offset, int64_t n, float* scratch) {
-    if (type == Float::float32) return static_cast<const float*>(from) + offset;
-    const uint16_t* half = static_cast<const uint16_t*>(from) + offset;
-    int64_t i = 0;
-    if (type == Float::bfloat16) {
-        for (; i + kLanes <= n; i += kLanes) store(scratch + i, load_bf16(half + i));
-        for (; i < n; ++i) scratch[i] = bf16_to_float(half[i]);
-    } else {
-        for (; i + kLanes <= n; i += kLanes) store(scratch + i, load_fp16(half + i));
-        for (; i < n; ++i) scratch[i] = fp16_to_float(half[i]);
-    }
-    return scratch;
-}
-
-// exp(row - shift) into `out`, which holds kLanes at least; returns the sum.
-inline __attribute__((always_inline)) float exp_row(const float* row, int64_t classes, float shift,
-                                                    float* out) {
-    float padded[kLanes];
-    if (classes < kLanes) {
-        for (int i = 0; i < kLanes; ++i) padded[i] = i < classes ? row[i] : -INFINITY;
-        row = padded;
-        classes = kLanes;
-    }
-    vfloat total{};
-    int64_t k = 0;
-    for (; k + kLanes <= classes; k += kLanes) {
-        const vfloat e = exp(load(row + k) - shift);
-        store(out + k, e);
-        total += e;
-    }
-    if (k < classes) {  // the last vector overlaps the one before; its new lanes count
-        const int seen = static_cast<int>(k + kLanes - classes);
-        const vfloat e = exp(load(row + classes - kLanes) - shift);
-        store(out + classes - kLanes, e);
-        total += lane_index() >= seen ? e : vfloat{};
-    }
-    return sum(total);
-}
-
-// Writes the numerators of softmax(row) and returns the denominator.
-__attribute__((noinline)) float softmax_row(const float* row, int64_t classes, float* out) {
-    // Most rows need no shift by their maximum. A sum that shows saturation, underflow or NaN does.
-    float total = exp_row(row, classes, 0.0f, out);
-    if (!(total > 1e-20f && total < 1e37f)) {
-        float highest = row[0];
-        for (int64_t k = 1; k < classes; ++k) highest = row[k] > highest ? row[k] : highest;
-        total = exp_row(row, classes, highest, out);
-    }
-    return total;
-}
-
-inline vfloat power(vfloat base, float exponent) {
-    if (exponent == 2) return base * base;
-    return exp(exponent * log(max(splat(kTiny), base)));
-}
 
 inline vfloat focal(vfloat logit, float alpha, float gamma) {
     const vfloat small = exp(-abs(logit)), inverse = 1 / (1 + small);
@@ -99,7 +43,7 @@ void class_terms(const BoxMatchCost& args, int64_t first, int n, const int32_t* 
             row[i] = widen(args.logits, args.logits_type, (first + q + i) * classes, classes,
                            args.focal ? own : rows + kLanes * row_size);
             if (args.focal) continue;
-            denominators[i] = softmax_row(row[i], classes, own);
+            denominators[i] = softmax_row(row[i], classes, own).total;
             row[i] = own;
         }
         const vfloat factor = args.focal ? splat(args.w_class) : -args.w_class / load(denominators);
@@ -162,23 +106,6 @@ vfloat target_costs(const BoxMatchPlan::Target& target, const QueryBoxes& q, con
     return nan_if_any;
 }
 
-bool is_finite(float x) { return x - x == 0; }
-
-// Replaces the non-finite entries of one block by a number above what any assignment of the others costs.
-void penalise_non_finite(float* costs, int64_t n_targets, int64_t queries) {
-    float low = FLT_MAX, high = -FLT_MAX;
-    bool any_finite = false;
-    for (int64_t i = 0; i < n_targets * queries; ++i)
-        if (is_finite(costs[i])) {
-            any_finite = true;
-            low = costs[i] < low ? costs[i] : low;
-            high = costs[i] > high ? costs[i] : high;
-        }
-    const float penalty = any_finite ? non_finite_penalty(low, high, n_targets) : 0;
-    for (int64_t i = 0; i < n_targets * queries; ++i)
-        if (!is_finite(costs[i])) costs[i] = penalty;
-}
-
 }  // namespace
 
 void box_match_cost_kernel(const BoxMatchCost& args, const BoxMatchPlan& plan) {
@@ -218,13 +145,7 @@ void box_match_cost_kernel(const BoxMatchCost& args, const BoxMatchPlan& plan) {
             }
         }
     }
-    if (all_finite) return;
-    for (int64_t layer = 0; layer < args.layers; ++layer)
-        for (int64_t image = 0; image < args.images; ++image) {
-            const int64_t t = args.first_target[image];
-            penalise_non_finite(args.costs + (layer * n_targets + t) * queries,
-                                args.first_target[image + 1] - t, queries);
-        }
+    if (!all_finite) penalise_non_finite(args.costs, args.first_target, args.layers, args.images, queries);
 }
 
 }  // namespace DETR_FAST_ISA

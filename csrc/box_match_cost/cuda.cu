@@ -6,8 +6,8 @@
 #include <stdexcept>
 
 #include "box_match_cost/cuda.h"
-#include "box_match_cost/penalty.h"
 #include "common/first_targets.h"
+#include "common/penalty.h"
 #include "common/simt.h"
 #include "common/wide_or_narrow.h"
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from detr_fast.ops.backend import Backend, Operator
 from detr_fast.ops.box_match_cost import cuda, native, reference, triton
 from detr_fast.ops.box_match_cost.terms import Terms
+from detr_fast.ops.match_cost import check_devices, check_floats, check_packing
 
 ClassCost = Literal["softmax", "focal"]
 
@@ -119,9 +120,6 @@ def _(logits: Tensor, boxes: Tensor, target_labels: Tensor, *unused: object) -> 
     return logits.new_empty(shape, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
 def _check(
     logits: Tensor,
     boxes: Tensor,
@@ -130,34 +128,16 @@ def _check(
     sizes: Sequence[int],
     terms: Terms,
 ) -> None:
-    shape, device = logits.shape, logits.device
-    if len(shape) not in (3, 4) or shape[-1] < 1:
-        raise ValueError(f"logits: expected [L, B, Q, K] or [B, Q, K] with K >= 1; got {list(shape)}")
+    check_packing(logits, target_labels, sizes)
+    shape, targets = logits.shape, target_labels.shape[0]
     if boxes.shape != (*shape[:-1], 4):
         raise ValueError(
             f"boxes: expected {[*shape[:-1], 4]} ([..., B, Q, 4] as logits); got {list(boxes.shape)}"
         )
-    if target_labels.ndim != 1:
-        raise ValueError(f"target_labels: expected [sumT]; got {list(target_labels.shape)}")
-    targets = target_labels.shape[0]
     if target_boxes.shape != (targets, 4):
         raise ValueError(f"target_boxes: expected [sumT, 4] = {[targets, 4]}; got {list(target_boxes.shape)}")
-    if isinstance(sizes, Tensor):
-        raise TypeError("sizes: expected a sequence of B ints on the host; got a Tensor")
-    if len(sizes) != shape[-3]:
-        raise ValueError(
-            f"sizes: expected one target count for each of B = {shape[-3]} images; got {len(sizes)}"
-        )
-    if sum(sizes) != targets or (sizes and min(sizes) < 0):
-        raise ValueError(f"sizes: expected counts >= 0 that add up to sumT = {targets}; got {list(sizes)}")
-    for name, value in (("logits", logits), ("boxes", boxes), ("target_boxes", target_boxes)):
-        if value.dtype not in _FLOATS:
-            raise TypeError(f"{name}: expected float32, bfloat16, float16 or float64; got {value.dtype}")
-    if target_labels.dtype != torch.int64:
-        raise TypeError(f"target_labels: expected int64; got {target_labels.dtype}")
-    for name, value in (("boxes", boxes), ("target_labels", target_labels), ("target_boxes", target_boxes)):
-        if value.device != device:
-            raise ValueError(f"{name}: expected a tensor on {device}, as logits; got {value.device}")
+    check_floats({"logits": logits, "boxes": boxes, "target_boxes": target_boxes})
+    check_devices(logits, {"boxes": boxes, "target_labels": target_labels, "target_boxes": target_boxes})
     class_cost, *numbers = terms
     if class_cost != "softmax" and class_cost != "focal":
         raise ValueError(f"class_cost: expected 'softmax' or 'focal'; got {class_cost!r}")

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from detr_fast import extension
-from detr_fast.ops.box_match_cost.reference import label_error
 from detr_fast.ops.box_match_cost.terms import Terms
+from detr_fast.ops.match_cost import label_error
 
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as enum Float in csrc
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as enum FloatType in csrc
 
 
 def why_not(device: torch.device, dtype: torch.dtype) -> str | None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from detr_fast.ops.box_match_cost.terms import Terms
+from detr_fast.ops.match_cost import check_labels, of_labels, penalise_non_finite
 
 EPS = 1e-8
 TINY = torch.finfo(torch.float32).tiny  # areas below count as zero, in every precision and backend
@@ -32,9 +33,7 @@ def box_match_cost(
     for b, (labels, wanted) in enumerate(
         zip(target_labels.split(sizes), target_boxes.split(sizes), strict=True)
     ):
-        known = (labels >= 0) & (labels < logits.shape[-1])
-        classes = cost_of_class[..., b, :, :].mT[..., labels.where(known, 0), :]
-        classes = classes.masked_fill(~known[:, None], torch.nan)
+        classes = of_labels(cost_of_class[..., b, :, :], labels)
         found = boxes[..., b, None, :, :]
         l1 = (wanted[:, None] - found).abs().sum(-1)
         giou = generalized_iou(wanted[:, None], found)
@@ -64,29 +63,3 @@ def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
     intersection = overlap.clamp(min=0).prod(-1)
     union = a_size.prod(-1) + b_size.prod(-1) - intersection
     return intersection / union.clamp(min=TINY) - (hull - union) / hull.clamp(min=TINY)
-
-
-def penalise_non_finite(cost: Tensor) -> Tensor:
-    """Replaces the non-finite entries of each [T, Q] block as the public function promises."""
-    if cost.numel() == 0:
-        return cost
-    finite = cost.isfinite()
-    low = cost.where(finite, torch.inf).amin((-2, -1), keepdim=True)
-    high = cost.where(finite, -torch.inf).amax((-2, -1), keepdim=True)
-    # above T * high - (T - 1) * low, by a margin that rounding cannot swallow
-    penalty = high + cost.shape[-2] * (high - low) + high.abs().clamp(min=1)
-    penalty = penalty.clamp(max=torch.finfo(cost.dtype).max).where(high.isfinite(), 0)
-    return cost.where(finite, penalty)
-
-
-def check_labels(target_labels: Tensor, classes: int) -> None:
-    outside = torch.nonzero((target_labels < 0) | (target_labels >= classes))
-    if outside.numel():
-        raise label_error(target_labels, int(outside[0]), classes)
-
-
-def label_error(target_labels: Tensor, index: int, classes: int) -> ValueError:
-    return ValueError(
-        f"target_labels: expected labels in [0, K) with K = {classes}; "
-        f"got {int(target_labels[index])} at packed target {index}"
-    )

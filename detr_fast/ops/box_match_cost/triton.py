@@ -38,7 +38,8 @@ def box_match_cost(
     costs = torch.empty((*layers, targets, queries), dtype=torch.float32, device=logits.device)
     if costs.numel() == 0:
         return costs
-    from detr_fast.ops.box_match_cost.triton_kernels import cost_kernel, repair_kernel
+    from detr_fast.ops.box_match_cost.triton_kernels import cost_kernel
+    from detr_fast.ops.triton_match_cost import repair_kernel
 
     problems, chunks = (layers[0] if layers else 1) * images, -(-queries // _BLOCK_Q)
     non_finite = torch.empty(problems * chunks, dtype=torch.int32, device=logits.device)

@@ -5,17 +5,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-TINY = tl.constexpr(1.1754943508222875e-38)  # smaller areas count as zero
+from detr_fast.ops.triton_match_cost import softmax_statistics
+from detr_fast.ops.triton_math import TINY, power
+
 EPS = tl.constexpr(1e-8)
-HUGE = tl.constexpr(3.4028234663852886e38)
-
-
-@triton.jit
-def _power(base, gamma, SQUARE: tl.constexpr):
-    if SQUARE:
-        return base * base
-    else:
-        return tl.exp(gamma * tl.log(tl.maximum(base, TINY)))
 
 
 @triton.jit
@@ -24,8 +17,8 @@ def _focal(logit, alpha, gamma, SQUARE: tl.constexpr):
     inverse = 1.0 / (1.0 + small)
     p = tl.where(logit > 0, inverse, small * inverse)
     not_p = tl.where(logit > 0, small * inverse, inverse)
-    negative = (1.0 - alpha) * _power(p, gamma, SQUARE) * tl.log(not_p + EPS)
-    positive = alpha * _power(not_p, gamma, SQUARE) * tl.log(p + EPS)
+    negative = (1.0 - alpha) * power(p, gamma, SQUARE) * tl.log(not_p + EPS)
+    positive = alpha * power(not_p, gamma, SQUARE) * tl.log(p + EPS)
     # comparisons lose a NaN
     return tl.where(logit == logit, negative - positive, float("nan"))
 
@@ -38,23 +31,6 @@ def _box(boxes_ptr, index, mask):
     w = tl.load(boxes_ptr + 4 * index + 2, mask, 0.0).to(tl.float32)
     h = tl.load(boxes_ptr + 4 * index + 3, mask, 0.0).to(tl.float32)
     return cx, cy, w, h, tl.where(w > 0, w, 0.0), tl.where(h > 0, h, 0.0)
-
-
-@triton.jit
-def _softmax_statistics(logits_ptr, row, valid, classes, BLOCK_K: tl.constexpr):
-    """[BLOCK_Q] largest logit and sum of exp(logit - largest) of each row."""
-    k = tl.arange(0, BLOCK_K)
-    largest = tl.full(row.shape, float("-inf"), tl.float32)
-    for first in range(0, classes, BLOCK_K):
-        mask = valid[:, None] & (first + k < classes)[None, :]
-        logits = tl.load(logits_ptr + row[:, None] * classes + (first + k)[None, :], mask, float("-inf"))
-        largest = tl.maximum(largest, tl.max(logits.to(tl.float32), 1))
-    total = tl.zeros(row.shape, tl.float32)
-    for first in range(0, classes, BLOCK_K):
-        mask = valid[:, None] & (first + k < classes)[None, :]
-        logits = tl.load(logits_ptr + row[:, None] * classes + (first + k)[None, :], mask, float("-inf"))
-        total += tl.sum(tl.exp(logits.to(tl.float32) - largest[:, None]), 1)
-    return largest, total
 
 
 @triton.jit(do_not_specialize=("images", "queries", "classes", "targets"))
@@ -82,7 +58,7 @@ def cost_kernel(
     largest = tl.zeros((BLOCK_Q,), tl.float32)
     scale = tl.full((BLOCK_Q,), 1.0, tl.float32) * w_class
     if not FOCAL:
-        largest, total = _softmax_statistics(logits_ptr, row, valid & (begin < end), classes, BLOCK_K)
+        largest, total = softmax_statistics(logits_ptr, row, valid & (begin < end), classes, BLOCK_K)
         scale = -scale / total
     cx, cy, w, h, width, height = _box(boxes_ptr, row, valid)
     bad = tl.zeros((BLOCK_T, BLOCK_Q), tl.int32)
@@ -116,38 +92,3 @@ def cost_kernel(
         bad += (mask & ((cost - cost) != 0)).to(tl.int32)
         tl.store(costs_ptr + (layer * targets + target)[:, None] * queries + query[None, :], cost, mask)
     tl.store(non_finite_ptr + program, tl.max(tl.max(bad, 1), 0))
-
-
-@triton.jit(do_not_specialize=("images", "queries", "targets", "chunks"))
-def repair_kernel(
-    costs_ptr, non_finite_ptr, first_target_ptr, images, queries, targets, chunks, BLOCK: tl.constexpr
-):
-    """One program a (layer, image): replaces costs that are not finite, where there are any."""
-    problem = tl.program_id(0).to(tl.int64)
-    layer = problem // images
-    begin = tl.load(first_target_ptr + problem % images)
-    end = tl.load(first_target_ptr + problem % images + 1)
-    lanes = tl.arange(0, BLOCK)
-    found = tl.zeros((BLOCK,), tl.int32)
-    for chunk in range(0, chunks, BLOCK):
-        found += tl.load(non_finite_ptr + problem * chunks + chunk + lanes, chunk + lanes < chunks, 0)
-    if tl.max(found, 0) > 0:
-        block_ptr = costs_ptr + (layer * targets + begin) * queries
-        count = (end - begin) * queries
-        low = tl.full((BLOCK,), float("inf"), tl.float32)
-        high = tl.full((BLOCK,), float("-inf"), tl.float32)
-        for first in range(0, count, BLOCK):
-            cost = tl.load(block_ptr + first + lanes, first + lanes < count, float("nan"))
-            finite = (cost - cost) == 0
-            low = tl.where(finite, tl.minimum(low, cost), low)
-            high = tl.where(finite, tl.maximum(high, cost), high)
-        lowest = tl.min(low, 0).to(tl.float64)
-        highest = tl.max(high, 0).to(tl.float64)
-        # above T * high - (T - 1) * low, by a margin that rounding cannot swallow
-        margin = tl.maximum(tl.abs(highest), 1.0)
-        penalty = tl.minimum(highest + (end - begin) * (highest - lowest) + margin, HUGE)
-        penalty = tl.where(lowest <= highest, penalty, 0.0).to(tl.float32)
-        for first in range(0, count, BLOCK):
-            mask = first + lanes < count
-            cost = tl.load(block_ptr + first + lanes, mask, 0.0)
-            tl.store(block_ptr + first + lanes, penalty, mask & ((cost - cost) != 0))

@@ -1,0 +1,55 @@
+"""The plainest form of the costs in PyTorch: any device, float64 where the inputs are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from detr_fast.ops.mask_match_cost.terms import Terms
+from detr_fast.ops.match_cost import check_labels, of_labels, penalise_non_finite
+
+
+@torch.no_grad()
+def mask_match_cost(
+    logits: Tensor,
+    mask_values: Tensor,
+    target_labels: Tensor,
+    target_values: Tensor,
+    sizes: Sequence[int],
+    terms: Terms,
+) -> Tensor:
+    """[..., sumT, Q] costs; arguments as the public function's, already checked."""
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    if logits.device.type == "cpu":
+        check_labels(target_labels, logits.shape[-1])
+    cost_of_class = -logits.to(dtype).contiguous().softmax(-1)
+    blocks = [cost_of_class.new_empty(*logits.shape[:-3], 0, logits.shape[-2])]
+    with torch.autocast(logits.device.type, enabled=False):  # products would be of halves
+        for b, (labels, values) in enumerate(
+            zip(target_labels.split(sizes), target_values.split(sizes, dim=-2), strict=True)
+        ):
+            x, t = mask_values[..., b, :, :].to(dtype).contiguous(), values.to(dtype).contiguous()
+            cost = terms.w_class * of_labels(cost_of_class[..., b, :, :], labels)
+            cost = cost + terms.w_mask * mask_term(x, t, terms) + terms.w_dice * dice_term(x, t)
+            blocks.append(penalise_non_finite(cost))
+    return torch.cat(blocks, dim=-2)
+
+
+def mask_term(x: Tensor, t: Tensor, terms: Terms) -> Tensor:
+    """[..., T, Q] mean losses of logits x [..., Q, X] against targets t [..., T, X]."""
+    where_one, where_zero = -logsigmoid(x), -logsigmoid(-x)
+    if terms.focal:
+        where_one = (-x).sigmoid() ** terms.gamma * where_one
+        where_zero = x.sigmoid() ** terms.gamma * where_zero
+        if terms.alpha >= 0:
+            where_one, where_zero = terms.alpha * where_one, (1 - terms.alpha) * where_zero
+    return (t @ where_one.mT + (1 - t) @ where_zero.mT) / x.shape[-1]
+
+
+def dice_term(x: Tensor, t: Tensor) -> Tensor:
+    """[..., T, Q], of the same."""
+    p = x.sigmoid()
+    return 1 - (2 * t @ p.mT + 1) / (t.sum(-1)[..., None] + p.sum(-1)[..., None, :] + 1)

@@ -1,0 +1,73 @@
+"""The Triton backend. Triton is imported by the first call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from detr_fast.ops.mask_match_cost.terms import Terms
+from detr_fast.ops.triton_launch import device_table, launch, power_of_two, why_not_triton
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_BLOCK_Q, _BLOCK_X, _BLOCK_K = 32, 32, 32
+_LEAST_T, _MOST_T = 16, 64  # what a product takes, and what registers hold
+_BLOCK_REPAIR = 1024
+
+
+def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why this backend cannot take tensors of `device` and `dtype`, or None."""
+    if dtype not in _DTYPES:
+        return f"computes in float32, not in {dtype}"
+    return why_not_triton(device)
+
+
+def mask_match_cost(
+    logits: Tensor,
+    mask_values: Tensor,
+    target_labels: Tensor,
+    target_values: Tensor,
+    sizes: Sequence[int],
+    terms: Terms,
+) -> Tensor:
+    """[..., sumT, Q] costs; arguments as the public function's, already checked."""
+    *layers, images, queries, classes = logits.shape
+    targets, points = target_labels.shape[0], mask_values.shape[-1]
+    costs = torch.empty((*layers, targets, queries), dtype=torch.float32, device=logits.device)
+    if costs.numel() == 0:
+        return costs
+    from detr_fast.ops.mask_match_cost.triton_kernels import cost_kernel
+    from detr_fast.ops.triton_match_cost import repair_kernel
+
+    problems, chunks = (layers[0] if layers else 1) * images, -(-queries // _BLOCK_Q)
+    non_finite = torch.empty(problems * chunks, dtype=torch.int32, device=logits.device)
+    first_target = device_table((0, *accumulate(sizes)), logits.device)
+    if mask_values.dtype not in _DTYPES:
+        mask_values = mask_values.float()
+    if target_values.dtype == torch.bool:
+        target_values = target_values.view(torch.uint8)
+    elif target_values.dtype == torch.float64:
+        target_values = target_values.float()
+    block_t = max(_LEAST_T, min(_MOST_T, power_of_two(max(sizes))))
+    balance = (1.0, 1.0) if terms.alpha < 0 else (terms.alpha, 1 - terms.alpha)
+    launch(
+        cost_kernel,
+        problems * chunks,
+        4,
+        (
+            *(costs, non_finite, logits.contiguous(), mask_values.contiguous(), target_labels.contiguous()),
+            *(target_values.contiguous(), first_target, images, queries, classes, targets, points),
+            *(targets * points if target_values.ndim == 3 else 0, terms.w_class, terms.w_mask, terms.w_dice),
+            *(*balance, terms.gamma, terms.focal, terms.gamma == 2),
+            *(_BLOCK_Q, block_t, _BLOCK_X, min(_BLOCK_K, power_of_two(classes))),
+        ),
+    )
+    launch(
+        repair_kernel,
+        problems,
+        4,
+        (costs, non_finite, first_target, images, queries, targets, chunks, _BLOCK_REPAIR),
+    )
+    return costs

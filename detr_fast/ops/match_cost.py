@@ -1,0 +1,77 @@
+"""What the matching costs of boxes and of masks share: packed targets, labels, costs that are not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_packing(logits: Tensor, target_labels: Tensor, sizes: Sequence[int]) -> None:
+    """Raises unless logits [..., B, Q, K], target_labels [sumT] and the images' target counts fit together."""
+    shape = logits.shape
+    if len(shape) not in (3, 4) or shape[-1] < 1:
+        raise ValueError(f"logits: expected [L, B, Q, K] or [B, Q, K] with K >= 1; got {list(shape)}")
+    if target_labels.ndim != 1:
+        raise ValueError(f"target_labels: expected [sumT]; got {list(target_labels.shape)}")
+    if isinstance(sizes, Tensor):
+        raise TypeError("sizes: expected a sequence of B ints on the host; got a Tensor")
+    if len(sizes) != shape[-3]:
+        raise ValueError(
+            f"sizes: expected one target count for each of B = {shape[-3]} images; got {len(sizes)}"
+        )
+    targets = target_labels.shape[0]
+    if sum(sizes) != targets or (sizes and min(sizes) < 0):
+        raise ValueError(f"sizes: expected counts >= 0 that add up to sumT = {targets}; got {list(sizes)}")
+    if target_labels.dtype != torch.int64:
+        raise TypeError(f"target_labels: expected int64; got {target_labels.dtype}")
+
+
+def check_floats(tensors: Mapping[str, Tensor]) -> None:
+    """Raises unless all are of a dtype of FLOATS."""
+    for name, value in tensors.items():
+        if value.dtype not in FLOATS:
+            raise TypeError(f"{name}: expected float32, bfloat16, float16 or float64; got {value.dtype}")
+
+
+def check_devices(logits: Tensor, tensors: Mapping[str, Tensor]) -> None:
+    """Raises unless all are where `logits` are."""
+    for name, value in tensors.items():
+        if value.device != logits.device:
+            raise ValueError(f"{name}: expected a tensor on {logits.device}, as logits; got {value.device}")
+
+
+def check_labels(target_labels: Tensor, classes: int) -> None:
+    """Raises where a label is outside [0, classes); looks at the values, so for the CPU only."""
+    outside = torch.nonzero((target_labels < 0) | (target_labels >= classes))
+    if outside.numel():
+        raise label_error(target_labels, int(outside[0]), classes)
+
+
+def label_error(target_labels: Tensor, index: int, classes: int) -> ValueError:
+    return ValueError(
+        f"target_labels: expected labels in [0, K) with K = {classes}; "
+        f"got {int(target_labels[index])} at packed target {index}"
+    )
+
+
+def of_labels(cost_of_class: Tensor, labels: Tensor) -> Tensor:
+    """[..., T, Q]: the rows `labels` [T] of the transposed [..., Q, K]; NaN for a label outside [0, K)."""
+    known = (labels >= 0) & (labels < cost_of_class.shape[-1])
+    return cost_of_class.mT[..., labels.where(known, 0), :].masked_fill(~known[:, None], torch.nan)
+
+
+def penalise_non_finite(cost: Tensor) -> Tensor:
+    """Replaces the non-finite entries of each [T, Q] block as the public functions promise."""
+    if cost.numel() == 0:
+        return cost
+    finite = cost.isfinite()
+    low = cost.where(finite, torch.inf).amin((-2, -1), keepdim=True)
+    high = cost.where(finite, -torch.inf).amax((-2, -1), keepdim=True)
+    # above T * high - (T - 1) * low, by a margin that rounding cannot swallow
+    penalty = high + cost.shape[-2] * (high - low) + high.abs().clamp(min=1)
+    penalty = penalty.clamp(max=torch.finfo(cost.dtype).max).where(high.isfinite(), 0)
+    return cost.where(finite, penalty)

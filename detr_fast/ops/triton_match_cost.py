@@ -1,0 +1,63 @@
+"""What the Triton kernels of the matching costs share: softmax statistics, and costs that are not finite."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+HUGE = tl.constexpr(3.4028234663852886e38)
+
+
+@triton.jit
+def softmax_statistics(logits_ptr, row, valid, classes, BLOCK_K: tl.constexpr):
+    """[BLOCK_Q] largest logit and sum of exp(logit - largest) of each row."""
+    k = tl.arange(0, BLOCK_K)
+    largest = tl.full(row.shape, float("-inf"), tl.float32)
+    for first in range(0, classes, BLOCK_K):
+        mask = valid[:, None] & (first + k < classes)[None, :]
+        logits = tl.load(logits_ptr + row[:, None] * classes + (first + k)[None, :], mask, float("-inf"))
+        largest = tl.maximum(largest, tl.max(logits.to(tl.float32), 1))
+    total = tl.zeros(row.shape, tl.float32)
+    for first in range(0, classes, BLOCK_K):
+        mask = valid[:, None] & (first + k < classes)[None, :]
+        logits = tl.load(logits_ptr + row[:, None] * classes + (first + k)[None, :], mask, float("-inf"))
+        total += tl.sum(tl.exp(logits.to(tl.float32) - largest[:, None]), 1)
+    return largest, total
+
+
+@triton.jit(do_not_specialize=("images", "queries", "targets", "chunks"))
+def repair_kernel(
+    costs_ptr,  # [L, sumT, Q] float32
+    non_finite_ptr,  # [L * B * chunks] int32: whether a chunk has a cost that is not finite
+    first_target_ptr,  # [B + 1] int64
+    images, queries, targets, chunks, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program a (layer, image): replaces costs that are not finite, where there are any."""
+    problem = tl.program_id(0).to(tl.int64)
+    layer = problem // images
+    begin = tl.load(first_target_ptr + problem % images)
+    end = tl.load(first_target_ptr + problem % images + 1)
+    lanes = tl.arange(0, BLOCK)
+    found = tl.zeros((BLOCK,), tl.int32)
+    for chunk in range(0, chunks, BLOCK):
+        found += tl.load(non_finite_ptr + problem * chunks + chunk + lanes, chunk + lanes < chunks, 0)
+    if tl.max(found, 0) > 0:
+        block_ptr = costs_ptr + (layer * targets + begin) * queries
+        count = (end - begin) * queries
+        low = tl.full((BLOCK,), float("inf"), tl.float32)
+        high = tl.full((BLOCK,), float("-inf"), tl.float32)
+        for first in range(0, count, BLOCK):
+            cost = tl.load(block_ptr + first + lanes, first + lanes < count, float("nan"))
+            finite = (cost - cost) == 0
+            low = tl.where(finite, tl.minimum(low, cost), low)
+            high = tl.where(finite, tl.maximum(high, cost), high)
+        lowest = tl.min(low, 0).to(tl.float64)
+        highest = tl.max(high, 0).to(tl.float64)
+        # above T * high - (T - 1) * low, by a margin that rounding cannot swallow
+        margin = tl.maximum(tl.abs(highest), 1.0)
+        penalty = tl.minimum(highest + (end - begin) * (highest - lowest) + margin, HUGE)
+        penalty = tl.where(lowest <= highest, penalty, 0.0).to(tl.float32)
+        for first in range(0, count, BLOCK):
+            mask = first + lanes < count
+            cost = tl.load(block_ptr + first + lanes, mask, 0.0)
+            tl.store(block_ptr + first + lanes, penalty, mask & ((cost - cost) != 0))
