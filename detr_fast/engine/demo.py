@@ -18,10 +18,10 @@ from detr_fast.data import CocoDetection, write_shapes_dataset
 from detr_fast.data.dataset import Transform
 from detr_fast.data.transforms import EvalTransform, TrainTransform
 from detr_fast.engine.config import TrainConfig
+from detr_fast.engine.criteria import detr_criterion
 from detr_fast.engine.detector import Detector
 from detr_fast.engine.draw import draw_detections
 from detr_fast.engine.evaluate import evaluate
-from detr_fast.engine.families import detr_criterion
 from detr_fast.engine.logs import read_log
 from detr_fast.engine.predict import detect, overlay
 from detr_fast.engine.recipe import dataset_detector, evaluator

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from detr_fast.checkpoints import describe, load_state_dict, read_checkpoint, read_file
 from detr_fast.data.transforms import MAX_SIZE, SCALES
 from detr_fast.engine.coco_categories import coco_categories
-from detr_fast.engine.families import FAMILIES, Geometry, Reading, Result, check_task, family_of, model_config
+from detr_fast.engine.families import FAMILIES, check_task, family_of, model_config
+from detr_fast.engine.reading import Geometry, Reading, Result
 from detr_fast.engine.tasks import TASKS, Task
 from detr_fast.structures import PaddedImages
 
@@ -83,7 +84,11 @@ class Detector:
         threshold: lowest class score of a panoptic segment; None is the family's own.
         """
         read = FAMILIES[self.family].read[self.task_name]
-        return read(self.model(images), geometry, Reading(self.things, threshold))
+        return read(
+            self.model(images),
+            geometry,
+            Reading(self.categories.keys() if self.things is None else self.things, threshold),
+        )
 
     def description(self) -> dict[str, Any]:
         """All but the weights, as plain data for a checkpoint's "detector" entry."""

@@ -2,74 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from detr_fast.criterion import FocalSetCriterion, SetCriterion, detection_weights, focal_weights
+from detr_fast.engine import criteria, reading
 from detr_fast.engine.config import TrainConfig
-from detr_fast.matcher import HungarianMatcher
-from detr_fast.models import DETR, DeformableDETR, DeformableDETRConfig, DETRConfig
+from detr_fast.models import (
+    DETR,
+    DeformableDETR,
+    DeformableDETRConfig,
+    DETRConfig,
+    DETRSegm,
+    DETRSegmConfig,
+    Mask2Former,
+    Mask2FormerConfig,
+    MaskFormer,
+    MaskFormerConfig,
+)
 from detr_fast.models.deformable_detr import parameter_groups as deformable_groups
-from detr_fast.postprocess import postprocess_detection, postprocess_focal
-from detr_fast.structures import PaddedImages
 
-Size: TypeAlias = tuple[int, int]
-Result: TypeAlias = dict[str, Any]
 Groups: TypeAlias = list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """The sizes, (height, width) in pixels, that reading a batch of predictions takes.
-
-    padded: of the batch. images: of each image in it. outputs: of each image's results.
-    """
-
-    padded: Size
-    images: list[Size]
-    outputs: list[Size]
-
-    @classmethod
-    def of_batch(cls, images: PaddedImages, targets: Sequence[Mapping[str, Tensor]]) -> Geometry:
-        """Of a batch as the loader makes it; results come at the images' original sizes."""
-        height, width = images.tensors.shape[2:]
-        shown, original = (
-            [(int(h), int(w)) for h, w in (target[key].tolist() for target in targets)]
-            for key in ("size", "orig_size")
-        )
-        return cls((height, width), shown, original)
-
-    def target_sizes(self, device: torch.device) -> Tensor:
-        """`outputs` as [B, 2]."""
-        return torch.tensor(self.outputs, device=device)
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How predictions become results.
-
-    things: labels that come in instances; None where all do.
-    threshold: lowest class score of a panoptic segment; None is the family's own.
-    """
-
-    things: Collection[int] | None = None
-    threshold: float | None = None
-
-
-Read: TypeAlias = Callable[[Any, Geometry, Reading], list[Result]]
+Sizes: TypeAlias = Mapping[str, Mapping[str, Any]]
 
 
 def backbone_groups(model: nn.Module, config: TrainConfig) -> Groups:
     """Two groups: the backbone's parameters, under `backbone.`, learn at a rate of their own."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    named = [(name.removeprefix("detr."), p) for name, p in model.named_parameters() if p.requires_grad]
     backbone = [p for name, p in named if name.startswith("backbone.")]
     others = [p for name, p in named if not name.startswith("backbone.")]
     groups = [{"params": others, "lr": config.lr}, {"params": backbone, "lr": config.lr_backbone}]
     return [group for group in groups if group["params"]]
+
+
+def _own_groups(model: Any, config: TrainConfig) -> Groups:
+    return model.parameter_groups(config.lr, config.lr_backbone, config.weight_decay)
 
 
 @dataclass(frozen=True)
@@ -91,8 +60,8 @@ class Family:
     looks_like: str
     model: type[nn.Module]
     config: Any
-    sizes: Mapping[str, Mapping[str, Any]]
-    read: Mapping[str, Read]
+    sizes: Sizes
+    read: Mapping[str, reading.Read]
     criterion: Callable[[Any], nn.Module]
     masks: bool
     contiguous: bool
@@ -105,36 +74,34 @@ class Family:
         return tuple(self.read)
 
 
-def detr_criterion(config: DETRConfig, eos_coef: float = 0.1) -> SetCriterion:
-    """DETR's matcher and losses with the official weights; `eos_coef` is that of "no object"."""
-    matcher = HungarianMatcher(cost_class=1, cost_bbox=5, cost_giou=2)
-    return SetCriterion(config.num_classes, matcher, detection_weights(config.dec_layers), eos_coef)
-
-
-def deformable_criterion(config: DeformableDETRConfig) -> FocalSetCriterion:
-    """Deformable DETR's matcher and losses with the official weights."""
-    matcher = HungarianMatcher(cost_class=2, cost_bbox=5, cost_giou=2, class_cost="focal")
-    weights = focal_weights(config.dec_layers, two_stage=config.two_stage)
-    return FocalSetCriterion(config.num_classes, matcher, weights)
-
-
-def _read_detr(predictions: Any, geometry: Geometry, reading: Reading) -> list[Result]:
-    return postprocess_detection(predictions, geometry.target_sizes(predictions.logits.device))
-
-
-def _read_deformable(predictions: Any, geometry: Geometry, reading: Reading) -> list[Result]:
-    return postprocess_focal(predictions, geometry.target_sizes(predictions.logits.device))
-
-
-RESNETS = {"r50": "resnet50", "r18": "resnet18", "r34": "resnet34", "r101": "resnet101"}
-# models that learn from nothing on small images in minutes
-TINY = {
+# "tiny" ones learn from nothing on small images in minutes
+TINY: dict[str, Any] = {
     "backbone": "conv_stem",
     "hidden_dim": 128,
-    "dim_feedforward": 256,
+    "enc_layers": 2,
     "dec_layers": 3,
-    "num_queries": 20,
+    "dim_feedforward": 256,
     "dropout": 0.0,
+    "num_queries": 20,
+}
+TINY_MASKS = {**TINY, "conv_dim": 64, "mask_dim": 64, "enc_dim_feedforward": 256}
+DETR_SIZES: Sizes = {
+    "r50": {"backbone": "resnet50"},
+    "r50-dc5": {"backbone": "resnet50", "dilation": True},
+    "r101": {"backbone": "resnet101"},
+    "r101-dc5": {"backbone": "resnet101", "dilation": True},
+    "r18": {"backbone": "resnet18"},
+    "r34": {"backbone": "resnet34"},
+    "tiny": TINY,
+}
+MASK_SIZES: Sizes = {
+    "r50": {"backbone": "resnet50"},
+    "r101": {"backbone": "resnet101"},
+    "swin-t": {"backbone": "swin_t"},
+    "swin-s": {"backbone": "swin_s"},
+    "swin-b": {"backbone": "swin_b"},
+    "swin-l": {"backbone": "swin_l"},
+    "tiny": TINY_MASKS,
 }
 
 FAMILIES: dict[str, Family] = {
@@ -142,16 +109,22 @@ FAMILIES: dict[str, Family] = {
         looks_like="a DETR",
         model=DETR,
         config=DETRConfig,
-        sizes={
-            **{name: {"backbone": backbone} for name, backbone in RESNETS.items()},
-            "r50-dc5": {"backbone": "resnet50", "dilation": True},
-            "r101-dc5": {"backbone": "resnet101", "dilation": True},
-            "tiny": {**TINY, "enc_layers": 2},
-        },
-        read={"detection": _read_detr},
-        criterion=detr_criterion,
+        sizes=DETR_SIZES,
+        read={"detection": reading.detr_boxes},
+        criterion=criteria.detr_criterion,
         masks=False,
         contiguous=False,
+    ),
+    "detr-segm": Family(
+        looks_like="a DETR for segmentation",
+        model=DETRSegm,
+        config=DETRSegmConfig,
+        sizes=DETR_SIZES,
+        read={"panoptic": reading.detr_segments, "instance": reading.detr_instances},
+        criterion=criteria.detr_segm_criterion,
+        masks=True,
+        contiguous=False,
+        training={"epochs": 25, "lr_drop": 15},
     ),
     "deformable-detr": Family(
         looks_like="a Deformable DETR",
@@ -164,14 +137,47 @@ FAMILIES: dict[str, Family] = {
             "r50-refine": {"with_box_refine": True},
             "r50-two-stage": {"with_box_refine": True, "two_stage": True},
             "r101-refine": {"backbone": "resnet101", "with_box_refine": True},
-            "tiny": {**TINY, "enc_layers": 2, "num_feature_levels": 3, "with_box_refine": True},
+            "tiny": {**TINY, "num_feature_levels": 3, "with_box_refine": True},
         },
-        read={"detection": _read_deformable},
-        criterion=deformable_criterion,
+        read={"detection": reading.focal_boxes},
+        criterion=criteria.deformable_detr_criterion,
         masks=False,
         contiguous=True,
         training={"epochs": 50, "lr": 2e-4, "lr_backbone": 2e-5, "lr_drop": 40},
         parameter_groups=lambda model, config: deformable_groups(model, config.lr, config.lr_backbone),
+    ),
+    "maskformer": Family(
+        looks_like="a MaskFormer",
+        model=MaskFormer,
+        config=MaskFormerConfig,
+        sizes=MASK_SIZES,
+        read={
+            "panoptic": reading.maskformer_segments,
+            "semantic": reading.mask_labels,
+            "instance": reading.mask_instances,
+        },
+        criterion=criteria.maskformer_criterion,
+        masks=True,
+        contiguous=True,
+        training={"clip_max_norm": 0.01},
+        parameter_groups=_own_groups,
+    ),
+    "mask2former": Family(
+        looks_like="a Mask2Former",
+        model=Mask2Former,
+        config=Mask2FormerConfig,
+        sizes={**MASK_SIZES, "swin-l": {"backbone": "swin_l", "num_queries": 200}},
+        read={
+            "panoptic": reading.mask2former_segments,
+            "instance": reading.mask_instances,
+            "semantic": reading.mask_labels,
+        },
+        criterion=criteria.mask2former_criterion,
+        masks=True,
+        contiguous=True,
+        augmentation="lsj",
+        training={"epochs": 50, "lr_drop": 44, "weight_decay": 0.05, "clip_max_norm": 0.01},
+        parameter_groups=_own_groups,
     ),
 }
 

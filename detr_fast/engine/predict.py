@@ -13,8 +13,8 @@ from PIL import Image
 from detr_fast.data import image_to_tensor, load_image, resized_size
 from detr_fast.engine.detector import Detector
 from detr_fast.engine.draw import draw_detections
-from detr_fast.engine.families import Geometry
 from detr_fast.engine.progress import progress
+from detr_fast.engine.reading import Geometry
 from detr_fast.engine.tasks import Record
 from detr_fast.structures import PaddedImages
 

@@ -11,7 +11,7 @@ from detr_fast import DETR
 from detr_fast.data import CocoDetection
 from detr_fast.data.transforms import EvalTransform
 from detr_fast.engine import TrainConfig, Trainer, dataset_detector, evaluate, model_config
-from detr_fast.engine.families import detr_criterion
+from detr_fast.engine.criteria import detr_criterion
 from detr_fast.engine.logs import read_log
 from tests.paths import COCO_SAMPLE, COCO_SAMPLE_REASON
 

@@ -1,8 +1,11 @@
 """What models are trained and asked for."""
 
 from detr_fast.engine.tasks.detection import Detection
+from detr_fast.engine.tasks.instance import Instance
+from detr_fast.engine.tasks.panoptic import Panoptic
+from detr_fast.engine.tasks.semantic import Semantic
 from detr_fast.engine.tasks.task import Categories, Record, Scorer, Task
 
-TASKS: dict[str, Task] = {task.name: task for task in (Detection(),)}
+TASKS: dict[str, Task] = {task.name: task for task in (Detection(), Instance(), Panoptic(), Semantic())}
 
 __all__ = ["TASKS", "Categories", "Record", "Scorer", "Task"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -44,9 +44,12 @@ class Detection:
 
 
 class BoxScorer:
-    """COCO's twelve numbers of boxes."""
+    """COCO's twelve numbers of boxes or masks."""
 
-    def __init__(self, dataset: ImageDataset, categories: Categories) -> None:
+    def __init__(
+        self, dataset: ImageDataset, categories: Categories, kind: Literal["bbox", "segm"] = "bbox"
+    ) -> None:
+        self.kind = kind
         assert dataset.annotation_file is not None  # label maps alone have none
         self.annotation_file, self.image_ids = dataset.annotation_file, dataset.image_ids
         self.label_to_category = {label: category for label, (category, _) in categories.items()}
@@ -56,7 +59,8 @@ class BoxScorer:
         self.detections += coco_detections(self.image_ids[index], result, self.label_to_category)
 
     def metrics(self) -> dict[str, float]:
-        return coco_metrics(self.annotation_file, list(chain.from_iterable(gather(self.detections))))
+        detections = list(chain.from_iterable(gather(self.detections)))
+        return coco_metrics(self.annotation_file, detections, kind=self.kind)
 
 
 def best_named(result: Mapping[str, Any], categories: Categories, threshold: float) -> dict[str, Any]:

@@ -54,3 +54,14 @@ class Task(Protocol):
 
     def overlay(self, image: Image.Image, result: Mapping[str, Any], categories: Categories) -> Image.Image:
         """A copy of the image with a selected result drawn over it."""
+
+
+def check_labels(dataset: ImageDataset, categories: Categories) -> None:
+    """ValueError where labels mean one thing to the data set and another to the model."""
+    for label, category in dataset.label_to_category.items():
+        known = categories.get(label)
+        if known is None or known[0] != category:
+            raise ValueError(
+                f"data: label {label} is category {category} ({dataset.category_names[label]}), "
+                f"but to the model it is {f'category {known[0]} ({known[1]})' if known else 'nothing'}"
+            )

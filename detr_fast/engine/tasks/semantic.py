@@ -1,0 +1,75 @@
+"""A class for every pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from detr_fast.data import CocoPanoptic, ImageDataset, SemanticMaps
+from detr_fast.engine.distributed import gather
+from detr_fast.engine.draw_masks import draw_semantic
+from detr_fast.engine.metrics import MeanIoU
+from detr_fast.engine.tasks.task import Categories, Record, check_labels
+
+
+class Semantic:
+    """Results hold `labels` [h, w], the class of each pixel."""
+
+    name = "semantic"
+    best_metric = "mIoU"
+    records_key = "classes"
+
+    def scorer(self, dataset: ImageDataset, categories: Categories) -> SemanticScorer:
+        return SemanticScorer(dataset, categories)
+
+    def format(self, metrics: Mapping[str, float]) -> str:
+        titles = {
+            "mIoU": "mean IoU",
+            "fwIoU": "IoU weighted by frequency",
+            "mACC": "mean accuracy of classes",
+            "pACC": "accuracy of pixels",
+        }
+        return "\n".join(f" {name:<6} {100 * metrics[name]:6.1f}  {title}" for name, title in titles.items())
+
+    def select(self, result: Mapping[str, Any], categories: Categories, threshold: float) -> dict[str, Any]:
+        return dict(result)
+
+    def records(self, result: Mapping[str, Any], categories: Categories) -> list[Record]:
+        """{"label", "category_id", "name", "area" in pixels} of each class that is there, largest first."""
+        labels, counts = (x.tolist() for x in torch.unique(result["labels"], return_counts=True))
+        return [
+            {"label": label, "category_id": categories[label][0], "name": categories[label][1], "area": area}
+            for area, label in sorted(zip(counts, labels, strict=True), reverse=True)
+            if label in categories
+        ]
+
+    def id_map(self, result: Mapping[str, Any]) -> Image.Image:
+        """Grayscale, the label of each pixel; 16 bits where a label needs them."""
+        labels = result["labels"].cpu().numpy()
+        return Image.fromarray(labels.astype(np.uint8 if labels.max() < 256 else np.uint16))
+
+    def overlay(self, image: Image.Image, result: Mapping[str, Any], categories: Categories) -> Image.Image:
+        return draw_semantic(image, result["labels"], {k: name for k, (_, name) in categories.items()})
+
+
+class SemanticScorer:
+    """Mean IoU."""
+
+    def __init__(self, dataset: ImageDataset, categories: Categories) -> None:
+        assert isinstance(dataset, CocoPanoptic | SemanticMaps)
+        check_labels(dataset, categories)
+        self.dataset = dataset
+        self.iou = MeanIoU(dataset.num_classes)
+
+    def add(self, index: int, result: Mapping[str, Any]) -> None:
+        self.iou.update(result["labels"].cpu(), self.dataset.semantic_map(index))
+
+    def metrics(self) -> dict[str, float]:
+        first, *others = gather(self.iou)
+        for other in others:
+            first.merge(other)
+        return first.result()
