@@ -86,15 +86,15 @@ def build_dataset(
     root = Path(root)
     images, annotations = root / f"{split}2017", root / "annotations"
     maps, classes = root / f"semantic_{split}2017", annotations / "semantic_classes.json"
-    if task == "semantic" and maps.exists():
-        _require(root, "semantic", images, classes)
+    if task == "semantic" and (maps.exists() or classes.exists()):
+        _require(root, task, images, maps, classes)
         return SemanticMaps(images, maps, classes, transforms, **options)
     if task in ("detection", "instance"):
         instances = annotations / f"instances_{split}2017.json"
-        _require(root, "instances", images, instances)
+        _require(root, task, images, instances)
         return CocoDetection(images, instances, transforms, contiguous=contiguous, **options)
     panoptic, pngs = annotations / f"panoptic_{split}2017.json", annotations / f"panoptic_{split}2017"
-    _require(root, "panoptic", images, panoptic, pngs)
+    _require(root, task, images, panoptic, pngs)
     return CocoPanoptic(
         images, panoptic, pngs, transforms, semantic=task == "semantic", contiguous=contiguous, **options
     )
@@ -129,19 +129,22 @@ def build_detection_dataset(
     return dataset
 
 
+_INSTANCES = "{root}/annotations/instances_{{train,val}}2017.json"
+_PANOPTIC = "{root}/annotations/panoptic_{{train,val}}2017.json and the folders of the same names"
+_MAPS = "{root}/semantic_{{train,val}}2017/ and {root}/annotations/semantic_classes.json"
 _LAYOUTS = {
-    "instances": "{root}/annotations/instances_{{train,val}}2017.json",
-    "panoptic": "{root}/annotations/panoptic_{{train,val}}2017.json, "
-    "{root}/annotations/panoptic_{{train,val}}2017/",
-    "semantic": "{root}/semantic_{{train,val}}2017/, {root}/annotations/semantic_classes.json",
+    "detection": _INSTANCES,
+    "instance": _INSTANCES,
+    "panoptic": _PANOPTIC,
+    "semantic": f"{_MAPS}, or {_PANOPTIC}",
 }
 
 
-def _require(root: Path, kind: str, *paths: Path) -> None:
+def _require(root: Path, task: Task, *paths: Path) -> None:
     for path in paths:
         if not path.exists():
-            layout = _LAYOUTS[kind].format(root=root)
+            layout = _LAYOUTS[task].format(root=root)
             raise FileNotFoundError(
-                f"{path} does not exist; expected the COCO 2017 layout: {layout}, "
+                f"{path} does not exist; expected the COCO 2017 layout: {layout}; "
                 f"{root}/train2017/ and {root}/val2017/"
             )
