@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detr_fast.checkpoints import describe
+from detr_fast.checkpoints import describe, official_names
 from detr_fast.models.backbones import backbone_in, build_body, count_modules
 from detr_fast.models.mask_classifier import (
     MaskClassifier,
@@ -46,6 +46,7 @@ class Mask2FormerConfig(MaskClassifierConfig):
         They tell everything but enc_n_points (which the number of heads rests on), dropout and pre_norm: pass
         those as keywords where they differ from the defaults.
         """
+        state = official_names(state)
         pixels, queries = "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor."
         try:
             levels, conv_dim = state[f"{pixels}transformer.level_embed"].shape

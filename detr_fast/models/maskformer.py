@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from detr_fast.checkpoints import describe
+from detr_fast.checkpoints import describe, official_names
 from detr_fast.models.backbones import backbone_in, build_body, count_modules
 from detr_fast.models.mask_classifier import (
     MaskClassifier,
@@ -38,6 +38,7 @@ class MaskFormerConfig(MaskClassifierConfig):
         They tell everything but nheads and dropout: pass those as keywords where they differ from the
         defaults.
         """
+        state = official_names(state)
         pixels, queries = "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor."
         try:
             mask_dim, conv_dim = state[f"{pixels}mask_features.weight"].shape[:2]
