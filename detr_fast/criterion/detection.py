@@ -9,16 +9,12 @@ import torch
 from torch import Tensor
 
 from detr_fast.criterion.base import StackedCriterion, by_name, check_masks, layer_weights
-from detr_fast.criterion.losses import (
-    box_losses,
-    cardinality_error,
-    classification_error,
-    classification_loss,
-    matched_slots,
-)
-from detr_fast.criterion.mask_losses import map_losses
+from detr_fast.criterion.losses import cardinality_error, classification_error
+from detr_fast.criterion.mask_losses import map_losses, matched_maps
 from detr_fast.matcher import HungarianMatcher
-from detr_fast.structures import PackedTargets, Predictions
+from detr_fast.ops.box_loss import box_loss
+from detr_fast.ops.class_loss import class_loss
+from detr_fast.structures import MaskPredictions, PackedTargets, Predictions
 
 LOSSES = ("labels", "boxes", "cardinality")
 
@@ -107,31 +103,30 @@ class SetCriterion(StackedCriterion):
         by_layer: dict[str, Tensor] = {}
         last: dict[str, Tensor] = {}
         if "labels" in self.losses:
-            slots = matched_slots(logits.shape, targets.batch_index, query)
-            by_layer["loss_ce"] = self._classification_loss(
-                logits, targets.labels, slots, num_boxes, class_weight
-            )
+            by_layer["loss_ce"] = self._classification_loss(logits, targets, query, num_boxes, class_weight)
             last["class_error"] = classification_error(logits[-1:], targets, query[-1:])[0]
         if "boxes" in self.losses:
-            losses = box_losses(boxes, targets, query, num_boxes)
-            by_layer["loss_bbox"], by_layer["loss_giou"] = losses
+            losses = box_loss(boxes, targets.boxes, query, targets.sizes) / num_boxes
+            by_layer["loss_bbox"], by_layer["loss_giou"] = losses.unbind()
         if "cardinality" in self.losses:
             by_layer["cardinality_error"] = cardinality_error(logits, targets.batch_index)
         if "masks" in self.losses:
             assert outputs.masks is not None
-            focal, dice = map_losses(outputs.masks[None], targets, query[-1:], num_boxes)
+            matched = matched_maps(MaskPredictions(logits[-1:], outputs.masks[None]), targets, query[-1:])
+            focal, dice = map_losses(*matched, targets, query[-1:], num_boxes)
             last |= {"loss_mask": focal[0], "loss_dice": dice[0]}
         return by_name(by_layer) | last
 
     def _classification_loss(
         self,
         logits: Tensor,
-        labels: Tensor,
-        slots: Tensor,
+        targets: PackedTargets,
+        query: Tensor,
         num_boxes: Tensor | float,
         class_weight: Tensor | float,
     ) -> Tensor:
-        return classification_loss(logits, labels, slots, self.eos_coef, class_weight)
+        sums = class_loss(logits, targets.labels, query, targets.sizes, no_object=self.eos_coef)
+        return sums / class_weight
 
     def _check(self, outputs: Predictions, targets: PackedTargets) -> None:
         self._check_classes(outputs.logits, targets)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from detr_fast.criterion.detection import LOSSES, SetCriterion, detection_weights
-from detr_fast.criterion.losses import focal_loss
 from detr_fast.matcher import HungarianMatcher
+from detr_fast.ops.class_loss import class_loss
 from detr_fast.structures import PackedTargets, Predictions
 
 
@@ -79,9 +79,18 @@ class FocalSetCriterion(SetCriterion):
     def _classification_loss(
         self,
         logits: Tensor,
-        labels: Tensor,
-        slots: Tensor,
+        targets: PackedTargets,
+        query: Tensor,
         num_boxes: Tensor | float,
         class_weight: Tensor | float,
     ) -> Tensor:
-        return focal_loss(logits, labels, slots, self.alpha, self.gamma, num_boxes)
+        sums = class_loss(
+            logits,
+            targets.labels,
+            query,
+            targets.sizes,
+            kind="focal",
+            alpha=self.alpha,
+            gamma=self.gamma,
+        )
+        return sums / num_boxes

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from detr_fast.criterion.base import StackedCriterion, by_name, check_masks, layer_weights
-from detr_fast.criterion.losses import classification_loss, matched_slots
-from detr_fast.criterion.mask_losses import Focal, map_losses, matched_rows, point_losses
+from detr_fast.criterion.mask_losses import Focal, map_losses, matched_maps, point_losses
 from detr_fast.criterion.points import uncertain_points
 from detr_fast.matcher import MaskMatcher
+from detr_fast.ops.class_loss import class_loss
 from detr_fast.structures import MaskPredictions, PackedTargets
 
 LOSSES = ("labels", "masks")
@@ -62,13 +62,12 @@ class _MaskCriterion(StackedCriterion):
         num_masks, class_weight = self._normalizers(sizes, logits)
         losses: dict[str, Tensor] = {}
         if "labels" in self.losses:
-            slots = matched_slots(logits.shape, targets.batch_index, query)
-            losses["loss_ce"] = classification_loss(
-                logits, targets.labels, slots, self.eos_coef, class_weight
-            )
+            sums = class_loss(logits, targets.labels, query, targets.sizes, no_object=self.eos_coef)
+            losses["loss_ce"] = sums / class_weight
         if "masks" in self.losses:
+            maps, map_index = matched_maps(outputs, targets, query)
             losses["loss_mask"], losses["loss_dice"] = self._mask_losses(
-                outputs.masks, targets, query, num_masks, draws
+                maps, map_index, targets, query, num_masks, draws
             )
         return by_name(losses)
 
@@ -79,7 +78,8 @@ class _MaskCriterion(StackedCriterion):
 
     def _mask_losses(
         self,
-        masks: Tensor,
+        maps: Tensor,
+        map_index: Tensor,
         targets: PackedTargets,
         query: Tensor,
         num_masks: Tensor | float,
@@ -176,22 +176,23 @@ class MaskSetCriterion(_MaskCriterion):
 
     def _mask_losses(
         self,
-        masks: Tensor,
+        maps: Tensor,
+        map_index: Tensor,
         targets: PackedTargets,
         query: Tensor,
         num_masks: Tensor | float,
         draws: PointDraws | None,
     ) -> tuple[Tensor, Tensor]:
         points = uncertain_points(
-            masks.flatten(0, 2)[:, None],
+            maps[:, None],
             self.num_points,
-            map_index=matched_rows(masks, targets, query),
+            map_index=map_index,
             oversample_ratio=self.oversample_ratio,
             importance_ratio=self.importance_ratio,
             candidates=draws.candidates.flatten(0, 1) if draws else None,
             extra=draws.extra.flatten(0, 1) if draws else None,
         )
-        return point_losses(masks, targets, query, points, num_masks)
+        return point_losses(maps, map_index, targets, query, points, num_masks)
 
 
 class MaskFormerCriterion(_MaskCriterion):
@@ -233,10 +234,11 @@ class MaskFormerCriterion(_MaskCriterion):
 
     def _mask_losses(
         self,
-        masks: Tensor,
+        maps: Tensor,
+        map_index: Tensor,
         targets: PackedTargets,
         query: Tensor,
         num_masks: Tensor | float,
         draws: PointDraws | None,
     ) -> tuple[Tensor, Tensor]:
-        return map_losses(masks, targets, query, num_masks, self.focal)
+        return map_losses(maps, map_index, targets, query, num_masks, self.focal)

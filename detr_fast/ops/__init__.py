@@ -1,10 +1,16 @@
 """The operators: multi-scale deformable attention, point sampling, matching costs, assignment."""
 
 from detr_fast.ops.backend import BackendUnavailable, Operator, use_backend
+from detr_fast.ops.box_loss import OPERATOR as _BOX_LOSS
+from detr_fast.ops.box_loss import box_loss
 from detr_fast.ops.box_match_cost import OPERATOR as _BOX_MATCH_COST
 from detr_fast.ops.box_match_cost import box_match_cost
+from detr_fast.ops.class_loss import OPERATOR as _CLASS_LOSS
+from detr_fast.ops.class_loss import class_loss
 from detr_fast.ops.linear_assignment import OPERATOR as _LINEAR_ASSIGNMENT
 from detr_fast.ops.linear_assignment import linear_assignment
+from detr_fast.ops.mask_match_cost import OPERATOR as _MASK_MATCH_COST
+from detr_fast.ops.mask_match_cost import mask_match_cost
 from detr_fast.ops.ms_deform_attn import OPERATOR as _MS_DEFORM_ATTN
 from detr_fast.ops.ms_deform_attn import ms_deform_attn, ms_deform_attn_classic, ms_deform_attn_fused
 from detr_fast.ops.point_sample import OPERATOR as _POINT_SAMPLE
@@ -13,8 +19,11 @@ from detr_fast.ops.point_sample import point_sample
 __all__ = [
     "OPERATORS",
     "BackendUnavailable",
+    "box_loss",
     "box_match_cost",
+    "class_loss",
     "linear_assignment",
+    "mask_match_cost",
     "ms_deform_attn",
     "ms_deform_attn_classic",
     "ms_deform_attn_fused",
@@ -22,5 +31,13 @@ __all__ = [
     "use_backend",
 ]
 
-OPERATORS: tuple[Operator, ...] = (_MS_DEFORM_ATTN, _BOX_MATCH_COST, _LINEAR_ASSIGNMENT, _POINT_SAMPLE)
+OPERATORS: tuple[Operator, ...] = (
+    _MS_DEFORM_ATTN,
+    _POINT_SAMPLE,
+    _BOX_MATCH_COST,
+    _MASK_MATCH_COST,
+    _LINEAR_ASSIGNMENT,
+    _CLASS_LOSS,
+    _BOX_LOSS,
+)
 """The backend tables of all operators."""

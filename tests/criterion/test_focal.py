@@ -11,6 +11,7 @@ from detr_fast.boxes import box_cxcywh_to_xyxy, generalized_box_iou
 from detr_fast.criterion import FocalSetCriterion, focal_weights
 from detr_fast.matcher import HungarianMatcher
 from detr_fast.structures import Matches, PackedTargets, Predictions
+from tests.criterion.test_detection import in_float32
 from tests.read_back import NoReadBack
 
 K = 7
@@ -104,7 +105,7 @@ def test_extreme_logits_stay_finite(rng: torch.Generator) -> None:
 
 
 def test_nothing_is_read_back(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    predictions, targets = random_batch([3, 2], rng)
+    predictions, targets = in_float32(*random_batch([3, 2], rng))
     packed, criterion = PackedTargets.from_list(targets), FocalSetCriterion(K, MATCHER, focal_weights(3))
     queries = torch.arange(5)
     monkeypatch.setattr(MATCHER, "match", lambda p, _: Matches(queries.expand(len(p.logits), -1)))

@@ -49,6 +49,7 @@ class Contract:
     check: called as check(inputs64, actual, expected) in place of a comparison by closeness, where
         several answers are right (assignments).
     custom_op: arguments for the registered op, for `torch.library.opcheck`: (op, args).
+    gradient_modes: keyword arguments under which a GPU backend's gradients are tested.
     cases[0] is the typical case: it alone meets the compiler, export and bad inputs.
     """
 
@@ -61,6 +62,7 @@ class Contract:
     differentiable: tuple[str, ...] = ()
     check: Callable[[Inputs, Any, Any], None] | None = None
     bad_inputs: Sequence[BadInput] = field(default_factory=tuple)
+    gradient_modes: Sequence[Mapping[str, Any]] = ({},)
 
     @property
     def name(self) -> str:

@@ -71,7 +71,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture
 def reproducible(backend: str) -> None:
     """Makes the backends that sum in no fixed order by default give the same bits again."""
-    if backend in GRADIENT_MODES:
+    if backend in GPU_BACKENDS:
         torch.use_deterministic_algorithms(True)
 
 
@@ -143,8 +143,7 @@ def test_forward_equals_float64_reference(
 
 
 DIFFERENTIABLE = [p for p in CASES if p.values[0].differentiable]
-# GPU backends have a way of their own to gradients that are summed in a fixed order.
-GRADIENT_MODES = dict.fromkeys(("cuda", "triton"), ({"deterministic": True}, {"deterministic": False}))
+GPU_BACKENDS = ("cuda", "triton")
 
 
 @pytest.mark.parametrize(
@@ -163,7 +162,7 @@ def test_gradients_equal_float64_reference(
     inputs = convert(case.inputs(rng), contract, dtype, device)
     grad_out = _grad_out(contract, inputs, rng)
     expected = _gradients(contract, to_float64(inputs), grad_out.double(), names, backend="reference")
-    for mode in GRADIENT_MODES.get(backend, ({},)):
+    for mode in contract.gradient_modes if backend in GPU_BACKENDS else ({},):
         actual = _gradients(contract, inputs, grad_out, names, backend=backend, **mode)
         for name, a, e in zip(names, actual, expected, strict=True):
             assert a.dtype == inputs[name].dtype
@@ -237,7 +236,7 @@ def test_runs_and_thread_counts_give_the_same_bits(
     rng: torch.Generator,
     reproducible: None,
 ) -> None:
-    on_host = backend in GRADIENT_MODES and device == "cpu"  # simulated: slow
+    on_host = backend in GPU_BACKENDS and device == "cpu"  # simulated: slow
     for case in contract.cases[:1] if on_host else contract.cases:
         inputs = convert(case.inputs(rng), contract, dtype, device)
         grad_out = _grad_out(contract, inputs, rng) if contract.differentiable else None

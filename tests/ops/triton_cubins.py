@@ -25,8 +25,11 @@ from unittest.mock import patch
 import torch
 
 from detr_fast.ops import triton_launch
+from detr_fast.ops.box_loss import triton as box_loss
 from detr_fast.ops.box_match_cost import triton as match_cost
 from detr_fast.ops.box_match_cost.terms import Terms
+from detr_fast.ops.class_loss import terms as class_terms
+from detr_fast.ops.class_loss import triton as class_loss
 from detr_fast.ops.linear_assignment import triton as assignment
 from detr_fast.ops.ms_deform_attn import triton as attention
 
@@ -70,6 +73,20 @@ def match(class_cost: str, gamma: float, dtype: torch.dtype) -> None:
     match_cost.box_match_cost(logits, boxes, labels, target_boxes, sizes, terms)
 
 
+def class_losses(kind: str, gamma: float, dtype: torch.dtype, classes: int = 92) -> None:
+    logits, labels = torch.empty(6, 16, 300, classes, dtype=dtype), torch.zeros(320, dtype=torch.int64)
+    inputs = (logits, labels, labels.expand(6, -1), [20] * 16, class_terms.Terms(kind, 0.1, 0.25, gamma))
+    class_loss.forward(*inputs)
+    class_loss.backward(torch.empty(6), *inputs)
+
+
+def box_losses(dtype: torch.dtype) -> None:
+    query = torch.zeros(6, 320, dtype=torch.int64)
+    inputs = (torch.empty(6, 16, 300, 4, dtype=dtype), torch.empty(320, 4), query, [20] * 16)
+    box_loss.forward(*inputs)
+    box_loss.backward(torch.empty(2, 6), *inputs)
+
+
 def assign(dtype: torch.dtype, sizes: tuple[int, ...], queries: int) -> None:
     assignment.solve(torch.empty(1, sum(sizes), queries, dtype=dtype), sizes, check=True)
 
@@ -94,6 +111,12 @@ CALLS: dict[str, Callable[[], None]] = {
     "box_match_cost-softmax": partial(match, "softmax", 2.0, F32),
     "box_match_cost-focal": partial(match, "focal", 2.0, BF16),
     "box_match_cost-focal_gamma": partial(match, "focal", 3.0, F32),
+    "class_loss-softmax": partial(class_losses, "softmax", 2.0, F32),
+    "class_loss-many_classes": partial(class_losses, "softmax", 2.0, BF16, 1204),
+    "class_loss-focal": partial(class_losses, "focal", 2.0, BF16),
+    "class_loss-focal_gamma": partial(class_losses, "focal", 1.5, F32),
+    "box_loss-float32": partial(box_losses, F32),
+    "box_loss-bfloat16": partial(box_losses, BF16),
     "linear_assignment-300x60": partial(assign, F32, (60,) * 16, 300),
     "linear_assignment-2048x2048": partial(assign, torch.float64, (2048,), 2048),
 }
@@ -116,7 +139,7 @@ def recorded(call: Callable[[], None]) -> list[tuple[Any, int, tuple[Any, ...]]]
         launches.append((kernel, num_warps, arguments))
 
     with ExitStack() as stack:
-        for module in (triton_launch, attention, match_cost, assignment):
+        for module in (triton_launch, attention, match_cost, assignment, class_loss, box_loss):
             stack.enter_context(patch.object(module, "launch", launch))
         call()
     return launches

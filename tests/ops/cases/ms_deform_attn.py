@@ -188,6 +188,9 @@ def _fused_operator(inputs: Inputs) -> tuple[Any, tuple[Any, ...]]:
     return torch.ops.detr_fast.ms_deform_attn.default, (inputs["value"], None, sizes, *tensors, None)
 
 
+# GPU backends have a way of their own to gradients that are summed in a fixed order
+GRADIENT_MODES = ({"deterministic": True}, {"deterministic": False})
+
 CONTRACTS = [
     Contract(
         operator=OPERATOR,
@@ -197,6 +200,7 @@ CONTRACTS = [
         cast=("value",),
         custom_op=_plain_operator,
         differentiable=("value", "sampling_locations", "attention_weights"),
+        gradient_modes=GRADIENT_MODES,
         bad_inputs=_bad_inputs("sampling_locations", "attention_weights"),
     ),
     Contract(
@@ -207,6 +211,7 @@ CONTRACTS = [
         cast=("value",),
         custom_op=_fused_operator,
         differentiable=("value", "reference_points", "sampling_offsets", "attention_logits"),
+        gradient_modes=GRADIENT_MODES,
         bad_inputs=[
             *_bad_inputs("sampling_offsets", "attention_logits"),
             BadInput(

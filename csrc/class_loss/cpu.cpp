@@ -1,0 +1,141 @@
+#include <cmath>
+#include <cstdlib>
+
+#include "class_loss/class_loss.h"
+#include "common/class_scores.h"
+#include "common/rows.h"
+#include "common/scratch.h"
+
+namespace detr_fast {
+namespace DETR_FAST_ISA {
+namespace {
+
+// What each thread writes rows to: as float32, and exponentials or gradients.
+struct Rows {
+    float *wide, *out;
+};
+
+// Two rows of whole vectors; false where memory ran out.
+bool reserve(int64_t classes, Rows& rows) {
+    const int64_t size = (classes + 2 * kLanes - 1) / kLanes * kLanes;
+    rows.wide = static_cast<float*>(scratch(ScratchSlot::rows, 2 * size * sizeof(float)));
+    rows.out = rows.wide + size;
+    return rows.wide != nullptr;
+}
+
+// ln(1 + x) for x in [0, 1], to 1e-7 relative: 2 artanh(x / (2 + x)).
+inline vfloat log1p(vfloat x) {
+    const vfloat z = x / (2 + x), square = z * z;
+    vfloat p = square * (1.0f / 13) + 1.0f / 11;
+    p = p * square + 1.0f / 9;
+    p = p * square + 1.0f / 7;
+    p = p * square + 1.0f / 5;
+    p = p * square + 1.0f / 3;
+    return 2 * z * (p * square + 1);
+}
+
+// Probability of the wrong answer and -log of the right one's, from the logit of the right answer.
+struct Binary {
+    vfloat wrong, surprise;
+};
+
+inline Binary binary(vfloat right) {
+    const vfloat small = exp(-abs(right)), inverse = 1 / (1 + small);
+    return {right > vfloat{} ? small * inverse : inverse, max(vfloat{}, -right) + log1p(small)};
+}
+
+// The losses of up to kLanes classes, or their gradients by the logits; `here` marks the wanted class.
+inline vfloat focal(vfloat logit, vint here, const ClassLoss& args) {
+    const Binary b = binary(here ? logit : -logit);
+    const vfloat weight = here ? splat(args.alpha) : splat(1 - args.alpha);
+    return weight * power(b.wrong, args.gamma) * b.surprise;
+}
+
+inline vfloat focal_gradient(vfloat logit, vint here, const ClassLoss& args) {
+    const Binary b = binary(here ? logit : -logit);
+    const vfloat weight = here ? splat(-args.alpha) : splat(1 - args.alpha);
+    return weight * power(b.wrong, args.gamma) * (args.gamma * (1 - b.wrong) * b.surprise + b.wrong);
+}
+
+// A row padded to whole vectors in `to`, so that the last vector needs no case of its own.
+inline void padded(const float* row, int64_t classes, float* to) {
+    if (row != to) std::memcpy(to, row, classes * sizeof(float));
+    for (int64_t k = classes; k < classes + kLanes - 1; ++k) to[k] = 0;
+}
+
+inline float focal_row(const float* row, int32_t wanted, const ClassLoss& args) {
+    vfloat total{};
+    for (int64_t k = 0; k < args.classes; k += kLanes) {
+        const vint index = lane_index() + static_cast<int32_t>(k);
+        const vfloat loss = focal(load(row + k), index == wanted, args);
+        total += index < static_cast<int32_t>(args.classes) ? loss : vfloat{};
+    }
+    return sum(total);
+}
+
+}  // namespace
+
+void class_loss_fwd_kernel(const ClassLoss& args, const int32_t* wanted, double* sums) {
+    const int64_t rows_a_layer = args.images * args.queries, classes = args.classes;
+    const int64_t chunks = (rows_a_layer + kLossRows - 1) / kLossRows;
+#pragma omp parallel for schedule(static) num_threads(args.threads) if (args.threads > 1)
+    for (int64_t task = 0; task < args.layers * chunks; ++task) {
+        const int64_t layer = task / chunks, first = task % chunks * kLossRows;
+        const int64_t last = first + kLossRows < rows_a_layer ? first + kLossRows : rows_a_layer;
+        Rows rows;
+        double total = 0;
+        if (!reserve(classes, rows)) total = NAN;
+        for (int64_t r = first; rows.wide && r < last; ++r) {
+            const int64_t i = layer * rows_a_layer + r;
+            const float* row = widen(args.logits, args.type, i * classes, classes, rows.wide);
+            if (args.focal) {
+                padded(row, classes, rows.wide);
+                total += focal_row(rows.wide, wanted[i], args);
+            } else {
+                const Softmax softmax = softmax_row(row, classes, rows.out);
+                const float weight = wanted[i] == classes - 1 ? args.no_object : 1;
+                total += weight * (std::log(softmax.total) + (softmax.shift - row[wanted[i]]));
+            }
+        }
+        sums[task] = total;
+    }
+}
+
+void class_loss_bwd_kernel(const ClassLoss& args, const int32_t* wanted, const float* grad_loss,
+                           void* grad_logits, bool& ok) {
+    const int64_t rows_a_layer = args.images * args.queries, classes = args.classes;
+    const int64_t chunks = (rows_a_layer + kLossRows - 1) / kLossRows;
+    int enough = 1;
+#pragma omp parallel for schedule(static) num_threads(args.threads) if (args.threads > 1) \
+    reduction(min : enough)
+    for (int64_t task = 0; task < args.layers * chunks; ++task) {
+        const int64_t layer = task / chunks, first = task % chunks * kLossRows;
+        const int64_t last = first + kLossRows < rows_a_layer ? first + kLossRows : rows_a_layer;
+        Rows rows;
+        if (!reserve(classes, rows)) enough = 0;
+        for (int64_t r = first; rows.wide && r < last; ++r) {
+            const int64_t i = layer * rows_a_layer + r;
+            const float* row = widen(args.logits, args.type, i * classes, classes, rows.wide);
+            if (args.focal) {
+                padded(row, classes, rows.wide);
+                const vfloat scale = splat(grad_loss[layer]);
+                for (int64_t k = 0; k < classes; k += kLanes) {
+                    const vint here = lane_index() + static_cast<int32_t>(k) == wanted[i];
+                    store(rows.out + k, scale * focal_gradient(load(rows.wide + k), here, args));
+                }
+            } else {
+                const Softmax softmax = softmax_row(row, classes, rows.out);
+                const float scale = (wanted[i] == classes - 1 ? args.no_object : 1) * grad_loss[layer];
+                const vfloat factor = splat(scale / softmax.total);
+                for (int64_t k = 0; k < classes; k += kLanes)
+                    store(rows.out + k, factor * load(rows.out + k));
+                rows.out[wanted[i]] -= scale;
+            }
+            narrow(rows.out, classes, grad_logits, args.type, i * classes);
+        }
+    }
+    ok = enough == 1;
+}
+
+}  // namespace DETR_FAST_ISA
+}  // namespace detr_fast

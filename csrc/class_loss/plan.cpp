@@ -1,0 +1,67 @@
+#include <new>
+#include <vector>
+
+#include "class_loss/class_loss.h"
+#include "common/scratch.h"
+
+namespace detr_fast {
+namespace {
+
+// Below this many logits a second thread costs more than it brings.
+constexpr int64_t kWorthThreads = 20000;
+
+// Fills `wanted`, or returns what the header says of bad input.
+int64_t wanted_classes(const ClassLoss& args, std::vector<int32_t>& wanted) {
+    const int64_t targets = args.first_target[args.images];
+    const int64_t unmatched = args.focal ? args.classes : args.classes - 1;
+    for (int64_t t = 0; t < targets; ++t)
+        if (args.labels[t] < 0 || args.labels[t] >= unmatched) return t;
+    for (int64_t i = 0; i < args.layers * targets; ++i)
+        if (args.query[i] < -1 || args.query[i] >= args.queries) return targets + i;
+    wanted.assign(args.layers * args.images * args.queries, static_cast<int32_t>(unmatched));
+    for (int64_t layer = 0; layer < args.layers; ++layer)
+        for (int64_t image = 0; image < args.images; ++image)
+            for (int64_t t = args.first_target[image]; t < args.first_target[image + 1]; ++t) {
+                const int64_t query = args.query[layer * targets + t];
+                if (query >= 0)
+                    wanted[(layer * args.images + image) * args.queries + query] =
+                        static_cast<int32_t>(args.labels[t]);
+            }
+    return -1;
+}
+
+ClassLoss with_threads(ClassLoss args) {
+    if (args.layers * args.images * args.queries * args.classes < kWorthThreads) args.threads = 1;
+    return args;
+}
+
+}  // namespace
+
+int64_t class_loss_fwd(const ClassLoss& args, float* loss) {
+    std::vector<int32_t> wanted;
+    const int64_t bad = wanted_classes(args, wanted);
+    if (bad >= 0) return bad;
+    const int64_t chunks = (args.images * args.queries + kLossRows - 1) / kLossRows;
+    std::vector<double> sums(args.layers * chunks);
+    DETR_FAST_CPU(class_loss_fwd_kernel)(with_threads(args), wanted.data(), sums.data());
+    for (int64_t layer = 0; layer < args.layers; ++layer) {
+        double total = 0;
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) total += sums[layer * chunks + chunk];
+        loss[layer] = static_cast<float>(total);
+    }
+    return -1;
+}
+
+int64_t class_loss_bwd(const ClassLoss& args, const float* grad_loss, void* grad_logits) {
+    std::vector<int32_t> wanted;
+    const int64_t bad = wanted_classes(args, wanted);
+    if (bad >= 0) return bad;
+    const size_t size = args.type == FloatType::f32 ? 4 : 2;
+    prefer_huge_pages(grad_logits, args.layers * args.images * args.queries * args.classes * size);
+    bool ok = true;
+    DETR_FAST_CPU(class_loss_bwd_kernel)(with_threads(args), wanted.data(), grad_loss, grad_logits, ok);
+    if (!ok) throw std::bad_alloc();
+    return -1;
+}
+
+}  // namespace detr_fast

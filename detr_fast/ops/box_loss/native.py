@@ -1,0 +1,51 @@
+"""The compiled CPU backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from detr_fast import extension
+from detr_fast.ops.matched import query_error
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why this backend cannot take tensors of `device` and `dtype`, or None."""
+    if device.type != "cpu":
+        return f"runs on the CPU, not on {device.type}"
+    if dtype not in _DTYPES:
+        return f"computes in float32, not in {dtype}"
+    return extension.why_not()
+
+
+def forward(boxes: Tensor, target_boxes: Tensor, query: Tensor, sizes: Sequence[int]) -> Tensor:
+    """[2, L] sums over matched pairs; arguments as the public function's, already checked."""
+    losses = torch.empty(2, boxes.shape[0], dtype=torch.float32)
+    _run("box_loss_fwd", boxes, target_boxes, query, sizes, losses)
+    return losses
+
+
+def backward(
+    grad_losses: Tensor, boxes: Tensor, target_boxes: Tensor, query: Tensor, sizes: Sequence[int]
+) -> Tensor:
+    """The gradient of the boxes, in their dtype."""
+    gradient = torch.zeros(boxes.shape, dtype=torch.float32)
+    _run("box_loss_bwd", boxes, target_boxes, query, sizes, grad_losses.contiguous(), gradient)
+    return gradient.to(boxes.dtype)
+
+
+def _run(
+    name: str, boxes: Tensor, target_boxes: Tensor, query: Tensor, sizes: Sequence[int], *tensors: Tensor
+) -> None:
+    layers, _, queries, _ = boxes.shape
+    # named, so that copies outlive the call
+    boxes, target_boxes = boxes.float().contiguous(), target_boxes.float().contiguous()
+    query = query.contiguous()
+    pointers = (x.data_ptr() for x in (boxes, target_boxes, query, *tensors))
+    bad = getattr(extension.extension(), name)(layers, queries, sizes, *pointers)
+    if bad >= 0:
+        raise query_error(query, bad, queries)

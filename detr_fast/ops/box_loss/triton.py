@@ -1,0 +1,59 @@
+"""The Triton backend. Triton is imported by the first call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from detr_fast.ops.triton_launch import device_table, launch, why_not_triton
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_BLOCK_T = 32
+
+
+def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why this backend cannot take tensors of `device` and `dtype`, or None."""
+    if dtype not in _DTYPES:
+        return f"computes in float32, not in {dtype}"
+    return why_not_triton(device)
+
+
+def forward(boxes: Tensor, target_boxes: Tensor, query: Tensor, sizes: Sequence[int]) -> Tensor:
+    """[2, L] sums over matched pairs; arguments as the public function's, already checked."""
+    from detr_fast.ops.box_loss.triton_kernels import forward_kernel
+
+    # every program its own numbers, added up in a fixed order
+    sums = torch.empty(2, *boxes.shape[:2], dtype=torch.float32, device=boxes.device)
+    if sums.numel():
+        _launch(forward_kernel, (sums,), boxes, target_boxes, query, sizes)
+    return sums.sum(2)
+
+
+def backward(
+    grad_losses: Tensor, boxes: Tensor, target_boxes: Tensor, query: Tensor, sizes: Sequence[int]
+) -> Tensor:
+    """The gradient of the boxes, in their dtype."""
+    from detr_fast.ops.box_loss.triton_kernels import backward_kernel
+
+    gradient = torch.zeros(boxes.shape, dtype=boxes.dtype, device=boxes.device)
+    if gradient.numel():
+        _launch(backward_kernel, (gradient, grad_losses.contiguous()), boxes, target_boxes, query, sizes)
+    return gradient
+
+
+def _launch(
+    kernel: object,
+    pointers: tuple[Tensor, ...],
+    boxes: Tensor,
+    target_boxes: Tensor,
+    query: Tensor,
+    sizes: Sequence[int],
+) -> None:
+    layers, images, queries, _ = boxes.shape
+    inputs = (boxes.contiguous(), target_boxes.float().contiguous(), query.contiguous())
+    first_target = device_table((0, *accumulate(sizes)), boxes.device)
+    numbers = (layers, images, queries, target_boxes.shape[0])
+    launch(kernel, layers * images, 1, (*pointers, *inputs, first_target, *numbers, _BLOCK_T))

@@ -1,0 +1,66 @@
+"""The plainest form of the loss in PyTorch: any device, float64 where the logits are, differentiable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from detr_fast.ops.class_loss.terms import Terms
+from detr_fast.ops.matched import check_queries
+
+
+def forward(logits: Tensor, labels: Tensor, query: Tensor, sizes: Sequence[int], terms: Terms) -> Tensor:
+    """[L] sums over queries; arguments as the public function's, already checked."""
+    layers, images, queries, classes = logits.shape
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    objects = terms.objects(classes)
+    if logits.device.type == "cpu" and type(labels) is Tensor:
+        check_labels(labels, objects)
+        check_queries(query, queries)
+    first = torch.tensor(
+        [b * queries for b, size in enumerate(sizes) for _ in range(size)], dtype=torch.int64
+    )
+    known = (labels >= 0) & (labels < objects)
+    # one more place takes the targets without a query
+    place = torch.where(query >= 0, query + first.to(query.device), images * queries)
+    wanted = labels.new_full((layers, images * queries + 1), objects)
+    wanted = wanted.scatter(1, place, labels.where(known, objects).expand(layers, -1))[:, :-1]
+    rows = logits.reshape(layers, images * queries, classes)
+    loss = focal(rows, wanted, terms) if terms.focal else cross_entropy(rows, wanted, terms)
+    return loss.where(known.all(), torch.nan)
+
+
+def cross_entropy(logits: Tensor, wanted: Tensor, terms: Terms) -> Tensor:
+    entropy = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").view(wanted.shape)
+    return torch.where(wanted == logits.shape[-1] - 1, terms.no_object * entropy, entropy).sum(1)
+
+
+def focal(logits: Tensor, wanted: Tensor, terms: Terms) -> Tensor:
+    present = wanted[..., None] == torch.arange(logits.shape[-1], device=logits.device)
+    right = torch.where(present, logits, -logits)  # the logit of the right answer
+    weight = torch.where(present, terms.alpha, 1 - terms.alpha).to(logits.dtype)
+    return (weight * (-right).sigmoid() ** terms.gamma * F.softplus(-right)).sum((1, 2))
+
+
+def backward(
+    grad_loss: Tensor, logits: Tensor, labels: Tensor, query: Tensor, sizes: Sequence[int], terms: Terms
+) -> Tensor:
+    """The gradient of the logits, in their dtype."""
+    differentiate = torch.func.vjp(lambda x: forward(x, labels, query, sizes, terms), logits)[1]
+    (gradient,) = differentiate(grad_loss)
+    return gradient.contiguous()
+
+
+def check_labels(labels: Tensor, objects: int) -> None:
+    bad = ((labels < 0) | (labels >= objects)).nonzero()
+    if len(bad):
+        raise label_error(labels, int(bad[0]), objects)
+
+
+def label_error(labels: Tensor, index: int, objects: int) -> ValueError:
+    return ValueError(
+        f"labels: expected values in [0, {objects}); got {int(labels[index])} at packed target {index}"
+    )

@@ -1,0 +1,138 @@
+"""class_loss: DETR and Deformable DETR sizes, ragged and empty batches, odd class counts, large logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detr_fast.ops import class_loss as function
+from detr_fast.ops.class_loss import OPERATOR, _op
+from tests.ops.cases.box_match_cost import label, with_
+from tests.ops.contract import BadInput, Case, Contract, Inputs, Tolerance
+
+
+def matching(rng: torch.Generator, sizes: tuple[int, ...], queries: int, layers: int) -> Tensor:
+    """[L, sumT]: distinct random queries in each image, -1 for targets beyond their number."""
+    rows = []
+    for _ in range(layers):
+        parts = [torch.empty(0, dtype=torch.int64)]
+        for size in sizes:
+            chosen = torch.cat((torch.randperm(queries, generator=rng), torch.full((size,), -1)))[:size]
+            parts.append(chosen[torch.randperm(size, generator=rng)])
+        rows.append(torch.cat(parts))
+    return torch.stack(rows) if rows else torch.empty(0, sum(sizes), dtype=torch.int64)
+
+
+def make(
+    rng: torch.Generator,
+    sizes: tuple[int, ...],
+    queries: int,
+    classes: int,
+    layers: int,
+    scale: float = 1.0,
+    **options: Any,
+) -> Inputs:
+    """`classes`: those of objects."""
+    columns = classes + (options["kind"] == "softmax")
+    shape = (layers, len(sizes), queries, columns)
+    return {
+        "logits": 3 * scale * torch.randn(shape, generator=rng, dtype=torch.float64),
+        "labels": torch.randint(classes, (sum(sizes),), generator=rng),
+        "query": matching(rng, sizes, queries, layers),
+        "sizes": sizes,
+        **options,
+    }
+
+
+def cases(**options: Any) -> list[Case]:
+    shapes: dict[str, Callable[[torch.Generator], Inputs]] = {
+        "layers_ragged": partial(make, sizes=(7, 0, 13), queries=40, classes=91, layers=3),
+        "one_class": partial(make, sizes=(2, 1), queries=9, classes=1, layers=2),
+        "few_classes": partial(make, sizes=(3,), queries=17, classes=6, layers=2),
+        "vector_of_classes": partial(make, sizes=(3, 5), queries=16, classes=16, layers=1),
+        "many_classes": partial(make, sizes=(4,), queries=5, classes=1203, layers=1),
+        "more_targets_than_queries": partial(make, sizes=(40, 1), queries=6, classes=20, layers=2),
+        "one_query": partial(make, sizes=(1, 3), queries=1, classes=91, layers=6),
+        "many_targets": partial(make, sizes=(60,), queries=100, classes=12, layers=1),
+        "large_logits": partial(make, sizes=(4, 4), queries=20, classes=33, layers=1, scale=60.0),
+        "no_targets": partial(make, sizes=(0, 0), queries=5, classes=4, layers=2),
+        "no_images": partial(make, sizes=(), queries=5, classes=4, layers=2),
+        "no_queries": partial(make, sizes=(2, 1), queries=0, classes=4, layers=2),
+        "no_layers": partial(make, sizes=(2, 1), queries=3, classes=4, layers=0),
+    }
+    if options["kind"] == "focal":
+        shapes["gamma"] = partial(make, sizes=(7, 3), queries=20, classes=11, layers=2)
+    return [
+        Case(
+            f"{options['kind']}_{name}",
+            partial(inputs, **{**options, **({"gamma": 1.5} if name == "gamma" else {})}),
+        )
+        for name, inputs in shapes.items()
+    ]
+
+
+def custom_op(inputs: Inputs) -> tuple[Any, tuple[Any, ...]]:
+    tensors = (inputs[name] for name in ("logits", "labels", "query"))
+    options = (inputs[name] for name in ("kind", "no_object", "alpha", "gamma"))
+    return _op, (*tensors, list(inputs["sizes"]), *options)
+
+
+def query(value: int) -> Callable[[Tensor], Tensor]:
+    def change(query: Tensor) -> Tensor:
+        query = query.clone()
+        query[1, 2] = value
+        return query
+
+    return change
+
+
+BAD_INPUTS = [
+    BadInput("logits_3d", with_(logits=lambda x: x[0]), ValueError, r"logits: expected \[L, B, Q"),
+    BadInput("no_classes", with_(logits=lambda x: x[..., :0]), ValueError, "logits: .* K >= 1"),
+    BadInput("labels_2d", with_(labels=lambda x: x[None]), ValueError, "labels: .*sumT"),
+    BadInput("labels_int32", with_(labels=lambda x: x.int()), TypeError, "labels: .*int32"),
+    BadInput(
+        "label_K", with_(labels=label(91)), ValueError, r"labels: .*\[0, 91\); got 91 at packed target 3"
+    ),
+    BadInput("label_negative", with_(labels=label(-1)), ValueError, "labels: .*got -1"),
+    BadInput("query_1d", with_(query=lambda x: x[0]), ValueError, "query: expected"),
+    BadInput("query_int32", with_(query=lambda x: x.int()), TypeError, "query: .*int32"),
+    BadInput("query_Q", with_(query=query(40)), ValueError, r"query: expected values in \[-1, 40\); got 40"),
+    BadInput("query_negative", with_(query=query(-2)), ValueError, "query: .*got -2"),
+    BadInput("integer_logits", with_(logits=lambda x: x.int()), TypeError, "logits: .*int32"),
+    BadInput("sizes_sum", with_(sizes=(7, 1, 13)), ValueError, "sizes: .*sumT = 20"),
+    BadInput("sizes_negative", with_(sizes=(9, -2, 13)), ValueError, "sizes: expected counts >= 0"),
+    BadInput("sizes_length", with_(sizes=(7, 13)), ValueError, "sizes: .*B = 3 images; got 2"),
+    BadInput("sizes_tensor", with_(sizes=torch.tensor([7, 0, 13])), TypeError, "sizes: .*Tensor"),
+    BadInput("device", with_(query=lambda x: x.to("meta")), ValueError, "query: .*cpu.*meta"),
+    BadInput("kind", with_(kind="sigmoid"), ValueError, "kind: .*'sigmoid'"),
+    BadInput("alpha_nan", with_(alpha=float("nan")), ValueError, "alpha"),
+    BadInput("gamma_negative", with_(gamma=-1.0), ValueError, "gamma >= 0"),
+]
+
+
+def contract(**options: Any) -> Contract:
+    single = Tolerance(forward=1e-6, backward=2e-6)
+    return Contract(
+        operator=OPERATOR,
+        function=function,
+        cases=cases(**options),
+        dtypes={
+            torch.float32: single,
+            # gradients are rounded to the dtype, by the interpreter towards zero
+            torch.bfloat16: Tolerance(forward=1e-6, backward=8e-3),
+            torch.float16: Tolerance(forward=1e-6, backward=1e-3),
+        },
+        cast=("logits",),
+        custom_op=custom_op,
+        differentiable=("logits",),
+        bad_inputs=BAD_INPUTS,
+    )
+
+
+OPTIONS = {"no_object": 0.1, "alpha": 0.25, "gamma": 2.0}
+CONTRACTS = [contract(kind="softmax", **OPTIONS), contract(kind="focal", **OPTIONS)]
