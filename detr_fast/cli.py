@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from detr_fast.benchmarking import Plan, quick_plan, run_benchmarks
 from detr_fast.benchmarking.gpu import GpuPlan, quick_gpu_plan, run_gpu_benchmarks
+from detr_fast.data import convert_yolo
 from detr_fast.engine import (
     FAMILIES,
     TASKS,
@@ -67,6 +68,9 @@ def _default(name: str) -> str:
     return "Default: " + ", ".join([str(usual), *others]) + "."
 
 
+convert = typer.Typer(no_args_is_help=True, help="Turn data sets of other formats into the COCO layout.")
+app.add_typer(convert, name="convert")
+
 Data = Annotated[
     Path, typer.Option(help="Data set in the COCO 2017 layout: annotations/, train2017/, val2017/.")
 ]
@@ -113,6 +117,10 @@ def train(
     ] = None,
     backbone_weights: Annotated[
         Path | None, typer.Option(help="ImageNet file to start the backbone from.")
+    ] = None,
+    frozen_weights: Annotated[
+        Path | None,
+        typer.Option(help="Trained DETR for detr-segm to keep as it is; the mask head learns."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from OUTPUT/last.pt.")] = False,
     num_classes: Annotated[int | None, typer.Option(help="Default: what the data needs.")] = None,
@@ -171,7 +179,9 @@ def train(
     settings = {field.name: given[field.name] for field in dataclasses.fields(TrainConfig)}
     _set_threads(threads)
     with process_group(pick_device(device)):
-        start = ModelChoice(model, weights, backbone_weights, num_classes, num_queries, task).starting_point()
+        start = ModelChoice(
+            model, weights, backbone_weights, num_classes, num_queries, task, frozen_weights
+        ).starting_point()
         metrics = train_on_coco(
             data,
             output,
@@ -246,6 +256,18 @@ def predict(
         )
         typer.echo(f"{record['file']}: {found or 'nothing found'}")
     _write_json(output / "predictions.json", records)
+    typer.echo(f"written: {output}")
+
+
+@convert.command("yolo")
+def convert_yolo_command(
+    source: Annotated[Path, typer.Argument(help="data.yaml of the YOLO data set.")],
+    output: Annotated[Path, typer.Argument(help="New folder for the COCO 2017 layout.")],
+    copy: Annotated[bool, typer.Option("--copy", help="Copy the images, not link to them.")] = False,
+) -> None:
+    """Turn a YOLO data set (boxes or polygons) into the COCO layout that `train` reads."""
+    for split, summary in convert_yolo(source, output, images="copy" if copy else "link").items():
+        typer.echo(f"{split}: {summary}")
     typer.echo(f"written: {output}")
 
 

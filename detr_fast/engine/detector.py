@@ -114,7 +114,8 @@ def load_detector(
 
     Args:
         path: the file. An official one tells its sizes by its `args` or, without them, by its shapes.
-        model: a name of `MODELS`, for an official file that tells too little (dilation has no shape).
+        model: a name of `MODELS` that the file must fit: a family, or one of its sizes, which also tells what
+            an official file without `args` does not (dilation has no shape).
         task: what to use it for; by default what it was trained for.
         device: where to put it.
 
@@ -143,8 +144,8 @@ def _described(about: Mapping[str, Any], model: str | None) -> Detector:
     family = FAMILIES[about["family"]]
     config = family.config(**about["config"])
     if model is not None:
-        wanted = model_config(model)
-        if family_of(model) != about["family"] or wanted.backbone != config.backbone:
+        same = family_of(model) == about["family"]
+        if not same or (model not in FAMILIES and model_config(model).backbone != config.backbone):
             raise ValueError(
                 f"model: the checkpoint holds {family.looks_like} with {config.backbone}; got {model!r}"
             )
@@ -168,7 +169,7 @@ def _official(content: Any, state: Mapping[str, Tensor], model: str | None) -> D
         raise ValueError(f"model: expected a checkpoint of {expected}; got what looks like {kind}")
     family = FAMILIES[name]
     config = family.config.from_state_dict(state)
-    if model is not None:
+    if model is not None and model not in FAMILIES:
         config = _with_named_options(config, model_config(model))
     elif "args" in content and hasattr(family.config, "from_official_args"):
         config = family.config.from_official_args(content["args"], config.num_classes)

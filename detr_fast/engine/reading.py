@@ -89,6 +89,7 @@ def detr_segments(predictions: Predictions, geometry: Geometry, reading: Reading
         geometry.images,
         geometry.outputs,
         things=reading.things,
+        crop_padding=True,
         threshold=0.85 if reading.threshold is None else reading.threshold,
     )
 

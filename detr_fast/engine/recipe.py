@@ -20,6 +20,7 @@ from detr_fast.engine.distributed import is_main
 from detr_fast.engine.evaluate import evaluate
 from detr_fast.engine.families import FAMILIES, check_task, family_of, model_config
 from detr_fast.engine.train import Trainer
+from detr_fast.models import DETRSegm, DETRSegmConfig
 
 DEFAULT_MODEL = "detr-r50"
 
@@ -31,6 +32,7 @@ class ModelChoice:
     name: of `MODELS`; by default the architecture of `weights`, else detr-r50.
     weights: a checkpoint to start from; a class head of another size starts afresh.
     backbone_weights: an ImageNet file to start the backbone from.
+    frozen_weights: a trained DETR that a DETR for segmentation keeps as it is, learning its mask head alone.
     num_classes: by default what the data needs. num_queries: by default the model's.
     task: by default that of `weights`, else the family's first.
     """
@@ -41,17 +43,32 @@ class ModelChoice:
     num_classes: int | None = None
     num_queries: int | None = None
     task: str | None = None
+    frozen_weights: Path | None = None
 
     def starting_point(self) -> StartingPoint:
-        """Reads `weights`, where given."""
+        """Reads `weights` or `frozen_weights`, where given."""
+        sources = {name: getattr(self, name) for name in ("weights", "backbone_weights", "frozen_weights")}
+        if len(given := [name for name, path in sources.items() if path is not None]) > 1:
+            raise ValueError(f"{', '.join(given)}: expected one of them; got {len(given)}")
+        if self.frozen_weights is not None:
+            return self._around_frozen(self.frozen_weights)
         if self.weights is None:
             family = family_of(self.name or DEFAULT_MODEL)
             return StartingPoint(self, family, check_task(family, self.task), FAMILIES[family].contiguous)
-        if self.backbone_weights is not None:
-            raise ValueError("weights, backbone_weights: expected one of them; got both")
         trained = load_detector(self.weights, model=self.name)
         task = check_task(trained.family, self.task or trained.task_name)
         return StartingPoint(self, trained.family, task, trained.contiguous, trained.model)
+
+    def _around_frozen(self, path: Path) -> StartingPoint:
+        name = self.name or "detr-segm"
+        family = family_of(name)
+        if family != "detr-segm":
+            raise ValueError(f"frozen_weights: expected the model detr-segm around them; got {family}")
+        trained = load_detector(path, model=name.replace("detr-segm", "detr"))
+        config = DETRSegmConfig(**dataclasses.asdict(trained.config), frozen_detector=True)
+        model = DETRSegm(config)
+        model.load_detector(trained.model.state_dict())
+        return StartingPoint(self, family, check_task(family, self.task), trained.contiguous, model)
 
 
 @dataclass(frozen=True)
@@ -78,6 +95,11 @@ class StartingPoint:
             return family.model(config, backbone_weights=choice.backbone_weights), []
         trained: Any = self.trained.config
         num_queries = choice.num_queries or trained.num_queries
+        if choice.frozen_weights and (num_classes, num_queries) != (trained.num_classes, trained.num_queries):
+            raise ValueError(
+                f"{choice.frozen_weights}: has {trained.num_classes} classes and {trained.num_queries} "
+                f"queries, but {num_classes} and {num_queries} are needed, which a frozen model cannot learn"
+            )
         model = family.model(dataclasses.replace(trained, num_classes=num_classes, num_queries=num_queries))
         report = load_state_dict(model, self.trained.state_dict())
         if not report.reinitialized:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -17,29 +16,10 @@ from detr_fast import cli
 from detr_fast.engine import MODELS
 from detr_fast.engine.logs import read_log
 from detr_fast.ops import OPERATORS
+from tests.cli.running import ok, refused, run
 from tests.engine.tiny import SIZE, write_data
 
 SMALL = ["--image-size", str(SIZE), "--num-workers", "0", "--device", "cpu"]
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
-
-
-def ok(*arguments: object) -> str:
-    result = run(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.stdout  # progress bars go to stderr
-
-
-def refused(*arguments: object) -> str:
-    """The one line that a user's error ends in."""
-    result = run(*arguments)
-    assert result.exit_code == 2, result.output
-    lines = [line for line in result.output.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, result.output
-    assert "Traceback" not in result.output
-    return lines[0]
 
 
 @pytest.fixture(scope="module")
