@@ -5,12 +5,22 @@ from __future__ import annotations
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from detr_fast.data import Batch, CocoDetection, begin_epoch, build_detection_dataset, build_loader, collate
-from tests.data.make import annotation, image, write_dataset
+from detr_fast.data import (
+    Batch,
+    CocoDetection,
+    begin_epoch,
+    build_dataset,
+    build_detection_dataset,
+    build_loader,
+    collate,
+)
+from detr_fast.structures import PackedTargets
+from tests.data.make import annotation, image, segment, write_dataset, write_panoptic
 
 
 @pytest.fixture
@@ -48,6 +58,24 @@ def test_collate_pads(rng: torch.Generator) -> None:
         assert not mask[:height, :width].any()
         assert (tensor[:, mask] == 0).all(), i
     assert [list(target) for target in targets] == [["labels"], []]
+
+
+def test_padding_of_mask_classifiers(tmp_path: Path) -> None:
+    """To the stride, images smaller than it too, or to the square of large-scale jitter; any data set."""
+    maps = {i: np.full((i, 2 * i), 5) for i in (1, 9, 20, 33)}
+    write_panoptic(tmp_path, maps, {i: [segment(5, 3)] for i in maps})
+    jittered = build_dataset(tmp_path, "train", "panoptic", train=True, augmentation="lsj", lsj_size=48)
+    loader = build_loader(jittered, 2, train=True, size=(48, 48), num_workers=1)
+    begin_epoch(loader, 0)
+    for images, targets in loader:
+        assert images.tensors.shape == (2, 3, 48, 48)
+        packed = PackedTargets.from_list(targets, mask_size=(48, 48)).masks
+        assert packed is not None
+        assert not packed[images.mask].any(), "masks lie on their images"
+    plain = build_dataset(tmp_path, "train", "panoptic", train=False, scales=(20,), max_size=100)
+    for images, targets in build_loader(plain, 2, train=False, multiple=32):
+        assert images.tensors.shape[2:] == (32, 64)
+        assert all(target["masks"].shape == (1, 20, 40) for target in targets)
 
 
 def test_every_image_once_an_epoch(data: CocoDetection) -> None:
