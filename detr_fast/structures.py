@@ -201,6 +201,19 @@ class MaskPredictions:
                 )
         return cls(_stacked(outputs, "pred_logits"), _stacked(outputs, "pred_masks"))
 
+    def maps(self) -> tuple[Tensor, Tensor]:
+        """The masks as [L * B, Q, h, w], and where in it those of each layer and image are, [L, B].
+
+        Not copied, be they laid out layer by layer or, as a product with each image's pixels leaves them,
+        image by image.
+        """
+        layers, images = self.masks.shape[:2]
+        device = self.masks.device
+        if self.masks.transpose(0, 1).is_contiguous():
+            place = torch.arange(layers * images, device=device).view(images, layers).T
+            return self.masks.transpose(0, 1).flatten(0, 1), place
+        return self.masks.flatten(0, 1), torch.arange(layers * images, device=device).view(layers, images)
+
     def last(self) -> MaskPredictions:
         """The last layer alone, still stacked (L = 1)."""
         return MaskPredictions(self.logits[-1:], self.masks[-1:])

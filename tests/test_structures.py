@@ -164,6 +164,18 @@ def test_mask_predictions_round_trip_the_official_form(rng: torch.Generator) -> 
         MaskPredictions.from_dict({"pred_logits": predictions.logits[0]})
 
 
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("by_image", [False, True])
+def test_maps_are_views(images: int, by_image: bool, rng: torch.Generator) -> None:
+    """Of masks that lie in memory layer by layer or image by image."""
+    masks = torch.rand(3, images, 5, 6, 7, generator=rng)
+    if by_image:
+        masks = masks.transpose(0, 1).contiguous().transpose(0, 1)
+    maps, place = MaskPredictions(torch.rand(3, images, 5, 4, generator=rng), masks).maps()
+    assert maps.data_ptr() == masks.data_ptr()
+    assert torch.equal(maps[place], masks)
+
+
 def test_matches_as_official_index_pairs() -> None:
     targets = PackedTargets.from_list(
         [{"labels": torch.zeros(n, dtype=torch.int64), "boxes": torch.rand(n, 4)} for n in (3, 0, 2)]

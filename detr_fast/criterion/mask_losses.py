@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detr_fast.ops.point_sample import point_sample
-from detr_fast.structures import PackedTargets
+from detr_fast.structures import MaskPredictions, PackedTargets
 
 
 class Focal(NamedTuple):
@@ -28,49 +28,57 @@ class Focal(NamedTuple):
 FOCAL = Focal()
 
 
+def matched_maps(
+    predictions: MaskPredictions, targets: PackedTargets, query: Tensor
+) -> tuple[Tensor, Tensor]:
+    """All predicted maps [M, h, w], and which is each row's [R]: some map where a target is unmatched."""
+    maps, place = predictions.maps()
+    rows = place[:, targets.batch_index] * maps.shape[1] + query.clamp(min=0)
+    return maps.flatten(0, 1), rows.flatten()
+
+
 def point_losses(
-    masks: Tensor, targets: PackedTargets, query: Tensor, points: Tensor, num_masks: Tensor | float
+    maps: Tensor,
+    map_index: Tensor,
+    targets: PackedTargets,
+    query: Tensor,
+    points: Tensor,
+    num_masks: Tensor | float,
 ) -> tuple[Tensor, Tensor]:
     """Binary cross-entropy, the mean over each row's points, and dice loss (arXiv:2112.01527, section 3.3).
 
-    masks: [L, B, Q, h, w] logits; targets: with masks; query: [L, sumT] as in `Matches`.
+    maps: [M, h, w] logits; map_index: [R], as `matched_maps` gives them.
+    targets: with masks; query: [L, sumT] as in `Matches`.
     points: [R, P, 2], (x, y) in 0..1.
     num_masks: what the sums over targets are divided by.
 
     Returns [L] each.
     """
     assert targets.masks is not None
-    rows = matched_rows(masks, targets, query)
-    found = point_sample(masks.flatten(0, 2)[:, None], points, map_index=rows)[:, 0]
-    with torch.no_grad():
-        wanted = point_sample(targets.masks[:, None], points, map_index=_targets_of_rows(query))[:, 0]
+    found = point_sample(maps[:, None], points, map_index=map_index)[:, 0]
+    wanted = point_sample(targets.masks[:, None], points, map_index=_targets_of_rows(query))[:, 0]
     found = found.to(torch.promote_types(found.dtype, torch.float32))
     return _by_layer(RowLosses.apply(found, wanted.to(found.dtype), None), query, num_masks)
 
 
 def map_losses(
-    masks: Tensor, targets: PackedTargets, query: Tensor, num_masks: Tensor | float, focal: Focal = FOCAL
+    maps: Tensor,
+    map_index: Tensor,
+    targets: PackedTargets,
+    query: Tensor,
+    num_masks: Tensor | float,
+    focal: Focal = FOCAL,
 ) -> tuple[Tensor, Tensor]:
     """Focal loss, the mean over the pixels of the target, and dice loss of bilinearly upsampled logits.
 
-    As in DETR (arXiv:2005.12872, section 4.4) and MaskFormer (arXiv:2107.06278, section 3.3).
-
-    masks: [L, B, Q, h, w] logits; targets: with masks [sumT, H, W]; query: [L, sumT] as in `Matches`.
-    num_masks: what the sums over targets are divided by.
+    As in DETR (arXiv:2005.12872, section 4.4) and MaskFormer (arXiv:2107.06278, section 3.3). Arguments as
+    in `point_losses`.
 
     Returns [L] each.
     """
     assert targets.masks is not None
-    rows = matched_rows(masks, targets, query)
-    losses = MapLosses.apply(masks.flatten(0, 2), targets.masks, rows, _targets_of_rows(query), focal)
+    losses = MapLosses.apply(maps, targets.masks, map_index, _targets_of_rows(query), focal)
     return _by_layer(losses, query, num_masks)
-
-
-def matched_rows(masks: Tensor, targets: PackedTargets, query: Tensor) -> Tensor:
-    """[R]: where among all L * B * Q maps each row's stands; the image's first for an unmatched target."""
-    layers, images, queries = masks.shape[:3]
-    layer = torch.arange(layers, device=query.device)[:, None]
-    return ((layer * images + targets.batch_index) * queries + query.clamp(min=0)).flatten()
 
 
 def _targets_of_rows(query: Tensor) -> Tensor:

@@ -203,6 +203,21 @@ def test_forms_of_input_agree(make, rng: torch.Generator) -> None:
             assert torch.equal(b, d)
 
 
+@pytest.mark.parametrize("make", [on_points, on_maps])
+def test_masks_laid_out_image_by_image(make, rng: torch.Generator) -> None:
+    """As a product of embeddings with each image's pixels leaves them."""
+    predictions, targets, draws = random_batch([2, 0, 4], rng)
+    criterion = make()
+    expected = losses_of(criterion, (predictions, targets, draws))
+    (expected_grad,) = torch.autograd.grad(criterion.total(expected), predictions.masks)
+    masks = predictions.masks.detach().transpose(0, 1).contiguous().requires_grad_()
+    found = losses_of(criterion, (MaskPredictions(predictions.logits, masks.transpose(0, 1)), targets, draws))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+    (grad,) = torch.autograd.grad(criterion.total(found), masks)
+    torch.testing.assert_close(grad.transpose(0, 1), expected_grad)
+
+
 def test_subset_of_losses(rng: torch.Generator) -> None:
     batch = random_batch([2, 1], rng)
     labels, masks = (set(losses_of(on_points(losses=[name]), batch)) for name in ("labels", "masks"))
