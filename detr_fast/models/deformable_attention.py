@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from detr_fast.ops import ms_deform_attn_fused
+from detr_fast.ops.ms_deform_attn.reference import sampling_locations
 
 
 class MSDeformAttn(nn.Module):
@@ -74,16 +75,36 @@ class MSDeformAttn(nn.Module):
         Returns:
             [B, Q, C].
         """
-        batch, queries, _ = query.shape
-        samples = (self.n_heads, self.n_levels, self.n_points)
         value = self.value_proj(input_flatten)
         if input_padding_mask is not None:
             value = value.masked_fill(input_padding_mask[..., None], 0)
         attended = ms_deform_attn_fused(
-            value.view(batch, -1, self.n_heads, self.d_model // self.n_heads),
+            value.view(*value.shape[:2], self.n_heads, self.d_model // self.n_heads),
             input_spatial_shapes,
             reference_points,
-            self.sampling_offsets(query).view(batch, queries, *samples, 2),
-            self.attention_weights(query).view(batch, queries, *samples),
+            *self._offsets_and_logits(query),
         )
         return self.output_proj(attended)
+
+    def samples(
+        self, query: Tensor, reference_points: Tensor, spatial_shapes: Sequence[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor]:
+        """Where `forward` samples and with which weights.
+
+        Args:
+            query: [B, Q, C].
+            reference_points: [B, Q, N, 2 or 4], see `forward`.
+            spatial_shapes: (height, width) of each level.
+
+        Returns:
+            Locations [B, Q, H, N, P, 2], (x, y) relative to each level, and weights [B, Q, H, N, P], of sum 1
+            over levels and points.
+        """
+        offsets, logits = self._offsets_and_logits(query)
+        locations = sampling_locations(reference_points, offsets.to(reference_points.dtype), spatial_shapes)
+        return locations, logits.flatten(3).softmax(-1).view_as(logits)
+
+    def _offsets_and_logits(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, Q, C] -> [B, Q, H, N, P, 2] and [B, Q, H, N, P]."""
+        samples = (*query.shape[:2], self.n_heads, self.n_levels, self.n_points)
+        return self.sampling_offsets(query).view(*samples, 2), self.attention_weights(query).view(samples)

@@ -6,6 +6,7 @@ queries and keys of every attention, never to values.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -48,6 +49,17 @@ class MultiheadAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         return self.out_proj(out.transpose(1, 2).flatten(2))
+
+    def weights(self, query: Tensor, key: Tensor, attend: Tensor | None = None) -> Tensor:
+        """What `forward` weighs the values with, before any dropout: [B, H, Q, S], of sum 1 over S."""
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        q, k = map(F.linear, (query, key), weights, biases)
+        q, k = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k))
+        logits = q @ k.mT * q.shape[-1] ** -0.5
+        if attend is not None:
+            mask = attend.view(len(attend), 1, -1, attend.shape[-1])
+            logits = logits.masked_fill(~mask, -math.inf)
+        return logits.softmax(-1)
 
 
 class Layer(nn.Module):
