@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from detr_fast.criterion import PointDraws
 from detr_fast.ops import box_match_cost
-from detr_fast.structures import Predictions
+from detr_fast.structures import MaskPredictions, Predictions
 
 FORWARD = "forward"
 FORWARD_BACKWARD = "forward+backward"
@@ -212,6 +214,59 @@ class DetectionCase:
         )
 
 
+@dataclass(frozen=True)
+class MaskInputs:
+    """Predictions of all layers of a mask classifier and the targets of the batch, in the official form.
+
+    draws: the random points, so that results can be compared; None: fresh ones in each call.
+    """
+
+    predictions: MaskPredictions
+    targets: list[dict[str, Tensor]]
+    draws: PointDraws | None = None
+
+    def drawn(self, generator: Generator) -> MaskInputs:
+        """The same call with random points that stay: Mask2Former's numbers of them."""
+        layers, images = self.predictions.logits.shape[:2]
+        masks = sum(len(target["labels"]) for target in self.targets)
+        shapes = ((images, 12544), (masks, 3 * 12544), (masks, 3136))
+        draws = (torch.rand(layers, *shape, 2, generator=generator) for shape in shapes)
+        return replace(self, draws=PointDraws(*draws))
+
+
+@dataclass(frozen=True)
+class MaskCase:
+    """What Mask2Former's criterion sees in one training step.
+
+    targets: of each image. size: side of the padded images; masks are predicted at a quarter of it.
+    """
+
+    name: str
+    targets: tuple[int, ...]
+    queries: int = 100
+    layers: int = 10
+    classes: int = 133
+    size: int = 1024
+    operator: str = "mask_criterion"
+    passes: tuple[str, ...] = (FORWARD_BACKWARD,)
+
+    def inputs(self, generator: Generator) -> MaskInputs:
+        shape = (self.layers, len(self.targets), self.queries)
+        logits = torch.randn(*shape, self.classes + 1, generator=generator)
+        masks = 4 * torch.randn(*shape, self.size // 4, self.size // 4, generator=generator)
+        targets = []
+        for count in self.targets:
+            blobs = torch.randn(1, count, 8, 8, generator=generator)
+            targets.append(
+                {
+                    "labels": torch.randint(self.classes, (count,), generator=generator),
+                    "boxes": _random_boxes(generator, count),
+                    "masks": F.interpolate((blobs > 0).byte(), size=(self.size, self.size))[0].bool(),
+                }
+            )
+        return MaskInputs(MaskPredictions(logits, masks), targets)
+
+
 def _around_targets(
     generator: Generator,
     shape: tuple[int, int, int, int],
@@ -291,4 +346,15 @@ MATCH_COST = (
 MATCHER = _detection_cases("matcher", (FORWARD,))
 CRITERION = _detection_cases("criterion", (FORWARD_BACKWARD,))
 
-CASES: tuple[Case, ...] = (*MATCHER, *ASSIGNMENT, *MATCH_COST, *CRITERION, *ATTENTION)
+# a step of two images with few targets, and the most of one image, whose memory is measured
+MASK_CRITERION = (MaskCase("B=2 T=20 1024x1024", (14, 6)),)
+MOST_MASKS = MaskCase("B=1 T=100 1024x1024", (100,))
+
+CASES: tuple[Case, ...] = (
+    *MATCHER,
+    *ASSIGNMENT,
+    *MATCH_COST,
+    *CRITERION,
+    *MASK_CRITERION,
+    *ATTENTION,
+)

@@ -13,8 +13,15 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from detr_fast.benchmarking import official_detr
-from detr_fast.benchmarking.cases import FORWARD, AssignmentInputs, AttentionInputs, DetectionInputs
+from detr_fast.benchmarking import official_detr, official_mask2former
+from detr_fast.benchmarking.cases import (
+    FORWARD,
+    AssignmentInputs,
+    AttentionInputs,
+    DetectionInputs,
+    MaskInputs,
+)
+from detr_fast.criterion import PointDraws
 from detr_fast.ops import box_match_cost, ms_deform_attn, ms_deform_attn_fused
 
 
@@ -166,6 +173,40 @@ def _criterion_expected(inputs: DetectionInputs, pass_: str) -> dict[str, Tensor
     return losses_and_gradients(losses, weighted_total(losses), logits, boxes)
 
 
+def _mask_criterion_expected(inputs: MaskInputs, pass_: str) -> dict[str, Tensor]:
+    assert inputs.draws is not None
+    logits = inputs.predictions.logits.double().requires_grad_()
+    masks = inputs.predictions.masks.double().requires_grad_()
+    drawn = (x.double() for x in (inputs.draws.match, inputs.draws.candidates, inputs.draws.extra))
+    losses = official_mask2former.criterion(
+        type(inputs.predictions)(logits, masks).as_dict(),
+        inputs.targets,
+        logits.shape[-1] - 1,
+        PointDraws(*drawn),
+    )
+    return mask_losses_and_gradients(losses, logits, masks)
+
+
+def _verify_mask_criterion(expected: Mapping[str, Tensor], result: Mapping[str, Tensor]) -> None:
+    """Gradients of masks by their norm: in float32 a mask may choose another of two like uncertain points."""
+    _compare({name: x for name, x in expected.items() if name != "grad_masks"}, result)
+    grad = expected["grad_masks"]
+    error = float((result["grad_masks"].double() - grad).norm() / grad.norm())
+    if not error <= 1e-2:
+        raise ContractFailed(f"grad_masks: relative error {error:.1e} over 1e-02")
+
+
+def mask_losses_and_gradients(
+    losses: Mapping[str, Tensor], logits: Tensor, masks: Tensor
+) -> dict[str, Tensor]:
+    """Losses by name, with the gradients of the scalar that Mask2Former trains on: weights 2, 5 and 5."""
+    weights = {"loss_ce": 2, "loss_mask": 5, "loss_dice": 5}
+    total = torch.stack([weights["_".join(name.split("_")[:2])] * x for name, x in losses.items()]).sum()
+    grad_logits, grad_masks = torch.autograd.grad(total, (logits, masks))
+    named = {name: loss.detach() for name, loss in losses.items()}
+    return {**named, "grad_logits": grad_logits, "grad_masks": grad_masks}
+
+
 def weighted_total(losses: Mapping[str, Tensor]) -> Tensor:
     """The scalar that DETR trains on: weights 1, 5 and 2 for every layer."""
     weights = {"loss_ce": 1, "loss_bbox": 5, "loss_giou": 2}
@@ -190,3 +231,4 @@ ASSIGNMENT = Contract(_assignment_expected, _verify_matching)
 COSTS = Contract(_cost_expected, _compare)
 MATCHER = Contract(_matcher_expected, _verify_matching)
 CRITERION = Contract(_criterion_expected, _compare)
+MASK_CRITERION = Contract(_mask_criterion_expected, _verify_mask_criterion)

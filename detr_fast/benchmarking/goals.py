@@ -9,6 +9,7 @@ TORCH_MS_DEFORM_ATTN = "torch-ms-deform-attn"
 SCIPY = "scipy, (Q, T) matrices"
 PY_LAP_SOLVER = "py-lap-solver"
 OFFICIAL_DETR = "facebookresearch/detr"
+OFFICIAL_MASK2FORMER = "facebookresearch/Mask2Former"
 
 ASSIGNMENT_MEDIAN = 10.0
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from detr_fast.benchmarking import goals
-from detr_fast.benchmarking.cases import CASES, AttentionInputs, Case
+from detr_fast.benchmarking.cases import CASES, AttentionInputs, Case, MaskInputs
 from detr_fast.benchmarking.contract import Contract, ContractFailed
 from detr_fast.benchmarking.peers import Contender, Peer, all_peers
 from detr_fast.benchmarking.timing import interleaved, torch_threads
@@ -121,6 +121,8 @@ class Comparison:
         self._to_check = inputs
         if checked_queries is not None and isinstance(inputs, AttentionInputs):
             self._to_check = inputs.sampled(checked_queries, torch.Generator().manual_seed(SEED))
+        if isinstance(inputs, MaskInputs):
+            self._to_check = inputs.drawn(torch.Generator().manual_seed(SEED))
         self._expected: dict[int, Any] = {}
 
     def row(self, peer: Peer, plan: Plan, threads: int, remaining_s: float) -> Row:

@@ -15,6 +15,7 @@ from detr_fast.benchmarking.cases import (
     AssignmentCase,
     AttentionCase,
     DetectionCase,
+    MaskCase,
 )
 from detr_fast.benchmarking.contract import ContractFailed
 from detr_fast.benchmarking.peers import Contender, Peer, all_peers
@@ -25,10 +26,11 @@ ASSIGNMENT = AssignmentCase(9, 3, "clustered", images=2)
 MATCHER = DetectionCase("tiny", 2, 9, (3, 2), layers=2, classes=5)
 COST = replace(MATCHER, operator="box_match_cost")
 CRITERION = replace(MATCHER, operator="criterion", passes=(FORWARD_BACKWARD,))
+MASK_CRITERION = MaskCase("tiny", (3, 2), queries=6, layers=2, classes=5, size=64)
 
 PAIRS = [
     (case, peer)
-    for case in (ATTENTION, ASSIGNMENT, MATCHER, COST, CRITERION)
+    for case in (ATTENTION, ASSIGNMENT, MATCHER, COST, CRITERION, MASK_CRITERION)
     for peer in all_peers()
     if peer.operator == case.operator and not peer.missing
 ]
@@ -77,6 +79,11 @@ SPOILS = {
     "cost": (COST, FORWARD, lambda r: r.flip(-1)),
     "dearer match": (MATCHER, FORWARD, lambda r: replace(r, query=swapped(r.query))),
     "loss": (CRITERION, FORWARD_BACKWARD, lambda r: {**r, "loss_ce": r["loss_ce"] * 1.001}),
+    "mask gradient": (
+        MASK_CRITERION,
+        FORWARD_BACKWARD,
+        lambda r: {**r, "grad_masks": r["grad_masks"] * 1.1},
+    ),
     "missing loss": (
         CRITERION,
         FORWARD_BACKWARD,
