@@ -15,7 +15,7 @@ from PIL import Image
 from detr_fast.data.coco_json import category_names, field, get, images_by_id, read_coco
 from detr_fast.data.dataset import ImageDataset, OnBadImage, Transform
 from detr_fast.data.packed_masks import PackedMasks
-from detr_fast.data.transforms import Target
+from detr_fast.data.transforms import Target, mask_areas
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ class CocoDetection(ImageDataset):
         if self._masks is None:
             return image, self._target(index, image, boxes, labels, areas, None)
         masks = self._masks.draw(self._order[rows], (image.height, image.width))
-        covers = masks.flatten(1).any(1)
+        covers = mask_areas(masks) > 0
         if not covers.all():
             if not self._told_empty:
                 logger.warning(

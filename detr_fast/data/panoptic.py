@@ -15,7 +15,7 @@ from detr_fast.data.coco_json import category_names, field, images_by_id, read_c
 from detr_fast.data.dataset import ImageDataset, OnBadImage, Transform
 from detr_fast.data.images import ImageError, load_pixels
 from detr_fast.data.semantic import IGNORED, class_masks
-from detr_fast.data.transforms import Target, tight_boxes
+from detr_fast.data.transforms import Target, mask_areas, tight_boxes
 
 
 class CocoPanoptic(ImageDataset):
@@ -151,7 +151,7 @@ class CocoPanoptic(ImageDataset):
             kept = torch.from_numpy(np.flatnonzero(~crowds))
             labels = torch.from_numpy(all_labels)[kept]
             masks = torch.from_numpy(numbers) == (kept + 1)[:, None, None]
-        area = masks.sum((1, 2), dtype=torch.float32)
+        area = mask_areas(masks)
         boxes = tight_boxes(masks)
         return image, self._target(index, image, boxes, labels, area, masks if self.masks else None)
 

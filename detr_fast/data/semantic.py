@@ -13,7 +13,7 @@ from torch import Tensor
 from detr_fast.data.coco_json import read_json
 from detr_fast.data.dataset import ImageDataset, OnBadImage, Transform
 from detr_fast.data.images import ImageError, load_pixels
-from detr_fast.data.transforms import Target, tight_boxes
+from detr_fast.data.transforms import Target, mask_areas, tight_boxes
 
 IGNORED = 255
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -116,7 +116,7 @@ class SemanticMaps(ImageDataset):
         height, width = semantic_map.shape
         image = self._read_image(index, (width, height), self.map_dir / self._maps[index])
         labels, masks = class_masks(semantic_map)
-        area = masks.sum((1, 2), dtype=torch.float32)
+        area = mask_areas(masks)
         return image, self._target(
             index, image, tight_boxes(masks), labels, area, masks if self.masks else None
         )

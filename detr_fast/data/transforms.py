@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from detr_fast.boxes import box_xyxy_to_cxcywh, masks_to_boxes
+from detr_fast.boxes import box_xyxy_to_cxcywh
 
 Target: TypeAlias = dict[str, Tensor]
 
@@ -110,8 +110,7 @@ class LargeScaleJitter:
         )
         image, target = crop(image, target, random_crop_box(image.size, self.size, self.size, rng))
         if "masks" in target:
-            area = target["masks"].sum((1, 2), dtype=torch.float32)
-            target = {**target, "boxes": tight_boxes(target["masks"]), "area": area}
+            target = {**target, "boxes": tight_boxes(target["masks"]), "area": mask_areas(target["masks"])}
         return to_model_input(image, target)
 
 
@@ -151,10 +150,15 @@ def _resize_to(image: Image.Image, target: Target, size: tuple[int, int]) -> tup
     boxes = target["boxes"] * torch.tensor([x_ratio, y_ratio, x_ratio, y_ratio])
     target = {**target, "boxes": boxes, "area": target["area"] * (x_ratio * y_ratio)}
     if "masks" in target:
-        # The official threshold of one half acts on copies of zeros and ones, so bytes do as well as floats.
-        ones = target["masks"][:, None].byte()
-        target["masks"] = interpolate(ones, (height, width), mode="nearest")[:, 0].bool()
+        masks = target["masks"].index_select(2, _nearest(image.width, width))
+        target["masks"] = masks.index_select(1, _nearest(image.height, height))
     return image.resize(size, Image.Resampling.BILINEAR), target
+
+
+def _nearest(old: int, new: int) -> Tensor:
+    """The pixel of a row of `old` that each of `new` pixels shows, by torch's rule; the official threshold of
+    one half acts on copies of zeros and ones, so copying is all there is to do."""
+    return interpolate(torch.arange(old, dtype=torch.float64)[None, None], new, mode="nearest")[0, 0].long()
 
 
 def random_crop_box(
@@ -179,7 +183,7 @@ def crop(image: Image.Image, target: Target, region: tuple[int, int, int, int]) 
     keys = ["boxes", "labels", "area", "iscrowd"]
     if "masks" in target:
         target["masks"] = target["masks"][:, top : top + height, left : left + width]
-        keep &= target["masks"].flatten(1).any(1)
+        keep &= mask_areas(target["masks"]) > 0
         keys.append("masks")
     for key in keys:
         target[key] = target[key][keep]
@@ -187,11 +191,20 @@ def crop(image: Image.Image, target: Target, region: tuple[int, int, int, int]) 
 
 
 def tight_boxes(masks: Tensor) -> Tensor:
-    """Boxes around non-empty masks [T, h, w] -> [T, 4] (x0, y0, x1, y1) pixels, float32.
+    """Boxes around non-empty masks [T, h, w] bool -> [T, 4] (x0, y0, x1, y1) pixels, float32.
 
     Right and bottom lie one past the last pixel, so that widths count pixels as in COCO's files.
     """
-    return masks_to_boxes(masks) + torch.tensor([0, 0, 1, 1])
+    # numpy's reductions of bool are ten times as fast as torch's
+    columns, rows = (np.logical_or.reduce(masks.numpy(), axis=axis) for axis in (1, 2))
+    sides = [(side.argmax(1), side.shape[1] - side[:, ::-1].argmax(1)) for side in (columns, rows)]
+    (x0, x1), (y0, y1) = sides
+    return torch.from_numpy(np.stack([x0, y0, x1, y1], 1).astype(np.float32))
+
+
+def mask_areas(masks: Tensor) -> Tensor:
+    """The pixels of masks [T, h, w] bool -> [T] float32."""
+    return torch.from_numpy(np.count_nonzero(masks.numpy(), axis=(1, 2)).astype(np.float32))
 
 
 def to_model_input(image: Image.Image, target: Target) -> tuple[Tensor, Target]:
