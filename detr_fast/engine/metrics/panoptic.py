@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,10 +79,8 @@ class PanopticQuality:
         for number, segment in true.items():
             if segment["label"] not in self.classes:
                 raise ValueError(f"true_segments: segment {number} has the unknown label {segment['label']}")
-        overlaps = _overlaps(found, truth)
+        overlaps = _overlaps(found, truth, predicted, true)
         area, true_area = _areas(overlaps, 0), _areas(overlaps, 1)
-        _check_ids(area, predicted, "predicted")
-        _check_ids(true_area, true, "true")
         if missing := predicted.keys() - area.keys():
             raise ValueError(f"predicted_segments: the ids {sorted(missing)} have no pixels in predicted_ids")
         predicted = {n: segment for n, segment in predicted.items() if segment["label"] in self.classes}
@@ -161,13 +159,27 @@ def _by_id(segments: Sequence[Mapping[str, Any]], name: str) -> dict[int, Mappin
     return by_id
 
 
-def _overlaps(found: npt.NDArray[np.int64], truth: npt.NDArray[np.int64]) -> dict[tuple[int, int], int]:
+def _overlaps(
+    found: npt.NDArray[np.int64], truth: npt.NDArray[np.int64], predicted: Iterable[int], true: Iterable[int]
+) -> dict[tuple[int, int], int]:
     """How many pixels each pair of a predicted and a true id shares."""
-    ids, flat = np.unique(found, return_inverse=True)
-    true_ids, true_flat = np.unique(truth, return_inverse=True)
-    pairs = np.bincount(flat.ravel() * len(true_ids) + true_flat.ravel(), minlength=len(ids) * len(true_ids))
-    pairs = pairs.reshape(len(ids), len(true_ids))
+    ids, index = _indices(found, predicted, "predicted")
+    true_ids, true_index = _indices(truth, true, "true")
+    shape = (len(ids), len(true_ids))
+    pairs = np.bincount((index * shape[1] + true_index).ravel(), minlength=shape[0] * shape[1]).reshape(shape)
     return {(int(ids[i]), int(true_ids[j])): int(pairs[i, j]) for i, j in zip(*pairs.nonzero(), strict=True)}
+
+
+def _indices(
+    pixels: npt.NDArray[np.int64], ids: Iterable[int], name: str
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The ids and 0 in ascending order, and for every pixel the place of its id among them."""
+    known = np.array(sorted({0, *ids}))
+    index = np.searchsorted(known, pixels).clip(max=len(known) - 1)
+    strange = pixels[known[index] != pixels]
+    if len(strange):
+        raise ValueError(f"{name}_ids: the ids {np.unique(strange).tolist()} are not among {name}_segments")
+    return known, index
 
 
 def _areas(overlaps: Mapping[tuple[int, int], int], side: int) -> dict[int, int]:
@@ -175,8 +187,3 @@ def _areas(overlaps: Mapping[tuple[int, int], int], side: int) -> dict[int, int]
     for pair, pixels in overlaps.items():
         areas[pair[side]] = areas.get(pair[side], 0) + pixels
     return areas
-
-
-def _check_ids(area: Mapping[int, int], segments: Mapping[int, Any], name: str) -> None:
-    if unknown := area.keys() - segments.keys() - {0}:
-        raise ValueError(f"{name}_ids: the ids {sorted(unknown)} are not among {name}_segments")

@@ -15,6 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from detr_fast.engine.metrics import PanopticQuality
+from detr_fast.postprocess import postprocess_panoptic
+from detr_fast.structures import MaskPredictions
 from tests.paths import COCO_SAMPLE, COCO_SAMPLE_REASON
 
 THINGS, STUFF = {1, 2}, {7}
@@ -249,6 +251,35 @@ def test_real_annotations() -> None:
     assert without.per_class()[dropped]["PQ"] == 0
     classes = len(without.per_class())
     assert without.result()["PQ"] == pytest.approx((classes - 1) / classes)
+
+
+@pytest.mark.skipif(COCO_SAMPLE is None, reason=COCO_SAMPLE_REASON)
+def test_perfect_queries_give_perfect_segments() -> None:
+    """One sure query for each of COCO's segments, through the inference of Mask2Former and of MaskFormer."""
+    assert COCO_SAMPLE is not None
+    things, stuff, images = read_panoptic(COCO_SAMPLE / "annotations" / "panoptic_val2017.json")
+    classes = max(things | stuff) + 1
+    for pixel_threshold in (0.5, None):
+        quality = PanopticQuality(things, stuff)
+        for ids, segments in images[:5]:
+            own = [s for s in segments if not s["iscrowd"]]
+            logits = torch.zeros(1, 1, len(own), classes + 1)
+            for query, target in enumerate(own):
+                logits[0, 0, query, target["label"]] = 20
+            masks = torch.stack([torch.from_numpy(np.where(ids == s["id"], 9.0, -9.0)) for s in own])
+            predictions = MaskPredictions(logits, masks[None, None].float())
+            (found,) = postprocess_panoptic(
+                predictions,
+                ids.shape,
+                [ids.shape],
+                [ids.shape],
+                things=things,
+                pixel_threshold=pixel_threshold,
+            )
+            quality.update(found["segmentation"], found["segments"], ids, segments)
+        if pixel_threshold is not None:
+            assert set(quality.result().values()) == {1.0}
+        assert quality.result()["RQ"] > 0.9
 
 
 def read_panoptic(file: Path) -> tuple[set[int], set[int], list[tuple[Any, list[dict[str, Any]]]]]:
