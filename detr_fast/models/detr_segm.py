@@ -17,7 +17,7 @@ from detr_fast.models.detr import DETR, DETRConfig, Stages
 from detr_fast.structures import PaddedImages, Predictions
 
 GROUPS = 8  # of the mask head's norms
-CHUNK = 8  # queries whose masks are computed at once where no gradient is wanted
+CHUNK = 4  # queries whose masks are computed at once where no gradient is wanted: they stay in cache
 
 
 @dataclass(frozen=True)

@@ -199,7 +199,8 @@ class Swin(nn.Module):
             raise ValueError(f"drop_path: expected 0 <= drop_path < 1; got {drop_path!r}")
         self.channels = tuple(sizes.embed_dim << stage for stage in range(len(sizes.depths)))
         self.patch_embed = PatchEmbedding(sizes.embed_dim, sizes.patch_size, sizes.patch_norm)
-        drops = iter(torch.linspace(0, drop_path, sum(sizes.depths)).tolist())
+        total = sum(sizes.depths)
+        drops = iter([drop_path * n / max(total - 1, 1) for n in range(total)])
         last = len(sizes.depths) - 1
         self.layers = nn.ModuleList()
         for n, (channels, depth, heads) in enumerate(
