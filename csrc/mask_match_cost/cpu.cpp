@@ -38,9 +38,11 @@ struct PointTerms {
 };
 
 // Per-point terms of a tile of n logits, a multiple of kLanes; returns the row of differences.
-const float* cross_entropy_terms(const float* logits, int64_t n, PointTerms& terms, QuerySums& sums) {
+const float* cross_entropy_terms(const float* logits, int64_t n, const char* next, int64_t width,
+                                 PointTerms& terms, QuerySums& sums) {
     vfloat linear{}, total{}, product = splat(1);
     for (int64_t i = 0; i < n; i += kLanes) {
+        __builtin_prefetch(next + i * width);
         const vfloat x = load(logits + i), small = exp(-abs(x)), one_more = 1 + small;
         const vfloat inverse = 1 / one_more;
         const vfloat p = x > vfloat{} ? inverse : small * inverse;
@@ -56,11 +58,12 @@ const float* cross_entropy_terms(const float* logits, int64_t n, PointTerms& ter
     return logits;  // softplus(x) - softplus(-x) = x
 }
 
-const float* focal_terms(const float* logits, int64_t n, float alpha, float gamma, PointTerms& terms,
-                         QuerySums& sums) {
+const float* focal_terms(const float* logits, int64_t n, const char* next, int64_t width, float alpha,
+                         float gamma, PointTerms& terms, QuerySums& sums) {
     const float of_positive = alpha < 0 ? 1 : alpha, of_negative = alpha < 0 ? 1 : 1 - alpha;
     vfloat negatives{}, total{};
     for (int64_t i = 0; i < n; i += kLanes) {
+        __builtin_prefetch(next + i * width);
         const vfloat x = load(logits + i), small = exp(-abs(x)), inverse = 1 / (1 + small);
         const vfloat p = x > vfloat{} ? inverse : small * inverse;
         const vfloat not_p = x > vfloat{} ? small * inverse : inverse;
@@ -77,41 +80,53 @@ const float* focal_terms(const float* logits, int64_t n, float alpha, float gamm
     return terms.difference;
 }
 
-// The logits of one query at `n` points from `first` on, padded to whole vectors.
-const float* load_logits(const MaskMatchCost& args, int64_t first, int64_t n, float* to) {
-    const float* logits = widen(args.mask_values, args.mask_type, first, n, to);
-    if (n % kLanes == 0) return logits;
-    if (logits != to) std::memcpy(to, logits, n * sizeof(float));
-    for (int64_t i = n; i % kLanes; ++i) to[i] = kOutside;
-    return to;
+// A row of n numbers, followed by `padding` up to a whole vector: in `scratch` unless n is such.
+const float* pad(const float* row, int64_t n, float padding, float* scratch) {
+    if (n % kLanes == 0) return row;
+    if (row != scratch) std::memcpy(scratch, row, n * sizeof(float));
+    for (int64_t i = n; i % kLanes; ++i) scratch[i] = padding;
+    return scratch;
 }
 
-// Target values [targets, n] of a tile as float32, rows kTile apart, padded with zeros; adds up each row.
+// Targets are multiplied three at a time: twelve sums hide the latency of an addition, and fit sixteen
+// registers. The last four are two and two, because one alone waits for its sums.
+int64_t group_size(int64_t left) { return left == 3 || left > 4 ? 3 : left == 1 ? 1 : 2; }
+
+// Target values [targets, n] of a tile as float32, padded with zeros: group after group, and in a group
+// vector after vector of its targets, so that a product reads on and on. Adds up each target's values.
 void load_targets(const MaskMatchCost& args, int64_t first, int64_t targets, int64_t n, float* to,
                   double* totals) {
-    for (int64_t t = 0; t < targets; ++t, to += kTile, first += args.points) {
-        if (args.target_type == TargetType::u8) {
-            const uint8_t* from = static_cast<const uint8_t*>(args.target_values) + first;
-            for (int64_t i = 0; i < n; ++i) to[i] = from[i];
-        } else {
-            const float* row = widen(args.target_values, FloatType(args.target_type), first, n, to);
-            if (row != to) std::memcpy(to, row, n * sizeof(float));
+    alignas(64) float row[kTile];
+    for (int64_t begin = 0, size; begin < targets; begin += size, to += size * kTile) {
+        size = group_size(targets - begin);
+        for (int64_t t = 0; t < size; ++t, first += args.points) {
+            const float* values = row;
+            if (args.target_type == TargetType::u8) {
+                const uint8_t* from = static_cast<const uint8_t*>(args.target_values) + first;
+                for (int64_t i = 0; i < n; ++i) row[i] = from[i];
+            } else {
+                values = widen(args.target_values, FloatType(args.target_type), first, n, row);
+            }
+            values = pad(values, n, 0, row);
+            vfloat total{};
+            for (int64_t i = 0; i < n; i += kLanes) {
+                const vfloat value = load(values + i);
+                store(to + i * size + t * kLanes, value);
+                total += value;
+            }
+            totals[begin + t] += sum(total);
         }
-        for (int64_t i = n; i % kLanes; ++i) to[i] = 0;
-        vfloat total{};
-        for (int64_t i = 0; i < n; i += kLanes) total += load(to + i);
-        totals[t] += sum(total);
     }
 }
 
-// Four rows times `Targets` rows of target values, in registers.
+// Four rows times a group of targets, in registers.
 template <int Targets>
 inline void multiply(const float* const (&rows)[4], const float* targets, int64_t n, Products* products) {
     vfloat sums[Targets][4] = {};
     for (int64_t i = 0; i < n; i += kLanes) {
         const vfloat row[4] = {load(rows[0] + i), load(rows[1] + i), load(rows[2] + i), load(rows[3] + i)};
         for (int t = 0; t < Targets; ++t) {
-            const vfloat value = load(targets + t * kTile + i);
+            const vfloat value = load(targets + i * Targets + t * kLanes);
             for (int k = 0; k < 4; ++k) sums[t][k] += row[k] * value;
         }
     }
@@ -124,22 +139,16 @@ inline void multiply(const float* const (&rows)[4], const float* targets, int64_
     }
 }
 
-// Three targets at a time: twelve sums hide the latency of an addition, and fit sixteen registers. Four are
-// two and two, because one alone waits for its sums.
 void multiply_all(const float* const (&rows)[4], const float* targets, int64_t count, int64_t n,
                   Products* products) {
-    for (int64_t t = 0; t < count;) {
-        const int64_t left = count - t;
-        if (left == 3 || left > 4) {
+    for (int64_t t = 0, size; t < count; t += size) {
+        size = group_size(count - t);
+        if (size == 3)
             multiply<3>(rows, targets + t * kTile, n, products + t);
-            t += 3;
-        } else if (left == 1) {
-            multiply<1>(rows, targets + t * kTile, n, products + t);
-            t += 1;
-        } else {
+        else if (size == 2)
             multiply<2>(rows, targets + t * kTile, n, products + t);
-            t += 2;
-        }
+        else
+            multiply<1>(rows, targets + t * kTile, n, products + t);
     }
 }
 
@@ -175,6 +184,7 @@ void fill_block(const MaskMatchCost& args, int64_t layer, int64_t image, int64_t
     std::memset(scratch.products, 0, (n + 1) / 2 * targets * sizeof(Products));
     std::memset(scratch.totals, 0, targets * sizeof(double));
     PointTerms terms[2];
+    const int64_t width = args.mask_type == FloatType::f32 ? 4 : 2;
     for (int64_t x = 0; x < args.points; x += kTile) {
         const int64_t points = args.points - x < kTile ? args.points - x : kTile;
         const int64_t padded = (points + kLanes - 1) / kLanes * kLanes;
@@ -187,11 +197,17 @@ void fill_block(const MaskMatchCost& args, int64_t layer, int64_t image, int64_t
                     rows[3] = rows[2];
                     break;
                 }
+                const int64_t at = (first_row + q + k) * args.points + x;
                 const float* logits =
-                    load_logits(args, (first_row + q + k) * args.points + x, points, terms[k].logits);
+                    pad(widen(args.mask_values, args.mask_type, at, points, terms[k].logits), points,
+                        kOutside, terms[k].logits);
+                // the row after the next, or the first rows of the next tile
+                const int64_t ahead = q + k + 2 < n ? at + 2 * args.points : at - (q)*args.points + kTile;
+                const char* next = static_cast<const char*>(args.mask_values) + ahead * width;
                 rows[k] = args.focal
-                              ? focal_terms(logits, padded, args.alpha, args.gamma, terms[k], sums[q + k])
-                              : cross_entropy_terms(logits, padded, terms[k], sums[q + k]);
+                              ? focal_terms(logits, padded, next, width, args.alpha, args.gamma, terms[k],
+                                            sums[q + k])
+                              : cross_entropy_terms(logits, padded, next, width, terms[k], sums[q + k]);
                 rows[k + 2] = terms[k].probability;
             }
             multiply_all(rows, scratch.values, targets, padded, scratch.products + q / 2 * targets);

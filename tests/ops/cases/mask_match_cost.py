@@ -1,4 +1,4 @@
-"""mask_match_cost: ragged and empty batches, tiles that do not fill, sure and saturated masks, all kinds of targets."""
+"""mask_match_cost: ragged and empty batches, tiles that do not fill, sure masks, all kinds of targets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def make(
     targets: str = "per_layer",
     **options: Any,
 ) -> Inputs:
-    """targets: "per_layer" and "shared" are of sampled points, 0..1, mostly 0 or 1; "bool" and "uint8" of pixels."""
+    """targets: "per_layer" and "shared" are of sampled points, in 0..1; "bool" and "uint8" of pixels."""
     lead = (len(sizes), queries) if layers is None else (layers, len(sizes), queries)
     own_points = layers is not None and targets == "per_layer"
     shape = (layers, sum(sizes), points) if own_points else (sum(sizes), points)
