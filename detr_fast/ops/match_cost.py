@@ -2,46 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+from detr_fast.ops.checks import check_sizes
 
 
 def check_packing(logits: Tensor, target_labels: Tensor, sizes: Sequence[int]) -> None:
-    """Raises unless logits [..., B, Q, K], target_labels [sumT] and the images' target counts fit together."""
+    """Raises unless logits [..., B, Q, K], target_labels [sumT] and the B target counts fit together."""
     shape = logits.shape
     if len(shape) not in (3, 4) or shape[-1] < 1:
         raise ValueError(f"logits: expected [L, B, Q, K] or [B, Q, K] with K >= 1; got {list(shape)}")
     if target_labels.ndim != 1:
         raise ValueError(f"target_labels: expected [sumT]; got {list(target_labels.shape)}")
-    if isinstance(sizes, Tensor):
-        raise TypeError("sizes: expected a sequence of B ints on the host; got a Tensor")
-    if len(sizes) != shape[-3]:
-        raise ValueError(
-            f"sizes: expected one target count for each of B = {shape[-3]} images; got {len(sizes)}"
-        )
-    targets = target_labels.shape[0]
-    if sum(sizes) != targets or (sizes and min(sizes) < 0):
-        raise ValueError(f"sizes: expected counts >= 0 that add up to sumT = {targets}; got {list(sizes)}")
+    check_sizes(sizes, shape[-3], target_labels.shape[0])
     if target_labels.dtype != torch.int64:
         raise TypeError(f"target_labels: expected int64; got {target_labels.dtype}")
-
-
-def check_floats(tensors: Mapping[str, Tensor]) -> None:
-    """Raises unless all are of a dtype of FLOATS."""
-    for name, value in tensors.items():
-        if value.dtype not in FLOATS:
-            raise TypeError(f"{name}: expected float32, bfloat16, float16 or float64; got {value.dtype}")
-
-
-def check_devices(logits: Tensor, tensors: Mapping[str, Tensor]) -> None:
-    """Raises unless all are where `logits` are."""
-    for name, value in tensors.items():
-        if value.device != logits.device:
-            raise ValueError(f"{name}: expected a tensor on {logits.device}, as logits; got {value.device}")
 
 
 def check_labels(target_labels: Tensor, classes: int) -> None:

@@ -61,6 +61,8 @@ def test_cubins(
     for kernel in result["kernels"]:
         allowed = SPILLS.get((call, architecture), 0)
         assert kernel["stack"] + kernel["local"] <= allowed, f"spills or local arrays: {kernel}"
+        if not call.startswith("ms_deform_attn"):
+            continue
         if kernel["kernel"] in ("forward_kernel", "backward_kernel", "gather_kernel"):
             # four corners' pixels, or grad_out's rows; without dot products a backward reads no pixels
             least = 0 if call.endswith("only_value") else 2 if kernel["kernel"] == "gather_kernel" else 4

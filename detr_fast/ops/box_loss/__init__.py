@@ -10,7 +10,8 @@ from torch import Tensor
 
 from detr_fast.ops.backend import Backend, Operator
 from detr_fast.ops.box_loss import native, reference, triton
-from detr_fast.ops.matched import FLOATS, check_matched
+from detr_fast.ops.checks import check_devices, check_floats
+from detr_fast.ops.matched import check_matched
 
 OPERATOR = Operator(
     "box_loss",
@@ -106,8 +107,8 @@ _op_backward.register_autograd(_refuse)
 def _check(boxes: Tensor, target_boxes: Tensor, query: Tensor, sizes: Sequence[int]) -> None:
     if target_boxes.ndim != 2 or target_boxes.shape[1] != 4:
         raise ValueError(f"target_boxes: expected [sumT, 4]; got {list(target_boxes.shape)}")
-    if target_boxes.dtype not in FLOATS:
-        raise TypeError(f"target_boxes: expected a floating dtype; got {target_boxes.dtype}")
-    check_matched("boxes", boxes, target_boxes, "target_boxes", query, sizes)
+    check_matched("boxes", boxes, query, sizes, target_boxes.shape[0])
+    check_floats({"target_boxes": target_boxes})
+    check_devices("boxes", boxes, {"target_boxes": target_boxes, "query": query})
     if boxes.shape[3] != 4:
         raise ValueError(f"boxes: expected [L, B, Q, 4]; got {list(boxes.shape)}")

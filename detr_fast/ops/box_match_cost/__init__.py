@@ -12,7 +12,8 @@ from torch import Tensor
 from detr_fast.ops.backend import Backend, Operator
 from detr_fast.ops.box_match_cost import cuda, native, reference, triton
 from detr_fast.ops.box_match_cost.terms import Terms
-from detr_fast.ops.match_cost import check_devices, check_floats, check_packing
+from detr_fast.ops.checks import check_devices, check_floats
+from detr_fast.ops.match_cost import check_packing
 
 ClassCost = Literal["softmax", "focal"]
 
@@ -137,7 +138,8 @@ def _check(
     if target_boxes.shape != (targets, 4):
         raise ValueError(f"target_boxes: expected [sumT, 4] = {[targets, 4]}; got {list(target_boxes.shape)}")
     check_floats({"logits": logits, "boxes": boxes, "target_boxes": target_boxes})
-    check_devices(logits, {"boxes": boxes, "target_labels": target_labels, "target_boxes": target_boxes})
+    others = {"boxes": boxes, "target_labels": target_labels, "target_boxes": target_boxes}
+    check_devices("logits", logits, others)
     class_cost, *numbers = terms
     if class_cost != "softmax" and class_cost != "focal":
         raise ValueError(f"class_cost: expected 'softmax' or 'focal'; got {class_cost!r}")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from detr_fast.ops.triton_match_cost import softmax_statistics
-from detr_fast.ops.triton_math import TINY, power
+from detr_fast.ops.triton_math import TINY, power, softmax_statistics
 
 EPS = tl.constexpr(1e-8)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from detr_fast.ops.backend import Backend, Operator
+from detr_fast.ops.checks import check_devices
 from detr_fast.ops.class_loss import native, reference, triton
 from detr_fast.ops.class_loss.terms import Terms
 from detr_fast.ops.matched import check_matched
@@ -139,7 +140,8 @@ def _check(logits: Tensor, labels: Tensor, query: Tensor, sizes: Sequence[int], 
         raise ValueError(f"labels: expected [sumT]; got {list(labels.shape)}")
     if labels.dtype != torch.int64:
         raise TypeError(f"labels: expected int64; got {labels.dtype}")
-    check_matched("logits", logits, labels, "labels", query, sizes)
+    check_matched("logits", logits, query, sizes, labels.shape[0])
+    check_devices("logits", logits, {"labels": labels, "query": query})
     if logits.shape[3] < 1:
         raise ValueError(f"logits: expected [L, B, Q, K] with K >= 1; got {list(logits.shape)}")
     if terms.kind not in ("softmax", "focal"):

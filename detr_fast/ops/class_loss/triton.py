@@ -12,8 +12,8 @@ from detr_fast.ops.class_loss.terms import Terms
 from detr_fast.ops.triton_launch import device_table, launch, power_of_two, why_not_triton
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# 16 numbers a lane of four warps; rows of more classes are taken in pieces
-_BLOCK, _MOST_CLASSES = 2048, 1024
+# eight numbers a lane of four warps; rows of more classes are taken in pieces
+_BLOCK, _MOST_CLASSES = 1024, 1024
 _BLOCK_T = 16
 
 

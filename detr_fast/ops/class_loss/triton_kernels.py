@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from detr_fast.ops.triton_math import power
+from detr_fast.ops.triton_math import power, softmax_statistics
 
 
 @triton.jit
@@ -43,24 +43,6 @@ def _binary(right):
     return tl.where(right > 0, small * inverse, inverse), surprise
 
 
-@triton.jit
-def _softmax(logits_ptr, row, valid, classes, BLOCK_K: tl.constexpr):
-    """[BLOCK_Q] largest logit and sum of exp(logit - largest) of each row."""
-    k = tl.arange(0, BLOCK_K)
-    largest = tl.full(row.shape, float("-inf"), tl.float32)
-    total = tl.zeros(row.shape, tl.float32)
-    for first in range(0, classes, BLOCK_K):
-        mask = valid[:, None] & (first + k < classes)[None, :]
-        logits = tl.load(logits_ptr + row[:, None] * classes + (first + k)[None, :], mask, float("-inf"))
-        logits = logits.to(tl.float32)
-        higher = tl.maximum(largest, tl.max(logits, 1))
-        # -inf - -inf would be NaN
-        shift = tl.where(higher == float("-inf"), 0.0, higher)
-        total = total * tl.exp(largest - shift) + tl.sum(tl.exp(logits - shift[:, None]), 1)
-        largest = higher
-    return largest, total
-
-
 @triton.jit(do_not_specialize=("images", "queries", "classes", "targets"))
 def forward_kernel(
     sums_ptr,  # [L * B * chunks] float32
@@ -95,7 +77,7 @@ def forward_kernel(
             weight = tl.where(here, alpha, 1.0 - alpha)
             loss += tl.sum(tl.where(mask, weight * power(wrong, gamma, SQUARE) * surprise, 0.0), 1)
     else:
-        largest, total = _softmax(logits_ptr, row, valid, classes, BLOCK_K)
+        largest, total = softmax_statistics(logits_ptr, row, valid, classes, BLOCK_K)
         known = valid & (wanted < classes)
         right = tl.load(logits_ptr + row * classes + wanted, known, 0.0).to(tl.float32)
         weight = tl.where(wanted == objects, no_object, 1.0)
@@ -126,7 +108,7 @@ def backward_kernel(
     grad_loss = tl.where(bad > 0, float("nan"), tl.load(grad_loss_ptr + layer))
     k = tl.arange(0, BLOCK_K)
     if not FOCAL:
-        largest, total = _softmax(logits_ptr, row, valid, classes, BLOCK_K)
+        largest, total = softmax_statistics(logits_ptr, row, valid, classes, BLOCK_K)
         scale = grad_loss * tl.where(wanted == objects, no_object, 1.0)
     for first in range(0, classes, BLOCK_K):
         mask = valid[:, None] & (first + k < classes)[None, :]

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from detr_fast.ops.backend import Backend, Operator
+from detr_fast.ops.checks import FLOATS, check_devices, check_floats
 from detr_fast.ops.mask_match_cost import native, reference, triton
 from detr_fast.ops.mask_match_cost.terms import Terms
-from detr_fast.ops.match_cost import FLOATS, check_devices, check_floats, check_packing
+from detr_fast.ops.match_cost import check_packing
 
 MaskCost = Literal["bce", "focal"]
 
@@ -39,7 +40,7 @@ def mask_match_cost(
     gamma: float = 2.0,
     backend: str | None = None,
 ) -> Tensor:
-    """The cost of each pair of target and query of one image: `w_class * class + w_mask * mask + w_dice * dice`.
+    """The cost `w_class * class + w_mask * mask + w_dice * dice` of each target and query of one image.
 
     With x a query's mask logits and t a target's values at the same X points, p = sigmoid(x):
     the class term is `-softmax(logits)[label]`;
@@ -49,9 +50,9 @@ def mask_match_cost(
     arXiv:2107.06278, at all pixels); a negative alpha stands for no balancing, both factors 1;
     the dice term is `1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1)`.
 
-    The mask term is `sum(loss where t = 0) - sum((its excess over the loss where t = 1) * t)`, as a matrix
-    product. In float32 it is so computed to about 1e-7 of the mean |x| ("bce"), which is more than the
-    term itself where all points are right and sure of it; sums over points are of blocks, so X has no part in this.
+    Losses where t = 0, and what they exceed those where t = 1 by, are computed once a query, and the latter
+    multiplied with all targets. The difference of these two sums is exact to about 3e-7 of the mean |x|
+    ("bce"), whatever X is; where all points are right and sure of it, the term itself may be smaller.
 
     Non-finite costs (NaN or infinite inputs, overflow): within each block of one layer and image they are
     replaced by one finite number, larger than what any assignment over the block's finite costs could add
@@ -60,7 +61,8 @@ def mask_match_cost(
     Not differentiable: the result never requires a gradient.
 
     Args:
-        logits: [L, B, Q, K] or [B, Q, K] (one layer), "no object" included; float32, bfloat16, float16 or float64.
+        logits: [L, B, Q, K] or [B, Q, K] (one layer), "no object" included; float32, bfloat16, float16 or
+            float64.
         mask_values: [L, B, Q, X] or [B, Q, X], mask logits at X >= 1 points; any of these dtypes.
         target_labels: [sumT] int64 in [0, K), image after image.
         target_values: [sumT, X], or [L, sumT, X] where each layer has points of its own; in 0..1 of any of
@@ -153,7 +155,7 @@ def _check(
             f"got {target_values.dtype}"
         )
     tensors = {"mask_values": mask_values, "target_labels": target_labels, "target_values": target_values}
-    check_devices(logits, tensors)
+    check_devices("logits", logits, tensors)
     mask_cost, *numbers = terms
     if mask_cost != "bce" and mask_cost != "focal":
         raise ValueError(f"mask_cost: expected 'bce' or 'focal'; got {mask_cost!r}")

@@ -6,8 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from detr_fast.ops.triton_match_cost import softmax_statistics
-from detr_fast.ops.triton_math import power
+from detr_fast.ops.triton_math import power, softmax_statistics
 
 OUTSIDE = tl.constexpr(-1e4)  # the mask logit of padding: it adds nothing where the target is zero
 
