@@ -5,26 +5,57 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from detr_fast.checkpoints import load_state_dict, read_checkpoint
 from detr_fast.models import resnet, swin
 from detr_fast.models.conv_stem import ConvStem
 from detr_fast.models.resnet import ResNet
 from detr_fast.models.swin import Swin
 
 BACKBONES = (*resnet.ARCHITECTURES, *swin.ARCHITECTURES, "conv_stem")
+TIMM = "timm:"  # before the name of one of timm's models
+
+
+class TimmBackbone(nn.Module):
+    """A model of timm, if that is installed; its features of strides 4 and more."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        try:
+            import timm
+        except ImportError as error:
+            raise ImportError(f"backbone: {TIMM}{name} needs the package timm") from error
+        self.body = timm.create_model(name, features_only=True)
+        info = self.body.feature_info
+        self.kept = [n for n, stride in enumerate(info.reduction()) if stride >= 4]
+        if len(self.kept) < 2:
+            raise ValueError(f"backbone: expected features of several strides; {name} has {info.reduction()}")
+        self.channels = tuple(info.channels()[n] for n in self.kept)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        features = self.body(images)
+        return [features[n] for n in self.kept]
+
+    def load_official(self, path: str | Path) -> None:
+        """Loads a file of timm, whose classifier is left out; ValueError for any other file."""
+        missing = load_state_dict(self.body, read_checkpoint(path), strict=False).missing
+        if missing:
+            raise ValueError(f"{path}: expected the entries of the backbone; {missing[0]} is missing")
 
 
 def build_body(
     name: str, dilation: bool, weights: str | Path | None, *, detectron2: bool = False
-) -> ConvStem | ResNet | Swin:
-    """One of `BACKBONES`, which gives a list of features and says their `channels`.
+) -> ConvStem | ResNet | Swin | TimmBackbone:
+    """One of `BACKBONES`, or of timm's, which gives a list of features and says their `channels`.
 
-    weights: a torchvision or detectron2 file that a ResNet starts from, or a Microsoft one for a Swin.
+    weights: a file to start from: torchvision's or detectron2's of a ResNet, Microsoft's of a Swin, timm's.
     detectron2: a ResNet with the names of detectron2, and no part of it frozen but the norms.
     """
-    body: ConvStem | ResNet | Swin
-    if name == "conv_stem":
+    body: ConvStem | ResNet | Swin | TimmBackbone
+    if name.startswith(TIMM):
+        body = TimmBackbone(name.removeprefix(TIMM))
+    elif name == "conv_stem":
         body = ConvStem()
     elif name in swin.ARCHITECTURES:
         body = Swin(name)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detr_fast.checkpoints import describe
-from detr_fast.models.backbones import BACKBONES, backbone_in, build_body, count_modules
+from detr_fast.models.backbones import BACKBONES, TIMM, backbone_in, build_body, count_modules
 from detr_fast.models.position_encoding import PositionEncodingLearned, PositionEncodingSine
 from detr_fast.models.resnet import ARCHITECTURES
 from detr_fast.models.transformer import ACTIVATIONS, Transformer
@@ -218,8 +218,9 @@ def check_dimensions(
 ) -> None:
     """ValueError where a field that detectors share, or one of those named, is out of range."""
     for name, known in choices.items():
-        if getattr(config, name) not in known:
-            raise ValueError(f"{name}: expected one of {', '.join(known)}; got {getattr(config, name)!r}")
+        value = getattr(config, name)
+        if value not in known and not (name == "backbone" and str(value).startswith(TIMM)):
+            raise ValueError(f"{name}: expected one of {', '.join(known)}; got {value!r}")
     shared = ("hidden_dim", "nheads", "dim_feedforward", "num_queries", "num_classes")
     for names, least in (((*shared, *positive), 1), (not_negative, 0)):
         for name in names:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,8 @@ class Mask2FormerConfig(MaskClassifierConfig):
     dropout: float = 0.0
     enc_n_points: int = 4
 
+    positive: ClassVar[tuple[str, ...]] = (*MaskClassifierConfig.positive, "enc_layers", "enc_n_points")
+
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor], **overrides: Any) -> Mask2FormerConfig:
         """From the shapes of an official state dict, whose backbone is a ResNet or a Swin.
@@ -55,7 +57,7 @@ class Mask2FormerConfig(MaskClassifierConfig):
             num_queries, hidden_dim = state[f"{queries}query_feat.weight"].shape
             projected = f"{queries}input_proj.0.weight" in state
             sizes = {
-                "backbone": backbone_in(state, "backbone."),
+                "backbone": overrides.get("backbone") or backbone_in(state, "backbone."),
                 "num_classes": state[f"{queries}class_embed.weight"].shape[0] - 1,
                 "num_queries": num_queries,
                 "hidden_dim": hidden_dim,

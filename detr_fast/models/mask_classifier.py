@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,9 @@ NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 class MaskClassifierConfig:
     """The sizes of a mask classifier.
 
-    backbone: a ResNet, a Swin, or "conv_stem" for small images without pre-trained weights, whose features
-        are finer: masks at stride 2 instead of 4, the transformer's maps at 4 and 8.
+    backbone: a ResNet, a Swin, "timm:NAME" where timm is installed, or "conv_stem" for small images without
+        pre-trained weights, whose features are finer: masks at stride 2 instead of 4, the transformer's maps
+        at 4 and 8.
     num_classes: "no object" comes on top.
     hidden_dim, nheads, dec_layers, dim_feedforward: of the transformer decoder.
     conv_dim, enc_layers, enc_dim_feedforward, dropout: of the pixel decoder and its encoder.
@@ -47,13 +48,10 @@ class MaskClassifierConfig:
     pre_norm: bool = False
     enforce_input_projection: bool = False
 
+    positive: ClassVar[tuple[str, ...]] = ("conv_dim", "mask_dim", "dec_layers", "enc_dim_feedforward")
+
     def __post_init__(self) -> None:
-        check_dimensions(
-            self,
-            {"backbone": BACKBONES},
-            ("conv_dim", "mask_dim", "dec_layers", "enc_dim_feedforward"),
-            ("enc_layers",),
-        )
+        check_dimensions(self, {"backbone": BACKBONES}, self.positive, ("enc_layers",))
         # one channel a group would leave a map of one pixel nothing to normalise by
         if self.conv_dim % GROUPS or self.conv_dim == GROUPS:
             raise ValueError(

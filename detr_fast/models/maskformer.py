@@ -47,7 +47,7 @@ class MaskFormerConfig(MaskClassifierConfig):
             hidden = f"{queries}transformer.decoder.layers.0.linear1.weight"
             enc_layers = count_modules(state, layers)
             sizes = {
-                "backbone": backbone_in(state, "backbone."),
+                "backbone": overrides.get("backbone") or backbone_in(state, "backbone."),
                 "num_classes": state[f"{queries}class_embed.weight"].shape[0] - 1,
                 "num_queries": num_queries,
                 "hidden_dim": hidden_dim,
