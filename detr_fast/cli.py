@@ -239,6 +239,9 @@ def predict(
         float | None,
         typer.Option(help="Lowest score, 0..1. Default: 0.5; of panoptic segments what the paper takes."),
     ] = None,
+    attention: Annotated[
+        bool, typer.Option("--attention", help="Draw where the best queries looked, into OUTPUT/attention/.")
+    ] = False,
     model: Model = None,
     task: TaskName = None,
     device: Device = TrainConfig.device,
@@ -248,7 +251,7 @@ def predict(
     _set_threads(threads)
     detector = load_detector(checkpoint, model=model, task=task, device=pick_device(device))
     records = []
-    for record in predict_files(detector, images, threshold, output):
+    for record in predict_files(detector, images, threshold, output, attention=attention):
         records.append(record)
         found = ", ".join(
             f"{r['name']} {r['score']:.2f}" if "score" in r else r["name"]

@@ -13,6 +13,7 @@ from PIL import Image
 from detr_fast.data import image_to_tensor, load_image, resized_size
 from detr_fast.engine.detector import Detector
 from detr_fast.engine.draw import draw_detections
+from detr_fast.engine.draw_attention import attention_pictures
 from detr_fast.engine.progress import progress
 from detr_fast.engine.reading import Geometry
 from detr_fast.engine.tasks import Record
@@ -23,12 +24,14 @@ from detr_fast.structures import PaddedImages
 class Found:
     """What a model found in one image.
 
+    images: the image as the model took it.
     result: of its task, the part that is worth showing.
     records: the same as plain data.
     """
 
     detector: Detector
     image: Image.Image
+    images: PaddedImages
     result: dict[str, Any]
     records: list[Record]
 
@@ -39,6 +42,16 @@ class Found:
     def id_map(self) -> Image.Image | None:
         """The segment or class of each pixel, as the task stores them; None where the records tell all."""
         return self.detector.task.id_map(self.result)
+
+    def attention(self, most: int = 6) -> Image.Image | None:
+        """What the best `most` queries found, each beside where the last decoder layer looked for it.
+
+        None where nothing was found; ValueError for semantic results.
+        """
+        shown = self.detector.task.by_query(self.result, self.detector.categories, most)
+        if not shown["queries"]:
+            return None
+        return attention_pictures(self.detector.model, self.images, self.image, **shown)
 
 
 @torch.no_grad()
@@ -56,7 +69,7 @@ def predict_image(detector: Detector, image: Image.Image, threshold: float | Non
     if "boxes" in result:
         limits = torch.tensor([image.width, image.height] * 2, device=result["boxes"].device)
         result["boxes"] = result["boxes"].clamp(min=0).minimum(limits)
-    return Found(detector, image, result, detector.task.records(result, detector.categories))
+    return Found(detector, image, images, result, detector.task.records(result, detector.categories))
 
 
 def model_input(detector: Detector, image: Image.Image) -> tuple[PaddedImages, Geometry]:
@@ -93,6 +106,8 @@ def predict_files(
     files: Sequence[str | Path],
     threshold: float | None = None,
     output: Path | None = None,
+    *,
+    attention: bool = False,
 ) -> Iterator[Record]:
     """Predicts image files, one record each: {"file", "width", "height", "detections" or "segments": [...]}.
 
@@ -103,7 +118,9 @@ def predict_files(
         files: images that Pillow reads.
         threshold: see `predict_image`.
         output: a folder, made where missing, for one `<name>.png` an image with what was found drawn over
-            it, and for panoptic and semantic tasks `ids/<name>.png`, which the record names as "ids".
+            it, for panoptic and semantic tasks `ids/<name>.png`, which the record names as "ids",
+            and with `attention` `attention/<name>.png`, as `Found.attention` draws it.
+        attention: draw that too; not for semantic tasks.
 
     Raises:
         FileNotFoundError, ImageError: naming the file.
@@ -121,6 +138,9 @@ def predict_files(
                 (output / "ids").mkdir(exist_ok=True)
                 record["ids"] = f"ids/{name}.png"
                 ids.save(output / record["ids"])
+            if attention and (picture := found.attention()) is not None:
+                (output / "attention").mkdir(exist_ok=True)
+                picture.save(output / "attention" / f"{name}.png")
         yield record
 
 

@@ -42,6 +42,15 @@ class Detection:
         labels = result["labels"].tolist()
         return draw_detections(image, result["boxes"].tolist(), labels, captions(result, categories))
 
+    def by_query(self, result: Mapping[str, Any], categories: Categories, most: int) -> dict[str, Any]:
+        first = {name: values[:most] for name, values in result.items()}
+        return {
+            "queries": first["queries"].tolist(),
+            "labels": first["labels"].tolist(),
+            "captions": captions(first, categories),
+            "boxes_xyxy": first["boxes"].tolist(),
+        }
+
 
 class BoxScorer:
     """COCO's twelve numbers of boxes or masks."""

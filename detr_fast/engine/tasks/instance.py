@@ -32,3 +32,6 @@ class Instance(Detection):
     def overlay(self, image: Image.Image, result: Mapping[str, Any], categories: Categories) -> Image.Image:
         boxes, labels = result["boxes"].tolist(), result["labels"].tolist()
         return draw_instances(image, result["masks"], boxes, labels, captions(result, categories))
+
+    def by_query(self, result: Mapping[str, Any], categories: Categories, most: int) -> dict[str, Any]:
+        return {**super().by_query(result, categories, most), "masks": result["masks"][:most]}

@@ -61,6 +61,16 @@ class Panoptic:
         segments = [{**segment, "caption": categories[segment["label"]][1]} for segment in result["segments"]]
         return draw_panoptic(image, result["segmentation"], segments)
 
+    def by_query(self, result: Mapping[str, Any], categories: Categories, most: int) -> dict[str, Any]:
+        first = result["segments"][:most]
+        ids = result["segmentation"].new_tensor([segment["id"] for segment in first])
+        return {
+            "queries": [segment["query"] for segment in first],
+            "labels": [segment["label"] for segment in first],
+            "captions": [f"{categories[s['label']][1]} {s['score']:.2f}" for s in first],
+            "masks": result["segmentation"] == ids[:, None, None],
+        }
+
 
 class PanopticScorer:
     """Panoptic quality."""

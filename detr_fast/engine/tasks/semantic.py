@@ -55,6 +55,9 @@ class Semantic:
     def overlay(self, image: Image.Image, result: Mapping[str, Any], categories: Categories) -> Image.Image:
         return draw_semantic(image, result["labels"], {k: name for k, (_, name) in categories.items()})
 
+    def by_query(self, result: Mapping[str, Any], categories: Categories, most: int) -> dict[str, Any]:
+        raise ValueError("attention: semantic results mix all queries; expected another task")
+
 
 class SemanticScorer:
     """Mean IoU."""

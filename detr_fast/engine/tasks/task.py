@@ -55,6 +55,12 @@ class Task(Protocol):
     def overlay(self, image: Image.Image, result: Mapping[str, Any], categories: Categories) -> Image.Image:
         """A copy of the image with a selected result drawn over it."""
 
+    def by_query(self, result: Mapping[str, Any], categories: Categories, most: int) -> dict[str, Any]:
+        """The first `most` finds of a selected result, as `attention_pictures` takes them.
+
+        `queries`, `labels`, `captions` and `boxes_xyxy` or `masks`; ValueError where results mix all queries.
+        """
+
 
 def check_labels(dataset: ImageDataset, categories: Categories) -> None:
     """ValueError where labels mean one thing to the data set and another to the model."""
