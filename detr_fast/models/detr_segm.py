@@ -30,6 +30,11 @@ class DETRSegmConfig(DETRConfig):
 
     frozen_detector: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.hidden_dim < 16:
+            raise ValueError(f"hidden_dim: expected at least 16, for the mask head; got {self.hidden_dim}")
+
     @classmethod
     def from_official_args(cls, args: Any, num_classes: int = 91) -> DETRSegmConfig:
         """From the `args` (a namespace or mapping) that official training checkpoints carry.
