@@ -91,20 +91,21 @@ template <class T>
 void sample(const PointSampleForward& args, const T* plane, const float* points, int n, float* out) {
     Located located;
     locate(args.at, args.row_stride, points, n, located);
-    T corners[4 * kChunk];
-    float wide[4 * kChunk];
+    T upper[2 * kChunk], lower[2 * kChunk];  // pairs of pixels
     if (located.borders < n)
         for (int i = 0; i < n; ++i) {
-            const T* upper = plane + located.pixel[i];
-            std::memcpy(corners + 4 * i, upper, 2 * sizeof(T));
-            std::memcpy(corners + 4 * i + 2, upper + args.row_stride, 2 * sizeof(T));
+            const T* pixel = plane + located.pixel[i];
+            std::memcpy(upper + 2 * i, pixel, 2 * sizeof(T));
+            std::memcpy(lower + 2 * i, pixel + args.row_stride, 2 * sizeof(T));
         }
-    const float* c = widened(corners, 4 * n, wide);
+    float wide_upper[2 * kChunk], wide_lower[2 * kChunk];
+    const float* a = widened(upper, 2 * n, wide_upper);
+    const float* b = widened(lower, 2 * n, wide_lower);
     for (int i = 0; i < n; ++i) {
-        const float right = located.right[i], lower = located.lower[i];
-        const float above = (1 - right) * c[4 * i] + right * c[4 * i + 1];
-        const float below = (1 - right) * c[4 * i + 2] + right * c[4 * i + 3];
-        out[i] = (1 - lower) * above + lower * below;
+        const float right = located.right[i], left = 1 - right;
+        const float above = left * a[2 * i] + right * a[2 * i + 1];
+        const float below = left * b[2 * i] + right * b[2 * i + 1];
+        out[i] = (1 - located.lower[i]) * above + located.lower[i] * below;
     }
     for (int b = 0; b < located.borders; ++b) {
         const int i = located.border[b];
@@ -120,6 +121,8 @@ void forward(const PointSampleForward& args) {
     const PointSampleRows& at = args.at;
     const int64_t blocks = (at.points_of_set + kBlock - 1) / kBlock;
     const int64_t tasks = at.rows * at.channels * blocks;
+    prefer_huge_pages(args.out, at.rows * at.channels * at.points_of_set *
+                                    static_cast<int64_t>(args.out_type == FloatType::f32 ? 4 : 2));
     [[maybe_unused]] const int threads =
         at.rows * at.channels * at.points_of_set < kWorthThreads ? 1 : at.threads;
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
@@ -208,10 +211,10 @@ void point_sample_bwd(const PointSampleBackward& args, bool& ok) {
             if (args.type != FloatType::f32 && !own) continue;
             float* plane = own ? own : static_cast<float*>(args.grad_maps) + task * pixels;
             std::memset(plane, 0, pixels * sizeof(float));
-            const int64_t first = args.order ? args.first_row[map] : map;
-            const int64_t end = args.order ? args.first_row[map + 1] : map + 1;
+            const int64_t first = args.first_row ? args.first_row[map] : map;
+            const int64_t end = args.first_row ? args.first_row[map + 1] : map + 1;
             for (int64_t r = first; r < end; ++r) {
-                const int64_t row = args.order ? args.order[r] : r;
+                const int64_t row = args.first_row ? args.order[r] : r;
                 const int64_t set = at.point_index ? at.point_index[row] : row;
                 const int64_t first_grad = (row * at.channels + channel) * at.points_of_set;
                 for (int64_t p = 0; p < at.points_of_set; p += kChunk) {

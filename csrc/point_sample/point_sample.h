@@ -33,7 +33,7 @@ struct PointSampleForward {
 struct PointSampleBackward {
     PointSampleRows at;
     const int64_t* order;      // [rows]: the rows of map m are order[first_row[m] .. first_row[m + 1])
-    const int64_t* first_row;  // [maps + 1]; both nullptr where map_index is
+    const int64_t* first_row;  // [maps + 1]; nullptr where map_index is
     const void* grad_out;      // [rows, channels, points_of_set]
     void* grad_maps;           // [maps, channels, height, width]
     FloatType type;            // of both

@@ -267,6 +267,50 @@ class MaskCase:
         return MaskInputs(MaskPredictions(logits, masks), targets)
 
 
+@dataclass(frozen=True)
+class PointSampleInputs:
+    """One call of point_sample: maps [M, C, h, w], points [R, P, 2] and, where rows choose, map_index [R].
+
+    grad_output: [R, C, P].
+    """
+
+    maps: Tensor
+    points: Tensor
+    map_index: Tensor | None
+    grad_output: Tensor
+
+
+@dataclass(frozen=True)
+class PointSampleCase:
+    """Mask2Former's uses: 12544 uniform points a row, as its matcher and its losses draw them.
+
+    rows: of so many random maps (None: every map is a row). masks: bool maps, discs of all sizes.
+    """
+
+    name: str
+    maps: tuple[int, int, int, int]
+    rows: int | None = None
+    masks: bool = False
+    points: int = 12544
+    passes: tuple[str, ...] = (FORWARD,)
+
+    operator: ClassVar[str] = "point_sample"
+
+    def inputs(self, generator: Generator) -> PointSampleInputs:
+        M, C, h, w = self.maps
+        if self.masks:
+            y, x = _pixel_centres(h, w).view(h, w, 2).unbind(-1)[::-1]
+            centre = torch.rand(M, C, 2, 1, 1, generator=generator)
+            radius = 0.4 * torch.rand(M, C, 1, 1, generator=generator)
+            maps = (x - centre[:, :, 0]) ** 2 + (y - centre[:, :, 1]) ** 2 < radius**2
+        else:
+            maps = torch.randn(self.maps, generator=generator)
+        index = None if self.rows is None else torch.randperm(M, generator=generator)[: self.rows]
+        R = M if self.rows is None else self.rows
+        points = torch.rand(R, self.points, 2, generator=generator)
+        return PointSampleInputs(maps, points, index, torch.randn(R, C, self.points, generator=generator))
+
+
 def _around_targets(
     generator: Generator,
     shape: tuple[int, int, int, int],
@@ -343,6 +387,12 @@ MATCH_COST = (
     DetectionCase("smallest", 1, 1, (1,), layers=1, classes=2, operator="box_match_cost"),
     *_detection_cases("box_match_cost", (FORWARD,)),
 )
+POINT_SAMPLE = (
+    PointSampleCase("smallest", (1, 1, 2, 2), points=1),
+    PointSampleCase("matcher", (4, 100, 256, 256)),
+    PointSampleCase("loss", (400, 1, 256, 256), rows=100, passes=(FORWARD, FORWARD_BACKWARD)),
+    PointSampleCase("target masks", (100, 1, 1024, 1024), masks=True),
+)
 MATCHER = _detection_cases("matcher", (FORWARD,))
 CRITERION = _detection_cases("criterion", (FORWARD_BACKWARD,))
 
@@ -356,5 +406,6 @@ CASES: tuple[Case, ...] = (
     *MATCH_COST,
     *CRITERION,
     *MASK_CRITERION,
+    *POINT_SAMPLE,
     *ATTENTION,
 )

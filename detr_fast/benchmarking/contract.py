@@ -20,9 +20,10 @@ from detr_fast.benchmarking.cases import (
     AttentionInputs,
     DetectionInputs,
     MaskInputs,
+    PointSampleInputs,
 )
 from detr_fast.criterion import PointDraws
-from detr_fast.ops import box_match_cost, ms_deform_attn, ms_deform_attn_fused
+from detr_fast.ops import box_match_cost, ms_deform_attn, ms_deform_attn_fused, point_sample
 
 
 class ContractFailed(Exception):
@@ -225,6 +226,17 @@ def losses_and_gradients(
     return {**named, "grad_logits": grad_logits, "grad_boxes": grad_boxes}
 
 
+def _point_sample_expected(inputs: PointSampleInputs, pass_: str) -> dict[str, Tensor]:
+    maps = inputs.maps.double()
+    values = {}
+    if pass_ != FORWARD:
+        maps.requires_grad_()
+    out = point_sample(maps, inputs.points.double(), map_index=inputs.map_index, backend="reference")
+    if pass_ != FORWARD:
+        (values["grad_maps"],) = torch.autograd.grad(out, maps, inputs.grad_output.double())
+    return {"output": out.detach(), **values}
+
+
 ATTENTION = Contract(_attention_expected(fused=False), _verify_attention)
 FUSED_ATTENTION = Contract(_attention_expected(fused=True), _verify_attention)
 ASSIGNMENT = Contract(_assignment_expected, _verify_matching)
@@ -232,3 +244,4 @@ COSTS = Contract(_cost_expected, _compare)
 MATCHER = Contract(_matcher_expected, _verify_matching)
 CRITERION = Contract(_criterion_expected, _compare)
 MASK_CRITERION = Contract(_mask_criterion_expected, _verify_mask_criterion)
+POINT_SAMPLE = Contract(_point_sample_expected, _compare)

@@ -25,8 +25,8 @@ def uncertain_points(
     """Draws the points of each row: most of them where its logit is nearest to zero, the rest anywhere.
 
     PointRend's training points (arXiv:1912.08193, section 3.1) with Mask2Former's uncertainty -|logit|: of
-    `int(oversample_ratio * P)` uniform candidates the `int(importance_ratio * P)` most uncertain ones,
-    most uncertain first, then uniform points. A logit is sampled before its uncertainty is taken. Rows are
+    `int(oversample_ratio * P)` uniform candidates the `int(importance_ratio * P)` most uncertain ones, in
+    any order, then uniform points. A logit is sampled before its uncertainty is taken. Rows are
     treated some at a time, so that working memory does not grow with their number, and nothing waits
     for a GPU.
 
@@ -72,7 +72,7 @@ def uncertain_points(
         else:
             drawn = candidates[first : first + step].to(points.dtype)
         uncertainty = -point_sample(maps, drawn, map_index=index)[:, 0].abs()
-        best = uncertainty.topk(chosen, dim=1).indices
+        best = uncertainty.topk(chosen, dim=1, sorted=False).indices
         points[first : first + step, :chosen] = drawn.gather(1, best[:, :, None].expand(-1, -1, 2))
     if extra is None:
         points[:, chosen:].uniform_(generator=generator)

@@ -82,6 +82,13 @@ SIMULATED = {
 }
 if interpreter.why_not() is None:
     SIMULATED["triton", "ms_deform_attn"] = Simulated("triton", interpreter.WideTiles, slow=True)
-    for name in ("box_match_cost", "linear_assignment", "mask_match_cost", "class_loss", "box_loss"):
+    for name in (
+        "box_match_cost",
+        "linear_assignment",
+        "mask_match_cost",
+        "class_loss",
+        "box_loss",
+        "point_sample",
+    ):
         backend = partial(interpreter.backend, f"detr_fast.ops.{name}.triton")
         SIMULATED["triton", name] = Simulated("triton", backend, slow=True, without=("large",))

@@ -31,7 +31,10 @@ from detr_fast.ops.box_match_cost.terms import Terms
 from detr_fast.ops.class_loss import terms as class_terms
 from detr_fast.ops.class_loss import triton as class_loss
 from detr_fast.ops.linear_assignment import triton as assignment
+from detr_fast.ops.mask_match_cost import terms as mask_terms
+from detr_fast.ops.mask_match_cost import triton as mask_match
 from detr_fast.ops.ms_deform_attn import triton as attention
+from detr_fast.ops.point_sample import triton as points
 
 ENCODER = ((100, 134), (50, 67), (25, 34), (13, 17))
 EVERYTHING = (True, True, True, True)
@@ -73,6 +76,15 @@ def match(class_cost: str, gamma: float, dtype: torch.dtype) -> None:
     match_cost.box_match_cost(logits, boxes, labels, target_boxes, sizes, terms)
 
 
+def match_masks(mask_cost: str, gamma: float, dtype: torch.dtype, values: torch.dtype, targets: int) -> None:
+    logits, masks = torch.empty(10, 2, 100, 134, dtype=dtype), torch.empty(10, 2, 100, 12544, dtype=dtype)
+    labels = torch.zeros(2 * targets, dtype=torch.int64)
+    of_layers = () if values == torch.uint8 else (10,)
+    target_values = torch.empty(*of_layers, 2 * targets, 12544, dtype=values)
+    terms = mask_terms.Terms(mask_cost, 2.0, 5.0, 5.0, 0.25, gamma)
+    mask_match.mask_match_cost(logits, masks, labels, target_values, [targets] * 2, terms)
+
+
 def class_losses(kind: str, gamma: float, dtype: torch.dtype, classes: int = 92) -> None:
     logits, labels = torch.empty(6, 16, 300, classes, dtype=dtype), torch.zeros(320, dtype=torch.int64)
     inputs = (logits, labels, labels.expand(6, -1), [20] * 16, class_terms.Terms(kind, 0.1, 0.25, gamma))
@@ -89,6 +101,15 @@ def box_losses(dtype: torch.dtype) -> None:
 
 def assign(dtype: torch.dtype, sizes: tuple[int, ...], queries: int) -> None:
     assignment.solve(torch.empty(1, sum(sizes), queries, dtype=dtype), sizes, check=True)
+
+
+def sample(maps: tuple[int, ...], dtype: torch.dtype, *, rows: int | None = None) -> None:
+    """Forward, and backward where there is one, of own points; `rows` of chosen maps and shared points."""
+    index = None if rows is None else torch.zeros(rows, dtype=torch.int64)
+    values, located = torch.empty(maps, dtype=dtype), torch.empty(maps[0], 12544, 2)
+    out = points.forward(values, located, index, index)
+    if dtype.is_floating_point:
+        points.backward(out, values.shape, located, index, index)
 
 
 CALLS: dict[str, Callable[[], None]] = {
@@ -111,12 +132,20 @@ CALLS: dict[str, Callable[[], None]] = {
     "box_match_cost-softmax": partial(match, "softmax", 2.0, F32),
     "box_match_cost-focal": partial(match, "focal", 2.0, BF16),
     "box_match_cost-focal_gamma": partial(match, "focal", 3.0, F32),
+    "mask_match_cost-bce": partial(match_masks, "bce", 2.0, F32, F32, 12),
+    "mask_match_cost-bce_half": partial(match_masks, "bce", 2.0, F16, F16, 30),
+    "mask_match_cost-bce_most_targets": partial(match_masks, "bce", 2.0, F32, F32, 100),
+    "mask_match_cost-focal": partial(match_masks, "focal", 2.0, BF16, torch.uint8, 12),
+    "mask_match_cost-focal_gamma": partial(match_masks, "focal", 1.5, F32, torch.uint8, 100),
     "class_loss-softmax": partial(class_losses, "softmax", 2.0, F32),
     "class_loss-many_classes": partial(class_losses, "softmax", 2.0, BF16, 1204),
     "class_loss-focal": partial(class_losses, "focal", 2.0, BF16),
     "class_loss-focal_gamma": partial(class_losses, "focal", 1.5, F32),
     "box_loss-float32": partial(box_losses, F32),
     "box_loss-bfloat16": partial(box_losses, BF16),
+    "point_sample-float32": partial(sample, (4, 100, 256, 256), F32),
+    "point_sample-bfloat16": partial(sample, (40, 1, 256, 256), BF16, rows=9),
+    "point_sample-masks": partial(sample, (20, 1, 1024, 1024), torch.bool, rows=9),
     "linear_assignment-300x60": partial(assign, F32, (60,) * 16, 300),
     "linear_assignment-2048x2048": partial(assign, torch.float64, (2048,), 2048),
 }
@@ -126,6 +155,7 @@ _TYPES = {
     F32: "*fp32",
     BF16: "*bf16",
     F16: "*fp16",
+    torch.uint8: "*u8",
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
@@ -139,7 +169,7 @@ def recorded(call: Callable[[], None]) -> list[tuple[Any, int, tuple[Any, ...]]]
         launches.append((kernel, num_warps, arguments))
 
     with ExitStack() as stack:
-        for module in (triton_launch, attention, match_cost, assignment, class_loss, box_loss):
+        for module in (triton_launch, attention, match_cost, mask_match, assignment, class_loss, box_loss, points):
             stack.enter_context(patch.object(module, "launch", launch))
         call()
     return launches

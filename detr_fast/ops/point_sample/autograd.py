@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from detr_fast.ops.backend import Backend, Operator
-from detr_fast.ops.point_sample import native, reference
+from detr_fast.ops.point_sample import native, reference, triton
 from detr_fast.ops.point_sample.checks import check, result_dtype, rows
 
 OPERATOR = Operator(
     "point_sample",
+    Backend("triton", triton, triton.why_not),
     Backend("native", native, native.why_not),
     Backend("reference", reference, lambda device, dtype: None),
 )
