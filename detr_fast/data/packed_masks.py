@@ -28,9 +28,6 @@ class PackedMasks:
         self._runs = bytearray()  # compressed run lengths of all encodings
         self._spans = array("q")  # for each object: 1 if encoded, and its range of polygons or of bytes
 
-    def __len__(self) -> int:
-        return len(self._spans) // 3
-
     def append(self, segmentation: Any, size: tuple[int, int], entry: str) -> bool:
         """Takes in one `segmentation`; False, and nothing taken in, where it cannot cover a pixel: it is
         missing or empty, all its polygons have fewer than three points, or its runs enclose nothing.
@@ -93,10 +90,11 @@ class PackedMasks:
             )
         if not runs[1::2].any():
             return False
-        if isinstance(counts, list):
-            counts = coco_mask.frPyObjects({"size": size, "counts": counts}, *size)["counts"]
         start = len(self._runs)
-        self._runs += counts if isinstance(counts, bytes) else counts.encode("ascii")
+        if isinstance(counts, list):
+            self._runs += coco_mask.frPyObjects({"size": size, "counts": counts}, *size)["counts"]
+        else:
+            self._runs += counts.encode("ascii")
         self._spans.extend((1, start, len(self._runs)))
         return True
 
@@ -132,7 +130,7 @@ def _decoded_runs(counts: Any) -> NDArray[np.int64] | None:
     sign. From the fourth run on, the difference to the run two before is stored.
     """
     try:
-        data = counts if isinstance(counts, bytes) else counts.encode("ascii")
+        data = counts.encode("ascii")
     except (AttributeError, UnicodeEncodeError):
         return None
     codes = np.frombuffer(data, np.uint8).astype(np.int64) - 48
