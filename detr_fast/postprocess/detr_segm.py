@@ -71,9 +71,9 @@ def postprocess_detr_panoptic(
     """Segments that fill the image: each pixel goes to the query with the largest mask logit.
 
     As the official `PostProcessPanoptic` does it: queries whose best class is "no object", or has at most the
-    threshold's probability, are dropped, then those that win 4 pixels or fewer, until none does. The pixels of
-    a stuff class first count for the first of its queries, so the others are dropped; then pixels are dealt
-    out anew among those left, whatever their class. There is no void unless no query is left.
+    threshold's probability, are dropped, then those that win 4 pixels or fewer, until none does. Pixels of a
+    stuff class first count for the first of its queries, so that the others are dropped; then pixels are
+    dealt out anew among the queries left, whatever their class. There is no void unless none is left.
 
     predictions, padded_size, image_sizes, output_sizes: see `postprocess_segm`.
     things: the labels whose segments stay apart; segments of any other label become one.
