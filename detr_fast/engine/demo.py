@@ -1,4 +1,4 @@
-"""The main job in small: a DETR learns to find drawn shapes, and the operators show their speed."""
+"""The main job in small: models learn to find drawn shapes, and the operators show their speed."""
 
 from __future__ import annotations
 
@@ -6,74 +6,109 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from torch import nn
 
 from detr_fast.benchmarking import quick_plan, run_benchmarks
-from detr_fast.data import CocoDetection, write_shapes_dataset
-from detr_fast.data.dataset import Transform
-from detr_fast.data.transforms import EvalTransform, TrainTransform
+from detr_fast.data import CocoPanoptic, ImageDataset, build_dataset, write_shapes_dataset
+from detr_fast.data.transforms import TrainTransform
 from detr_fast.engine.config import TrainConfig
-from detr_fast.engine.criteria import detr_criterion
+from detr_fast.engine.criteria import detr_criterion, mask2former_criterion
 from detr_fast.engine.detector import Detector
 from detr_fast.engine.draw import draw_detections
+from detr_fast.engine.draw_masks import draw_panoptic
 from detr_fast.engine.evaluate import evaluate
+from detr_fast.engine.families import FAMILIES, model_config
 from detr_fast.engine.logs import read_log
-from detr_fast.engine.predict import detect, overlay
+from detr_fast.engine.predict import predict_image
 from detr_fast.engine.recipe import dataset_detector, evaluator
-from detr_fast.engine.report import picture_grid, plot_losses, write_report
+from detr_fast.engine.report import Learnt, picture_grid, plot_losses, write_report
 from detr_fast.engine.train import Trainer
-from detr_fast.models import DETR, DETRConfig
 
 IMAGE_SIZE = 64
 TRAIN_IMAGES, VAL_IMAGES = 2048, 256
 PICTURES, ENLARGED = 12, 4
 SEED = 0
-# A DETR that learns from nothing in minutes on two cores: few objects, few queries, small images with
-# features of stride 8, and no dropout.
-MODEL = {
-    "backbone": "conv_stem",
-    "hidden_dim": 128,
-    "enc_layers": 2,
-    "dec_layers": 3,
-    "dim_feedforward": 256,
-    "dropout": 0.0,
-    "num_queries": 10,
-}
-# With 10 queries, not 100, "no object" is rarer than officially: a larger weight keeps the balance.
-NO_OBJECT = 0.4
 TRAINING = TrainConfig(
-    epochs=20,
     batch_size=16,
     lr=5e-4,
     lr_backbone=5e-4,
-    lr_drop=16,
-    warmup_steps=100,
     clip_max_norm=1.0,
-    ema=0.998,
     seed=SEED,
     num_workers=0,
-    eval_every=2,
     device="cpu",
 )
 
 
-def run_demo(output: Path, echo: Callable[[str], None] = print) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Part:
+    """A model of the demo: it learns from nothing in minutes on two cores, as objects and queries are few and
+    images small.
+
+    about: what it shows. losses, scores: the terms and numbers to plot, with their titles.
+    criterion: from the model's configuration.
+    """
+
+    title: str
+    about: str
+    family: str
+    task: str
+    training: TrainConfig
+    criterion: Callable[[Any], nn.Module]
+    losses: Mapping[str, str]
+    scores: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.family}-{self.task}"
+
+
+PARTS = (
+    Part(
+        title="DETR: boxes",
+        about="Average precision of boxes",
+        family="detr",
+        task="detection",
+        training=dataclasses.replace(
+            TRAINING, epochs=12, lr_drop=10, warmup_steps=100, ema=0.998, eval_every=2
+        ),
+        # with 10 queries, not 100, "no object" is rarer than officially: a larger weight keeps the balance
+        criterion=partial(detr_criterion, eos_coef=0.4),
+        losses={"loss_ce": "class", "loss_bbox": "box L1", "loss_giou": "1 - GIoU"},
+        scores=("AP50", "AP"),
+    ),
+    Part(
+        title="Mask2Former: panoptic segmentation",
+        about="Panoptic quality of shapes (things) and background (stuff)",
+        family="mask2former",
+        task="panoptic",
+        training=dataclasses.replace(TRAINING, epochs=2, lr_drop=2, warmup_steps=50, ema=0.99),
+        # masks have 32 x 32 pixels
+        criterion=partial(mask2former_criterion, num_points=256),
+        losses={"loss_ce": "class", "loss_mask": "mask cross-entropy", "loss_dice": "mask dice"},
+        scores=("PQ", "PQ_th", "PQ_st"),
+    ),
+)
+
+
+def run_demo(output: Path, echo: Callable[[str], None] = print) -> dict[str, float]:
     """Writes data, trains, evaluates, draws and times; leaves a report in `output`.
 
-    `output` gets `report.md`, `metrics.json`, `losses.png`, `predictions.png`, `bench.json`, the data set,
-    the checkpoints and TensorBoard events, and loses those of an earlier run.
+    `output` gets `report.md`, `metrics.json`, pictures of losses, predictions and attention of each model,
+    `bench.json`, the data set, the runs with their checkpoints and TensorBoard events, and loses those of an
+    earlier run.
 
     Returns:
-        What `metrics.json` holds: the twelve COCO numbers, `AP_untrained`, `AP50_untrained`, `seconds`,
-        `seconds_training`.
+        What `metrics.json` holds: the last numbers of each model, the same with `_untrained`, `seconds`.
     """
     started = time.perf_counter()
-    torch.manual_seed(SEED)
     root = write_shapes_dataset(
         output / "data",
         train_images=TRAIN_IMAGES,
@@ -84,65 +119,94 @@ def run_demo(output: Path, echo: Callable[[str], None] = print) -> dict[str, Any
         object_sizes=(0.25, 0.6),
     )
     echo(f"{TRAIN_IMAGES} + {VAL_IMAGES} images of drawn shapes in {root}")
-    # The official random crop would cut most shapes of a small image: this one takes it whole.
-    whole = (IMAGE_SIZE, IMAGE_SIZE)
-    flip = TrainTransform((IMAGE_SIZE,), IMAGE_SIZE, crop_scales=(IMAGE_SIZE,), crop_size=whole)
-    train = _dataset(root, "train", flip)
-    val = _dataset(root, "val", EvalTransform(IMAGE_SIZE, IMAGE_SIZE))
-
-    model = DETR(DETRConfig(**MODEL, num_classes=train.num_classes))  # type: ignore[arg-type]
-    detector = dataset_detector(model, train, "detr", "detection", IMAGE_SIZE, IMAGE_SIZE)
-    untrained = evaluate(detector, val, batch_size=TRAINING.batch_size)
-    echo(f"untrained: AP50 {untrained['AP50']:.3f}")
-
-    # TensorBoard shows all event files of a folder as one run.
-    shutil.rmtree(output / "tensorboard", ignore_errors=True)
-    trainer = Trainer(
-        model,
-        detr_criterion(model.config, NO_OBJECT),
-        train,
-        TRAINING,
-        output,
-        description=detector.description(),
-        evaluate=evaluator(detector, val, TRAINING),
-    )
-    training_started = time.perf_counter()
-    metrics = trainer.fit()
-    seconds_training = time.perf_counter() - training_started
-    echo(f"trained for {seconds_training:.0f} s: AP {metrics['AP']:.3f}, AP50 {metrics['AP50']:.3f}")
-
-    detector = dataclasses.replace(detector, model=trainer.evaluated_model)
-    picture_grid(list(_pictures(detector, _dataset(root, "val", None)))).save(output / "predictions.png")
-    plot_losses(read_log(output, "train"), read_log(output, "eval"), output / "losses.png")
-
+    learnt = [_learn(part, root, output, echo) for part in PARTS]
     benchmark = run_benchmarks(quick_plan(), output / "bench.json", echo=echo)
-    summary = {
-        **metrics,
-        "AP_untrained": untrained["AP"],
-        "AP50_untrained": untrained["AP50"],
-        "seconds": time.perf_counter() - started,
-        "seconds_training": seconds_training,
-    }
+    summary = {"seconds": time.perf_counter() - started}
+    for one in learnt:
+        summary.update(one.trained)
+        summary.update({f"{name}_untrained": value for name, value in one.untrained.items()})
     (output / "metrics.json").write_text(json.dumps(summary, indent=1) + "\n")
-    write_report(output / "report.md", summary, untrained, benchmark, trainer.progress.step)
+    write_report(output / "report.md", learnt, benchmark, summary["seconds"])
     echo(f"report: {output / 'report.md'} ({summary['seconds']:.0f} s)")
     return summary
 
 
-def _dataset(root: Path, split: str, transforms: Transform | None) -> CocoDetection:
-    annotations = root / "annotations" / f"instances_{split}2017.json"
-    return CocoDetection(root / f"{split}2017", annotations, transforms, seed=SEED)
+def _learn(part: Part, root: Path, output: Path, echo: Callable[[str], None]) -> Learnt:
+    """Trains and evaluates one model and draws what it finds."""
+    started = time.perf_counter()
+    torch.manual_seed(SEED)
+    train, val = (_dataset(part, root, split) for split in ("train", "val"))
+    # The official random crop would cut most shapes of a small image: this one takes it whole.
+    whole = (IMAGE_SIZE, IMAGE_SIZE)
+    train.transforms = TrainTransform((IMAGE_SIZE,), IMAGE_SIZE, crop_scales=(IMAGE_SIZE,), crop_size=whole)
+    config = model_config(f"{part.family}-tiny", num_classes=train.num_classes, num_queries=10)
+    model = FAMILIES[part.family].model(config)
+    detector = dataset_detector(model, train, part.family, part.task, IMAGE_SIZE, IMAGE_SIZE)
+    run = output / part.name
+    # TensorBoard shows all event files of a folder as one run.
+    shutil.rmtree(run / "tensorboard", ignore_errors=True)
+    trainer = Trainer(
+        model,
+        part.criterion(config),
+        train,
+        part.training,
+        run,
+        description=detector.description(),
+        evaluate=evaluator(detector, val, part.training),
+        best_metric=detector.task.best_metric,
+        parameter_groups=FAMILIES[part.family].parameter_groups,
+    )
+    untrained = evaluate(detector, val, batch_size=part.training.batch_size)
+    trained = trainer.fit()
+    detector = dataclasses.replace(detector, model=trainer.evaluated_model)
+    losses = output / f"{part.name}-losses.png"
+    plot_losses(read_log(run, "train"), read_log(run, "eval"), part.losses, part.scores, losses)
+    val.transforms = None
+    pairs = [_picture(detector, val, index) for index in range(PICTURES)]
+    picture_grid(pairs).save(output / f"{part.name}.png")
+    image = val[0][0]
+    attention = predict_image(detector, image, shown=_enlarged(image)).attention(most=3)
+    if attention is not None:
+        attention.save(output / f"{part.name}-attention.png")
+    seconds = time.perf_counter() - started
+    score = detector.task.best_metric
+    echo(
+        f"{part.title}: {score} {untrained[score]:.3f} untrained, {trained[score]:.3f} after {seconds:.0f} s"
+    )
+    steps, found = trainer.progress.step, attention is not None
+    return Learnt(part.title, part.about, part.name, untrained, trained, steps, seconds, found)
 
 
-def _pictures(detector: Detector, dataset: CocoDetection) -> Iterator[tuple[Image.Image, Image.Image]]:
-    """Images with their ground truth and with what the detector finds, enlarged before drawing."""
-    for index in range(PICTURES):
-        image, target = dataset[index]
-        large = image.resize((image.width * ENLARGED, image.height * ENLARGED), Image.Resampling.BICUBIC)
+def _dataset(part: Part, root: Path, split: str) -> ImageDataset:
+    return build_dataset(
+        root,
+        split,  # type: ignore[arg-type]
+        part.task,  # type: ignore[arg-type]
+        train=False,
+        masks=FAMILIES[part.family].masks,
+        contiguous=FAMILIES[part.family].contiguous,
+        scales=(IMAGE_SIZE,),
+        max_size=IMAGE_SIZE,
+        seed=SEED,
+    )
+
+
+def _picture(detector: Detector, dataset: ImageDataset, index: int) -> tuple[Image.Image, Image.Image]:
+    """An image with its ground truth and with what the detector finds, enlarged before drawing."""
+    image, target = dataset[index]
+    large = _enlarged(image)
+    if isinstance(dataset, CocoPanoptic):
+        ids, segments = dataset.panoptic_truth(index)
+        for axis in (0, 1):
+            ids = ids.repeat_interleave(ENLARGED, axis)
+        named = [{**segment, "caption": dataset.category_names[segment["label"]]} for segment in segments]
+        truth = draw_panoptic(large, ids, named)
+    else:
         labels = target["labels"].tolist()
-        names = [detector.categories[label][1] for label in labels]
+        names = [dataset.category_names[label] for label in labels]
         truth = draw_detections(large, (target["boxes"] * ENLARGED).tolist(), labels, names)
-        found = detect(detector, image)
-        for detection in found:
-            detection["box_xyxy"] = [ENLARGED * v for v in detection["box_xyxy"]]
-        yield truth, overlay(large, found)
+    return truth, predict_image(detector, image, shown=large).overlay()
+
+
+def _enlarged(image: Image.Image) -> Image.Image:
+    return image.resize((image.width * ENLARGED, image.height * ENLARGED), Image.Resampling.BICUBIC)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,21 +56,30 @@ class Found:
 
 
 @torch.no_grad()
-def predict_image(detector: Detector, image: Image.Image, threshold: float | None = None) -> Found:
-    """What the detector finds in an RGB image, at its own size.
+def predict_image(
+    detector: Detector,
+    image: Image.Image,
+    threshold: float | None = None,
+    *,
+    shown: Image.Image | None = None,
+) -> Found:
+    """What the detector finds in an RGB image.
 
     threshold: lowest score; by default 0.5 for objects, and for panoptic segments what the paper takes.
+    shown: the same image at the size that results are wanted at; by default the image itself.
     """
     if threshold is not None and not 0 <= threshold <= 1:
         raise ValueError(f"threshold: expected a score in 0..1; got {threshold}")
     images, geometry = model_input(detector, image)
+    shown = shown or image
+    geometry = dataclasses.replace(geometry, outputs=[(shown.height, shown.width)])
     detector.model.eval()
     (result,) = detector.results(images, geometry, threshold)
     result = detector.task.select(result, detector.categories, 0.5 if threshold is None else threshold)
     if "boxes" in result:
-        limits = torch.tensor([image.width, image.height] * 2, device=result["boxes"].device)
+        limits = torch.tensor([shown.width, shown.height] * 2, device=result["boxes"].device)
         result["boxes"] = result["boxes"].clamp(min=0).minimum(limits)
-    return Found(detector, image, images, result, detector.task.records(result, detector.categories))
+    return Found(detector, shown, images, result, detector.task.records(result, detector.categories))
 
 
 def model_input(detector: Detector, image: Image.Image) -> tuple[PaddedImages, Geometry]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +13,49 @@ from PIL import Image, ImageDraw, ImageFont
 GAP = 6
 
 
+@dataclass(frozen=True)
+class Learnt:
+    """What a model of the demo learnt.
+
+    about: what its numbers are. name: of its files, `<name>.png`, `<name>-losses.png` and, where something
+    was found, `<name>-attention.png`.
+    """
+
+    title: str
+    about: str
+    name: str
+    untrained: Mapping[str, float]
+    trained: Mapping[str, float]
+    steps: int
+    seconds: float
+    attention: bool
+
+
 def plot_losses(
-    training: Sequence[Mapping[str, float]], evaluations: Sequence[Mapping[str, float]], path: Path
+    training: Sequence[Mapping[str, float]],
+    evaluations: Sequence[Mapping[str, float]],
+    losses: Mapping[str, str],
+    scores: Sequence[str],
+    path: Path,
 ) -> None:
-    """Draws the last layer's losses and the evaluations' AP over the steps.
+    """Draws the last layer's losses and the evaluations' scores over the steps.
 
     Args:
         training: "train" records of a run's log.
         evaluations: its "eval" records.
+        losses: which terms, with their titles.
+        scores: which numbers.
         path: of the PNG file.
     """
     figure = Figure(figsize=(9, 3.5), layout="constrained")
-    losses, precision = figure.subplots(1, 2)
-    for name, title in (("loss_ce", "class"), ("loss_bbox", "box L1"), ("loss_giou", "1 - GIoU")):
-        losses.plot([r["step"] for r in training], [r[name] for r in training], label=title)
-    losses.set(title="losses of the last decoder layer", xlabel="step", yscale="log")
-    for name in ("AP50", "AP"):
-        precision.plot([r["step"] for r in evaluations], [r[name] for r in evaluations], "o-", label=name)
-    precision.set(title="average precision on held-out images", xlabel="step", ylim=(0, 1))
-    for axes in (losses, precision):
+    terms, numbers = figure.subplots(1, 2)
+    for name, title in losses.items():
+        terms.plot([r["step"] for r in training], [r[name] for r in training], label=title)
+    terms.set(title="losses of the last decoder layer", xlabel="step", yscale="log")
+    for name in scores:
+        numbers.plot([r["step"] for r in evaluations], [r[name] for r in evaluations], "o-", label=name)
+    numbers.set(title="scores on held-out images", xlabel="step", ylim=(0, 1))
+    for axes in (terms, numbers):
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(path, dpi=120)
@@ -58,47 +83,23 @@ def picture_grid(pairs: Sequence[tuple[Image.Image, Image.Image]], across: int =
     return canvas
 
 
-def write_report(
-    path: Path,
-    summary: Mapping[str, float],
-    untrained: Mapping[str, float],
-    benchmark: Mapping[str, Any],
-    steps: int,
-) -> None:
-    """Writes the report beside `losses.png` and `predictions.png`.
+def write_report(path: Path, learnt: Sequence[Learnt], benchmark: Mapping[str, Any], seconds: float) -> None:
+    """Writes the report beside the pictures.
 
     Args:
         path: of the Markdown file.
-        summary: the trained model's twelve numbers, `seconds` and `seconds_training`.
-        untrained: the untrained model's twelve numbers.
+        learnt: the models.
         benchmark: what `run_benchmarks` returned.
-        steps: optimizer steps that were made.
+        seconds: of the whole demo.
     """
     machine = benchmark["machine"]
     lines = [
-        "# DETR on drawn shapes",
+        "# Models of the DETR family on drawn shapes",
         "",
-        f"A small DETR, trained from random weights for {steps} steps in {summary['seconds_training']:.0f} s "
-        f"({summary['seconds']:.0f} s in all) on {machine['cpu']}, {machine['torch_threads']} threads, "
-        f"torch {machine['versions']['torch']}.",
+        f"Small models, trained from random weights on {machine['cpu']}, {machine['torch_threads']} threads, "
+        f"torch {machine['versions']['torch']}; {seconds:.0f} s in all.",
         "",
-        "## Average precision on held-out images",
-        "",
-        "| | untrained | trained |",
-        "| --- | ---: | ---: |",
-        *(
-            f"| {name} | {untrained[name]:.3f} | {summary[name]:.3f} |"
-            for name in untrained
-            # COCO's medium and large begin at 32 and 96 pixels: -1 means that there is none
-            if untrained[name] >= 0
-        ),
-        "",
-        "![losses and average precision](losses.png)",
-        "",
-        "## Predictions beside ground truth",
-        "",
-        "![predictions](predictions.png)",
-        "",
+        *(line for one in learnt for line in _model_lines(one)),
         "## Operators",
         "",
         "Milliseconds, medians; ratio = peer time / ours, same threads.",
@@ -109,6 +110,40 @@ def write_report(
         "",
     ]
     path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def _model_lines(one: Learnt) -> list[str]:
+    pictures = [
+        f"![losses and scores]({one.name}-losses.png)",
+        "",
+        "Ground truth beside predictions:",
+        "",
+        f"![predictions]({one.name}.png)",
+        "",
+    ]
+    if one.attention:
+        pictures += [
+            "What queries found beside where they looked:",
+            "",
+            f"![attention]({one.name}-attention.png)",
+            "",
+        ]
+    return [
+        f"## {one.title}",
+        "",
+        f"{one.steps} steps; {one.seconds:.0f} s with evaluation. {one.about}, on held-out images:",
+        "",
+        "| | untrained | trained |",
+        "| --- | ---: | ---: |",
+        *(
+            f"| {name} | {one.untrained[name]:.3f} | {one.trained[name]:.3f} |"
+            for name in one.untrained
+            # COCO's medium and large begin at 32 and 96 pixels: -1 means that there is none
+            if one.untrained[name] >= 0
+        ),
+        "",
+        *pictures,
+    ]
 
 
 def _speed_row(row: Mapping[str, Any]) -> str:

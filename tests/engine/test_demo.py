@@ -26,17 +26,23 @@ def test_demo_leaves_a_whole_report(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr(demo, "TRAIN_IMAGES", 16)
     monkeypatch.setattr(demo, "VAL_IMAGES", 3)
     monkeypatch.setattr(demo, "PICTURES", 3)
-    training = dataclasses.replace(demo.TRAINING, epochs=2, batch_size=8, eval_every=1, log_every=1)
-    monkeypatch.setattr(demo, "TRAINING", training)
+    quick = {"epochs": 2, "batch_size": 8, "eval_every": 1, "log_every": 1}
+    parts = [
+        dataclasses.replace(part, training=dataclasses.replace(part.training, **quick)) for part in demo.PARTS
+    ]
+    monkeypatch.setattr(demo, "PARTS", parts)
     monkeypatch.setattr(demo, "run_benchmarks", lambda plan, path, echo: BENCHMARK)
     for _ in range(2):  # a second run replaces the first
         summary = demo.run_demo(tmp_path)
     assert summary == json.loads((tmp_path / "metrics.json").read_text())
-    assert {"AP", "AP50", "AP50_untrained", "AP_untrained", "seconds", "seconds_training"} <= summary.keys()
+    assert {"AP", "AP50_untrained", "PQ", "PQ_th_untrained", "seconds"} <= summary.keys()
     report = (tmp_path / "report.md").read_text()
     for image in re.findall(r"!\[.*?\]\((.*?)\)", report):
         assert min(Image.open(tmp_path / image).size) > 200
     assert "| o | c | forward | 1 | p | 1 | 3 | 3.0x |" in report
     assert "time was up" in report
-    assert len(list((tmp_path / "tensorboard").glob("events.*"))) == 1
-    assert load_detector(tmp_path / "best.pt").categories[5] == (5, "star")
+    for part in parts:
+        run = tmp_path / part.name
+        assert len(list((run / "tensorboard").glob("events.*"))) == 1
+        assert load_detector(run / "best.pt").task_name == part.task
+    assert load_detector(tmp_path / "detr-detection" / "best.pt").categories[5] == (5, "star")

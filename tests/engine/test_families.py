@@ -21,7 +21,7 @@ from detr_fast.engine import (
 )
 from detr_fast.engine.coco_categories import coco_categories
 from detr_fast.engine.families import check_task, family_of
-from detr_fast.structures import MaskPredictions, PaddedImages, Predictions
+from detr_fast.structures import MaskPredictions, PackedTargets, PaddedImages, Predictions
 from tests.engine.tiny import SIZE, write_data
 
 
@@ -157,3 +157,22 @@ def test_other_categories_are_refused(data: Path) -> None:
     detector.categories[0] = (3, "wheel")
     with pytest.raises(ValueError, match=r"label 0 is category 1 \(disc\), but .* category 3"):
         evaluate(detector, images)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+@pytest.mark.parametrize("name", [*(f"{family}-tiny" for family in FAMILIES), "two-stage"])
+def test_every_parameter_gets_a_gradient(name: str, count: int, rng: torch.Generator) -> None:
+    """Ranks wait for each other: a gradient that is missing where there are no targets would hang them."""
+    family = FAMILIES["deformable-detr" if name == "two-stage" else family_of(name)]
+    options = {"two_stage": True} if name == "two-stage" else {}
+    config = model_config("deformable-detr-tiny" if options else name, num_classes=3, **options)
+    images = PaddedImages.from_list([torch.randn(3, 64, 64, generator=rng)])
+    masks = torch.zeros(count, 64, 64, dtype=torch.bool)
+    masks[:, 8:40, 16:30] = True
+    targets = [{"labels": torch.ones(count, dtype=torch.int64), "boxes": torch.rand(count, 4, generator=rng)}]
+    if family.masks:
+        targets[0]["masks"] = masks
+    model = family.model(config).train()
+    criterion = family.criterion(config)
+    criterion.total(criterion(model(images), PackedTargets.from_list(targets))).backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
