@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +15,10 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from detr_fast.engine import FAMILIES, TASKS
+from detr_fast.engine.logs import read_log
 from tests.cli.running import ok, refused
 from tests.engine.tiny import SIZE, write_data
+from tests.paths import ROOT
 
 SMALL = ["--image-size", SIZE, "--num-workers", 0, "--device", "cpu"]
 COMBINATIONS = [(family, task) for family, about in FAMILIES.items() for task in about.tasks]
@@ -208,3 +213,44 @@ def test_yolo_data_are_converted(tmp_path: Path) -> None:
     ok("train", "--data", tmp_path / "coco", "--output", tmp_path / "run", "--model", "deformable-detr-tiny",
        "--epochs", 1, *SMALL)  # fmt: skip
     assert "absent.yaml" in refused("convert", "yolo", tmp_path / "absent.yaml", tmp_path / "b")
+
+
+def test_two_processes_train_masks_and_agree(data: Path, tmp_path: Path) -> None:
+    """A rank's share of the images counts once in the quality of all."""
+    train = [
+        "train",
+        "--data",
+        data,
+        "--output",
+        tmp_path / "run",
+        "--model",
+        "mask2former-tiny",
+        "--epochs",
+        1,
+    ]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*map(str, [*command, "-m", "detr_fast.cli", *train, *SMALL])],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    logged = read_log(tmp_path / "run", "eval")[-1]
+    numbers = tmp_path / "numbers.json"
+    ok(
+        "eval",
+        "--checkpoint",
+        tmp_path / "run" / "last.pt",
+        "--data",
+        data,
+        "--json",
+        numbers,
+        "--num-workers",
+        0,
+    )
+    alone = json.loads(numbers.read_text())
+    assert {name: logged[name] for name in alone} == pytest.approx(alone)
