@@ -61,12 +61,10 @@ def test_reference_is_grid_sample(rng: torch.Generator) -> None:
 def test_reference_differentiates_twice(name: str, rng: torch.Generator) -> None:
     """By the maps, of which the result is a linear function: on knots too."""
     given = SHAPES[name](rng)
-    maps = given.pop("maps")[:2, :, :5, :9].requires_grad_()
-    given["points"] = given["points"][:, ::5]
-    given.pop("point_index", None)
+    maps, points = given["maps"][:2, :1, :4, :5].requires_grad_(), given["points"][:, ::7]
 
     def function(maps: Tensor) -> Tensor:
-        return point_sample(maps, given["points"], backend="reference")
+        return point_sample(maps, points, backend="reference")
 
     assert torch.autograd.gradcheck(function, maps)
     assert torch.autograd.gradgradcheck(function, maps)
@@ -81,7 +79,8 @@ def test_every_backend_differentiates_twice(backend: str, rng: torch.Generator) 
     wide = maps.detach().double().requires_grad_()
     out = point_sample(wide, points, backend="reference")
     (first,) = torch.autograd.grad((out**3).sum(), wide, create_graph=True)
-    torch.testing.assert_close(second.double(), torch.autograd.grad(first.square().sum(), wide)[0])
+    (expected,) = torch.autograd.grad(first.square().sum(), wide)
+    torch.testing.assert_close(second.double(), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["rows_and_sets", "own_points", "one_row", "edges"])

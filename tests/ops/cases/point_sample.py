@@ -112,7 +112,7 @@ FLOAT = Contract(
     cases=[Case(name, inputs) for name, inputs in SHAPES.items()],
     dtypes={
         torch.float32: Tolerance(forward=1e-5, backward=1e-5),
-        torch.bfloat16: Tolerance(forward=4e-3, backward=4e-3),
+        torch.bfloat16: Tolerance(forward=8e-3, backward=8e-3),
         torch.float16: Tolerance(forward=1e-3, backward=1e-3),
     },
     cast=("maps",),
@@ -129,7 +129,7 @@ MASKS = Contract(
         for kind in (torch.bool, torch.uint8)
         for name in ("rows_and_sets", "own_points", "one_pixel", "edges", "no_rows")
     ],
-    dtypes={torch.float32: Tolerance(forward=1e-5)},
+    dtypes=dict.fromkeys((torch.float32, torch.bfloat16), Tolerance(forward=1e-5)),  # of nothing: maps stay
     cast=(),
     custom_op=custom_op,
 )
