@@ -90,7 +90,7 @@ class WindowAttention(nn.Module):
         bias = self.relative_position_bias_table[self.relative_position_index]
         bias = bias.to(q.dtype).T.reshape(1, self.heads, tokens, tokens)
         if apart is not None:
-            bias = (bias + APART * apart).repeat(len(x) // len(apart), 1, 1, 1)
+            bias = (bias + APART * apart.to(q.dtype)).repeat(len(x) // len(apart), 1, 1, 1)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.proj(y.transpose(1, 2).flatten(2))
 
