@@ -18,7 +18,7 @@ from detr_fast.engine.draw_masks import draw_instances
 from detr_fast.structures import PaddedImages
 
 GAP = 6
-PANEL = 480  # pixels of a panel's longer side, at most
+PANEL = (256, 480)  # pixels of a panel's longer side, at least and at most
 ACROSS = 3  # queries in a row
 SMOOTH = 3
 REFERENCE_COLOR = (40, 230, 60)
@@ -50,7 +50,7 @@ def attention_pictures(
     attention = decoder_attention(model, images)
     valid = ~images.mask[0]
     padded, size = images.mask.shape[1:], (int(valid[:, 0].sum()), int(valid[0].sum()))
-    scale = min(1.0, PANEL / max(image.size))
+    scale = min(max(max(image.size), PANEL[0]), PANEL[1]) / max(image.size)
     width, height = (max(1, round(scale * side)) for side in image.size)
     small = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
     labels = [0] * len(queries) if labels is None else labels
@@ -115,7 +115,7 @@ def _dots(
     canvas = _picture(0.2 + 0.3 * gray + 0.3 * np.asarray(image.convert("RGB"), np.float32) / 255)
     canvas = canvas.resize((SMOOTH * image.width, SMOOTH * image.height))
     draw = ImageDraw.Draw(canvas)
-    radius = SMOOTH * max(1.5, max(image.size) / 150)
+    radius = SMOOTH * max(2.0, max(image.size) / 120)
     weights = weights.flatten() / weights.max()
     colors = (255 * matplotlib.colormaps["turbo"](0.05 + 0.9 * weights.numpy())).round().astype(int)
     for i in weights.argsort().tolist():

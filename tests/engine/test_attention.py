@@ -126,7 +126,7 @@ def test_samples_are_those_of_forward(dimensions: int, rng: torch.Generator) -> 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("found", ["boxes", "masks", "nothing"])
 def test_pictures(name: str, found: str, rng: torch.Generator) -> None:
-    """Two panels for each of four queries, three in a row."""
+    """Two panels for each of four queries, three in a row; a small image is enlarged to 256 pixels."""
     images = batch(rng)
     first = PaddedImages(images.tensors[1:], images.mask[1:])
     image = Image.new("RGB", (35, 20), "white")
@@ -138,10 +138,10 @@ def test_pictures(name: str, found: str, rng: torch.Generator) -> None:
     before = image.tobytes()
     grid = attention_pictures(MODELS[name](), first, image, [0, 4, 2, 2], **what)
     width, height = grid.size
-    assert width == 6 * 35 + 3 * 6 + 2 * 12
-    assert height == 2 * 20 + 12
+    assert width == 6 * 256 + 3 * 6 + 2 * 12
+    assert height == 2 * 146 + 12
     assert image.tobytes() == before
-    assert attention_pictures(MODELS[name](), first, image, []).size == (2 * 35 + 6, 20)
+    assert attention_pictures(MODELS[name](), first, image, []).size == (2 * 256 + 6, 146)
 
 
 def test_large_images_shrink(rng: torch.Generator) -> None:
