@@ -81,9 +81,9 @@ Checkpoint = Annotated[Path, typer.Option(help="From `detr-fast train`, or an of
 Model = Annotated[
     str | None,
     typer.Option(
-        help="A family, or one of its sizes: "
+        help="A family, alone or with one of its sizes, as in detr-r50: "
         + "; ".join(
-            f"{family}, {', '.join(f'{family}-{size}' for size in about.sizes)}"
+            f"{family} ({', '.join(f'-{size}' for size in about.sizes)})"
             for family, about in FAMILIES.items()
         )
         + ". Default: what the checkpoint says, else detr-r50."

@@ -89,7 +89,7 @@ PARTS = (
         about="Panoptic quality of shapes (things) and background (stuff)",
         family="mask2former",
         task="panoptic",
-        training=dataclasses.replace(TRAINING, epochs=2, lr_drop=2, warmup_steps=50, ema=0.99),
+        training=dataclasses.replace(TRAINING, epochs=3, lr_drop=2, warmup_steps=50, ema=0.99),
         # masks have 32 x 32 pixels
         criterion=partial(mask2former_criterion, num_points=256),
         losses={"loss_ce": "class", "loss_mask": "mask cross-entropy", "loss_dice": "mask dice"},

@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from detr_fast import cli
-from detr_fast.engine import MODELS
+from detr_fast.engine import FAMILIES
 from detr_fast.engine.logs import read_log
 from detr_fast.ops import OPERATORS
 from tests.cli.running import ok, refused, run
@@ -142,8 +142,9 @@ def test_help_tells_the_commands_models_and_defaults() -> None:
         assert command in done.stdout
     wide = CliRunner(env={"COLUMNS": "2000"}).invoke(cli.app, ["train", "--help"]).stdout
     assert "Learning rate. Default: 0.0001, deformable-detr 0.0002" in wide
-    for name in MODELS:
-        assert f"{name}," in wide or f"{name};" in wide or f"{name}." in wide
+    for family, about in FAMILIES.items():
+        assert f"{family} ({', '.join(f'-{size}' for size in about.sizes)})" in wide
+        assert f"{family}: {', '.join(about.tasks)}" in wide
 
 
 def test_wrong_data(trained: Path, data: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as rle
 
-from detr_fast.engine import FAMILIES, TASKS
+from detr_fast.engine import FAMILIES, TASKS, load_detector
 from detr_fast.engine.logs import read_log
 from tests.cli.running import ok, refused
 from tests.engine.tiny import SIZE, write_data
@@ -213,6 +213,26 @@ def test_yolo_data_are_converted(tmp_path: Path) -> None:
     ok("train", "--data", tmp_path / "coco", "--output", tmp_path / "run", "--model", "deformable-detr-tiny",
        "--epochs", 1, *SMALL)  # fmt: skip
     assert "absent.yaml" in refused("convert", "yolo", tmp_path / "absent.yaml", tmp_path / "b")
+
+
+def test_category_ids_may_be_anything(tmp_path: Path) -> None:
+    """DETR's labels are COCO's ids; ids that leave most labels unused are counted through instead."""
+    data = write_data(tmp_path / "data", train_images=2, val_images=1)
+    for split in ("train", "val"):
+        path = data / "annotations" / f"instances_{split}2017.json"
+        content = json.loads(path.read_text())
+        for entry in content["categories"]:
+            entry["id"] *= 10_000
+        for annotation in content["annotations"]:
+            annotation["category_id"] *= 10_000
+        path.write_text(json.dumps(content))
+    for model in ("detr-tiny", "deformable-detr-tiny"):
+        run = tmp_path / model
+        ok("train", "--data", data, "--output", run, "--model", model, "--epochs", 1, *SMALL)
+        detector = load_detector(run / "last.pt")
+        assert detector.categories[4] == (70_000, "cross")
+        assert detector.config.num_classes == 5
+        ok("eval", "--checkpoint", run / "last.pt", "--data", data, "--num-workers", 0)
 
 
 def test_two_processes_train_masks_and_agree(data: Path, tmp_path: Path) -> None:
