@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -22,9 +24,12 @@ from detr_fast.criterion import (
 )
 from detr_fast.criterion.mask_losses import Focal, MapLosses, RowLosses
 from detr_fast.matcher import HungarianMatcher, MaskMatcher
+from detr_fast.ops import OPERATORS, use_backend
 from detr_fast.ops.mask_match_cost import native as mask_match_cost_native
 from detr_fast.ops.point_sample import native as point_sample_native
 from detr_fast.structures import MaskPredictions, PackedTargets, Predictions
+from tests.ops import interpreter
+from tests.ops.simulated import labels, simulated
 from tests.read_back import NoReadBack
 
 K, LAYERS, QUERIES, POINTS = 5, 3, 6, 40
@@ -375,6 +380,36 @@ def test_nothing_is_read_back(make, rng: torch.Generator, monkeypatch: pytest.Mo
     with NoReadBack():
         criterion.total(criterion(single, targets)).backward()
     assert single.masks.grad is not None
+
+
+USED = ("mask_match_cost", "linear_assignment", "point_sample", "class_loss")
+
+
+@pytest.mark.parametrize("make", [on_points, on_maps])
+def test_nothing_is_read_back_by_gpu_backends(make, rng: torch.Generator) -> None:
+    """From logits to gradients, matching included, with Triton's kernels interpreted."""
+    wide, targets, draws = random_batch([2, 0, 7], rng)
+    criterion = make()
+    predictions = MaskPredictions(
+        *(x[-1:].detach().float().requires_grad_() for x in (wide.logits, wide.masks))
+    )
+    draws = PointDraws(*(points[-1:].float() for points in (draws.match, draws.candidates, draws.extra)))
+    batch = (predictions, targets, draws)
+    expected = criterion.total(losses_of(criterion, batch))
+    operators = [operator for operator in OPERATORS if operator.name in USED]
+    if any("triton" not in labels(operator) for operator in operators):
+        pytest.skip(f"no simulation of every operator here: {interpreter.why_not()}")
+    with ExitStack() as stack:
+        for operator in operators:
+            stack.enter_context(simulated(operator, "triton"))
+            stack.enter_context(use_backend(**{operator.name: "triton"}))
+        losses_of(criterion, batch)  # modules are imported by a first call
+        stack.enter_context(NoReadBack())
+        with patch.object(criterion, "_check"):  # looks at the labels, on the CPU only
+            total = criterion.total(losses_of(criterion, batch))
+        total.backward()
+    torch.testing.assert_close(total, expected)
+    assert predictions.masks.grad is not None
 
 
 @pytest.mark.parametrize("make", [on_points, on_maps])
