@@ -37,7 +37,9 @@ struct PointTerms {
     alignas(64) float probability[kTile];
 };
 
-// Per-point terms of a tile of n logits, a multiple of kLanes; returns the row of differences.
+// Per-point terms of a tile of n logits, a multiple of kLanes; returns the row of differences. Meanwhile
+// fetches the row `next`, of numbers of `width` bytes: a tile is too short for the hardware to see what
+// comes.
 const float* cross_entropy_terms(const float* logits, int64_t n, const char* next, int64_t width,
                                  PointTerms& terms, QuerySums& sums) {
     vfloat linear{}, total{}, product = splat(1);
@@ -88,34 +90,21 @@ const float* pad(const float* row, int64_t n, float padding, float* scratch) {
     return scratch;
 }
 
-// Targets are multiplied three at a time: twelve sums hide the latency of an addition, and fit sixteen
-// registers. The last four are two and two, because one alone waits for its sums.
-int64_t group_size(int64_t left) { return left == 3 || left > 4 ? 3 : left == 1 ? 1 : 2; }
-
-// Target values [targets, n] of a tile as float32, padded with zeros: group after group, and in a group
-// vector after vector of its targets, so that a product reads on and on. Adds up each target's values.
+// Target values [targets, n] of a tile as float32, rows kTile apart, padded with zeros; adds up each row.
 void load_targets(const MaskMatchCost& args, int64_t first, int64_t targets, int64_t n, float* to,
                   double* totals) {
-    alignas(64) float row[kTile];
-    for (int64_t begin = 0, size; begin < targets; begin += size, to += size * kTile) {
-        size = group_size(targets - begin);
-        for (int64_t t = 0; t < size; ++t, first += args.points) {
-            const float* values = row;
-            if (args.target_type == TargetType::u8) {
-                const uint8_t* from = static_cast<const uint8_t*>(args.target_values) + first;
-                for (int64_t i = 0; i < n; ++i) row[i] = from[i];
-            } else {
-                values = widen(args.target_values, FloatType(args.target_type), first, n, row);
-            }
-            values = pad(values, n, 0, row);
-            vfloat total{};
-            for (int64_t i = 0; i < n; i += kLanes) {
-                const vfloat value = load(values + i);
-                store(to + i * size + t * kLanes, value);
-                total += value;
-            }
-            totals[begin + t] += sum(total);
+    for (int64_t t = 0; t < targets; ++t, to += kTile, first += args.points) {
+        if (args.target_type == TargetType::u8) {
+            const uint8_t* from = static_cast<const uint8_t*>(args.target_values) + first;
+            for (int64_t i = 0; i < n; ++i) to[i] = from[i];
+        } else {
+            const float* row = widen(args.target_values, FloatType(args.target_type), first, n, to);
+            if (row != to) std::memcpy(to, row, n * sizeof(float));
         }
+        pad(to, n, 0, to);
+        vfloat total{};
+        for (int64_t i = 0; i < n; i += kLanes) total += load(to + i);
+        totals[t] += sum(total);
     }
 }
 
@@ -126,7 +115,7 @@ inline void multiply(const float* const (&rows)[4], const float* targets, int64_
     for (int64_t i = 0; i < n; i += kLanes) {
         const vfloat row[4] = {load(rows[0] + i), load(rows[1] + i), load(rows[2] + i), load(rows[3] + i)};
         for (int t = 0; t < Targets; ++t) {
-            const vfloat value = load(targets + i * Targets + t * kLanes);
+            const vfloat value = load(targets + t * kTile + i);
             for (int k = 0; k < 4; ++k) sums[t][k] += row[k] * value;
         }
     }
@@ -138,6 +127,10 @@ inline void multiply(const float* const (&rows)[4], const float* targets, int64_
         }
     }
 }
+
+// Targets are multiplied three at a time: twelve sums hide the latency of an addition, and fit sixteen
+// registers. The last four are two and two, because one alone waits for its sums.
+int64_t group_size(int64_t left) { return left == 3 || left > 4 ? 3 : left == 1 ? 1 : 2; }
 
 void multiply_all(const float* const (&rows)[4], const float* targets, int64_t count, int64_t n,
                   Products* products) {
@@ -201,9 +194,9 @@ void fill_block(const MaskMatchCost& args, int64_t layer, int64_t image, int64_t
                 const float* logits =
                     pad(widen(args.mask_values, args.mask_type, at, points, terms[k].logits), points,
                         kOutside, terms[k].logits);
-                // the row after the next, or the first rows of the next tile
-                const int64_t ahead = q + k + 2 < n ? at + 2 * args.points : at - (q)*args.points + kTile;
-                const char* next = static_cast<const char*>(args.mask_values) + ahead * width;
+                // what comes two rows later: of this tile, or the first rows of the next
+                const int64_t to_next = q + k + 2 < n ? 2 * args.points : kTile - q * args.points;
+                const char* next = static_cast<const char*>(args.mask_values) + (at + to_next) * width;
                 rows[k] = args.focal
                               ? focal_terms(logits, padded, next, width, args.alpha, args.gamma, terms[k],
                                             sums[q + k])

@@ -311,6 +311,54 @@ class PointSampleCase:
         return PointSampleInputs(maps, points, index, torch.randn(R, C, self.points, generator=generator))
 
 
+@dataclass(frozen=True)
+class MaskCostInputs:
+    """The arguments of `mask_match_cost`; options holds its keywords."""
+
+    logits: Tensor
+    mask_values: Tensor
+    labels: Tensor
+    target_values: Tensor
+    sizes: tuple[int, ...]
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class MaskCostCase:
+    """What the matcher of a mask classifier compares: Mask2Former's at points, each layer's own, with targets
+    sampled in 0..1; MaskFormer's ("focal") at the pixels of its maps."""
+
+    name: str
+    targets: tuple[int, ...]
+    points: int
+    mask_cost: str = "bce"
+    queries: int = 100
+    layers: int = 10
+    classes: int = 133
+    operator: str = "mask_match_cost"
+    passes: tuple[str, ...] = (FORWARD,)
+
+    def inputs(self, generator: Generator) -> MaskCostInputs:
+        lead, total = (self.layers, len(self.targets), self.queries), sum(self.targets)
+        if self.mask_cost == "bce":
+            values = 2 * torch.rand(self.layers, total, self.points, generator=generator) - 0.5
+            values = values.clamp(0, 1)
+        else:
+            values = torch.rand(total, self.points, generator=generator) < 0.3
+        weights = {"bce": (2.0, 5.0, 5.0), "focal": (1.0, 20.0, 1.0)}[self.mask_cost]
+        return MaskCostInputs(
+            torch.randn(*lead, self.classes + 1, generator=generator),
+            4 * torch.randn(*lead, self.points, generator=generator),
+            torch.randint(self.classes, (total,), generator=generator),
+            values,
+            self.targets,
+            {
+                "mask_cost": self.mask_cost,
+                **dict(zip(("w_class", "w_mask", "w_dice"), weights, strict=True)),
+            },
+        )
+
+
 def _around_targets(
     generator: Generator,
     shape: tuple[int, int, int, int],
@@ -387,6 +435,12 @@ MATCH_COST = (
     DetectionCase("smallest", 1, 1, (1,), layers=1, classes=2, operator="box_match_cost"),
     *_detection_cases("box_match_cost", (FORWARD,)),
 )
+MASK_MATCH_COST = (
+    MaskCostCase("smallest", (1,), 1, queries=1, layers=1, classes=1),
+    MaskCostCase("Mask2Former B=4 T~14", (7, 12, 16, 20), 12544),
+    MaskCostCase("Mask2Former B=1 T=100", (100,), 12544),
+    MaskCostCase("MaskFormer B=4 T~14", (7, 12, 16, 20), 6400, "focal", layers=6),
+)
 POINT_SAMPLE = (
     PointSampleCase("smallest", (1, 1, 2, 2), points=1),
     PointSampleCase("matcher", (4, 100, 256, 256)),
@@ -404,6 +458,7 @@ CASES: tuple[Case, ...] = (
     *MATCHER,
     *ASSIGNMENT,
     *MATCH_COST,
+    *MASK_MATCH_COST,
     *CRITERION,
     *MASK_CRITERION,
     *POINT_SAMPLE,

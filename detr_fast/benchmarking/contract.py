@@ -19,11 +19,12 @@ from detr_fast.benchmarking.cases import (
     AssignmentInputs,
     AttentionInputs,
     DetectionInputs,
+    MaskCostInputs,
     MaskInputs,
     PointSampleInputs,
 )
 from detr_fast.criterion import PointDraws
-from detr_fast.ops import box_match_cost, ms_deform_attn, ms_deform_attn_fused, point_sample
+from detr_fast.ops import box_match_cost, mask_match_cost, ms_deform_attn, ms_deform_attn_fused, point_sample
 
 
 class ContractFailed(Exception):
@@ -226,6 +227,19 @@ def losses_and_gradients(
     return {**named, "grad_logits": grad_logits, "grad_boxes": grad_boxes}
 
 
+def _mask_cost_expected(inputs: MaskCostInputs, pass_: str) -> dict[str, Tensor]:
+    costs = mask_match_cost(
+        inputs.logits.double(),
+        inputs.mask_values,
+        inputs.labels,
+        inputs.target_values,
+        inputs.sizes,
+        backend="reference",
+        **inputs.options,
+    )
+    return {"costs": costs}
+
+
 def _point_sample_expected(inputs: PointSampleInputs, pass_: str) -> dict[str, Tensor]:
     maps = inputs.maps.double()
     values = {}
@@ -241,6 +255,7 @@ ATTENTION = Contract(_attention_expected(fused=False), _verify_attention)
 FUSED_ATTENTION = Contract(_attention_expected(fused=True), _verify_attention)
 ASSIGNMENT = Contract(_assignment_expected, _verify_matching)
 COSTS = Contract(_cost_expected, _compare)
+MASK_COSTS = Contract(_mask_cost_expected, _compare)
 MATCHER = Contract(_matcher_expected, _verify_matching)
 CRITERION = Contract(_criterion_expected, _compare)
 MASK_CRITERION = Contract(_mask_criterion_expected, _verify_mask_criterion)

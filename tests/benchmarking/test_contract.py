@@ -16,6 +16,7 @@ from detr_fast.benchmarking.cases import (
     AttentionCase,
     DetectionCase,
     MaskCase,
+    MaskCostCase,
 )
 from detr_fast.benchmarking.contract import ContractFailed
 from detr_fast.benchmarking.peers import Contender, Peer, all_peers
@@ -26,11 +27,12 @@ ASSIGNMENT = AssignmentCase(9, 3, "clustered", images=2)
 MATCHER = DetectionCase("tiny", 2, 9, (3, 2), layers=2, classes=5)
 COST = replace(MATCHER, operator="box_match_cost")
 CRITERION = replace(MATCHER, operator="criterion", passes=(FORWARD_BACKWARD,))
+MASK_COSTS = [MaskCostCase("tiny", (3, 2), 70, kind, 6, 2, 5) for kind in ("bce", "focal")]
 MASK_CRITERION = MaskCase("tiny", (3, 2), queries=6, layers=2, classes=5, size=64)
 
 PAIRS = [
     (case, peer)
-    for case in (ATTENTION, ASSIGNMENT, MATCHER, COST, CRITERION, MASK_CRITERION)
+    for case in (ATTENTION, ASSIGNMENT, MATCHER, COST, *MASK_COSTS, CRITERION, MASK_CRITERION)
     for peer in all_peers()
     if peer.operator == case.operator and not peer.missing
 ]
@@ -77,6 +79,7 @@ SPOILS = {
     "no such query": (ASSIGNMENT, FORWARD, lambda r: r + 9),
     "unmatched": (ASSIGNMENT, FORWARD, lambda r: torch.full_like(r, -1)),
     "cost": (COST, FORWARD, lambda r: r.flip(-1)),
+    "mask cost": (MASK_COSTS[0], FORWARD, lambda r: r * 1.001),
     "dearer match": (MATCHER, FORWARD, lambda r: replace(r, query=swapped(r.query))),
     "loss": (CRITERION, FORWARD_BACKWARD, lambda r: {**r, "loss_ce": r["loss_ce"] * 1.001}),
     "mask gradient": (

@@ -1,4 +1,4 @@
-"""mask_match_cost beyond the contract: the official formulas, exact sums over many points, non-finite inputs."""
+"""mask_match_cost beyond the contract: the official formulas, sums over many points, non-finite inputs."""
 
 from __future__ import annotations
 

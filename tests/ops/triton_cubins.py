@@ -169,7 +169,16 @@ def recorded(call: Callable[[], None]) -> list[tuple[Any, int, tuple[Any, ...]]]
         launches.append((kernel, num_warps, arguments))
 
     with ExitStack() as stack:
-        for module in (triton_launch, attention, match_cost, mask_match, assignment, class_loss, box_loss, points):
+        for module in (
+            triton_launch,
+            attention,
+            match_cost,
+            mask_match,
+            assignment,
+            class_loss,
+            box_loss,
+            points,
+        ):
             stack.enter_context(patch.object(module, "launch", launch))
         call()
     return launches

@@ -12,8 +12,8 @@ from detr_fast.ops.mask_match_cost.terms import Terms
 from detr_fast.ops.triton_launch import device_table, launch, power_of_two, why_not_triton
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_BLOCK_Q, _BLOCK_X, _BLOCK_K = 32, 32, 32
-_LEAST_T, _MOST_T = 16, 64  # what a product takes, and what registers hold
+_BLOCK_Q, _BLOCK_X, _BLOCK_K = 32, 16, 32
+_LEAST_T, _MOST_T = 16, 32  # what a product takes, and what registers hold
 _BLOCK_REPAIR = 1024
 
 
