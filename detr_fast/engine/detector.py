@@ -128,10 +128,9 @@ def load_detector(
     state = read_checkpoint(path)
     try:
         if isinstance(content, Mapping) and "detector" in content:
-            detector = _described(content["detector"], model)
+            detector = _described(content["detector"], model).with_task(task)
         else:
-            detector = _official(content, state, model)
-        detector = detector.with_task(task)
+            detector = _official(content, state, model, task)
         load_state_dict(detector.model, state)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -160,8 +159,8 @@ def _described(about: Mapping[str, Any], model: str | None) -> Detector:
     )
 
 
-def _official(content: Any, state: Mapping[str, Tensor], model: str | None) -> Detector:
-    """A detector from an official file, for whose class count COCO has names or else made-up ones."""
+def _official(content: Any, state: Mapping[str, Tensor], model: str | None, task: str | None) -> Detector:
+    """A detector from an official file. The class count tells its classes and task, or nobody does."""
     kind = describe(state)
     name = next((name for name, family in FAMILIES.items() if family.looks_like == kind), None)
     if name is None or (model is not None and family_of(model) != name):
@@ -173,12 +172,14 @@ def _official(content: Any, state: Mapping[str, Tensor], model: str | None) -> D
         config = _with_named_options(config, model_config(model))
     elif "args" in content and hasattr(family.config, "from_official_args"):
         config = family.config.from_official_args(content["args"], config.num_classes)
-    categories, things, task = coco_categories(config.num_classes)
+    categories, things, likely = coco_categories(config.num_classes)
+    if task is None and likely in family.tasks:
+        task = likely
     return Detector(
         family.model(config),
         categories,
         family=name,
-        task_name=task if task in family.tasks else family.tasks[0],
+        task_name=check_task(name, task),
         things=things,
     )
 

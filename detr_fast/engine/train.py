@@ -28,7 +28,7 @@ from detr_fast.engine.ema import averaged
 from detr_fast.engine.families import Groups, backbone_groups
 from detr_fast.engine.logs import RunLog
 from detr_fast.engine.progress import progress
-from detr_fast.structures import PackedTargets, PaddedImages
+from detr_fast.structures import PackedTargets
 
 logger = logging.getLogger(__name__)
 
@@ -185,7 +185,8 @@ class Trainer:
         for i, (images, _) in enumerate(micro_batches):
             synchronise = self._distributed is None or i == len(micro_batches) - 1
             with nullcontext() if synchronise else self._distributed.no_sync():  # type: ignore[union-attr]
-                predictions = self._forward(model, images.to(self.device, non_blocking=True))
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
+                    predictions = model(images.to(self.device, non_blocking=True))
                 targets = packed[i].to(self.device, non_blocking=True)
                 self._warn_of_crowding(max(targets.sizes), predictions.logits.shape[2])
                 losses = self.criterion(predictions, targets, joined_sizes=sizes)
@@ -196,11 +197,6 @@ class Trainer:
                 share = 1 if name == "loss" or name in self.criterion.weight_dict else 1 / len(micro_batches)
                 terms[name] = terms.get(name, 0) + value.detach() * share
         return terms
-
-    def _forward(self, model: nn.Module, images: PaddedImages) -> Any:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
-            predictions = model(images)
-        return _in_float32(predictions)
 
     def _warn_of_crowding(self, targets: int, queries: int) -> None:
         """Says once that an image has more targets than the model has queries: some are not learnt."""
@@ -324,16 +320,6 @@ class Trainer:
         self.optimizer.load_state_dict(training["optimizer"])
         self.scheduler.load_state_dict(training["scheduler"])
         self.progress = Progress(**training["progress"])
-
-
-def _in_float32(predictions: Any) -> Any:
-    """Predictions whose floating-point fields are float32 at least."""
-    raised = {
-        field.name: value.to(torch.promote_types(value.dtype, torch.float32))
-        for field in dataclasses.fields(predictions)
-        if isinstance(value := getattr(predictions, field.name), Tensor)
-    }
-    return dataclasses.replace(predictions, **raised)
 
 
 def _seed_step(seed: int, step: int) -> None:

@@ -94,6 +94,8 @@ def test_official_files_tell_their_family_and_task(
     assert detector.contiguous == (family in ("maskformer", "mask2former"))
     for name, value in detector.model.state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
+    for other in FAMILIES[family].tasks:
+        assert load_detector(tmp_path / "official.pth", task=other).task_name == other
     with pytest.raises(ValueError, match=r"official\.pth: model: expected a checkpoint of a "):
         load_detector(tmp_path / "official.pth", model="maskformer" if family != "maskformer" else "detr")
 
