@@ -258,5 +258,6 @@ def _bilinear(maps: Tensor, size: Size) -> Tensor:
 def _boxes(masks: Tensor) -> Tensor:
     """[X, h, w] bool -> [X, 4] xyxy, right and bottom one past the last pixel; 0 for an empty mask."""
     boxes = masks_to_boxes(masks)
-    boxes[:, 2:] += masks.flatten(1).any(1)[:, None]
+    # a single pixel in the corner has the box of an empty mask
+    boxes[:, 2:] += (boxes.any(1) | masks[:, 0, 0])[:, None]
     return boxes
