@@ -245,4 +245,4 @@ class FeedForward(Residual):
         nn.init.xavier_uniform_(self.linear2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.after(x, self.linear2(F.relu(self.linear1(self.before(x)))))
+        return self.after(x, self.linear2(F.relu_(self.linear1(self.before(x)))))

@@ -57,7 +57,7 @@ class FeaturePyramid(nn.Module):
         for n in range(self.joining, 0, -1):
             lateral = self.get_submodule(f"adapter_{n}")(features[n - 1])
             y = lateral + F.interpolate(y, size=lateral.shape[-2:], mode=self.upsampling)
-            y = self.get_submodule(f"layer_{n}")(y).relu()
+            y = F.relu_(self.get_submodule(f"layer_{n}")(y))
         return self.mask_features(y)
 
 
@@ -137,7 +137,7 @@ class TransformerEncoderPixelDecoder(FeaturePyramid):
             position = self.position(no_padding(x)).to(x.dtype).flatten(2).transpose(1, 2)
             tokens = self.transformer["encoder"](x.flatten(2).transpose(1, 2), position, None)
             memory = tokens.transpose(1, 2).unflatten(2, x.shape[-2:])
-        y = self.get_submodule(f"layer_{len(features)}")(memory).relu()
+        y = F.relu_(self.get_submodule(f"layer_{len(features)}")(memory))
         return memory, self.top_down(features[:-1], y)
 
 
@@ -147,7 +147,7 @@ def no_padding(x: Tensor) -> Tensor:
 
 
 def xavier_fill(convolution: nn.Conv2d) -> None:
-    """The official start of a convolution: uniform by its fan-in, without bias."""
+    """The official start of a convolution: uniform by its fan-in, with zero bias."""
     nn.init.kaiming_uniform_(convolution.weight, a=1)
     if convolution.bias is not None:
         nn.init.zeros_(convolution.bias)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detr_fast.checkpoints import write_checkpoint
 from detr_fast.models.resnet import ARCHITECTURES, FrozenBatchNorm2d, ResNet
 
 
@@ -124,3 +125,25 @@ def test_torchvision_file_of_another_resnet(tmp_path: Path) -> None:
         match=r"resnet18.pth: .*this ResNet; .*a ResNet.*missing: layer1.0.bn3.bias.* of another shape",
     ):
         ResNet("resnet50").load_official(tmp_path / "resnet18.pth")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_names_of_detectron2(name: str, tmp_path: Path, rng: torch.Generator) -> None:
+    """The same network under either naming, from files of either; detectron2's are pickled arrays."""
+    given, named = ResNet(name), ResNet(name, detectron2=True, frozen=False)
+    randomize_norms(given, rng)
+    torch.save(torchvision_state(given), tmp_path / "torchvision.pth")
+    named.load_official(tmp_path / "torchvision.pth")
+    entries = dict(named.state_dict())
+    assert {"stem.conv1.norm.weight", "res2.0.conv1.norm.running_var", "res5.0.shortcut.norm.bias"} <= set(
+        entries
+    )
+    images = torch.randn(1, 3, 40, 50, generator=rng)
+    for found, expected in zip(named(images), given(images), strict=True):
+        assert torch.equal(found, expected)
+    assert all(parameter.requires_grad for parameter in named.parameters())
+    write_checkpoint({**entries, "stem.fc.weight": torch.zeros(1000, 512)}, tmp_path / "R.pkl")
+    back = ResNet(name)
+    back.load_official(tmp_path / "R.pkl")
+    for key, value in given.state_dict().items():
+        assert torch.equal(back.state_dict()[key], value), key
