@@ -347,38 +347,44 @@ void bind_point_sample(py::module_& m) {
                                shape[5],
                                threads};
     };
-    m.def("point_sample_fwd",
-          [rows](const std::array<int64_t, 6>& shape, uintptr_t points, uintptr_t map_index,
-                 uintptr_t point_index, int threads, uintptr_t maps, int type,
-                 std::array<int64_t, 3> strides, uintptr_t out, int out_type) {
-              const PointSampleForward args{rows(shape, points, map_index, point_index, threads),
-                                            reinterpret_cast<const void*>(maps),
-                                            MapType(type),
-                                            strides[0],
-                                            strides[1],
-                                            strides[2],
-                                            reinterpret_cast<void*>(out),
-                                            FloatType(out_type)};
-              py::gil_scoped_release release;
-              DETR_FAST_CPU(point_sample_fwd)(args);
-          });
+    m.def("point_sample_fwd", [rows](const std::array<int64_t, 6>& shape, uintptr_t points,
+                                     uintptr_t map_index, uintptr_t point_index, int threads, uintptr_t maps,
+                                     int type, std::array<int64_t, 3> strides, uintptr_t out, int out_type) {
+        const PointSampleForward args{rows(shape, points, map_index, point_index, threads),
+                                      reinterpret_cast<const void*>(maps),
+                                      MapType(type),
+                                      strides[0],
+                                      strides[1],
+                                      strides[2],
+                                      reinterpret_cast<void*>(out),
+                                      FloatType(out_type)};
+        py::gil_scoped_release release;
+        DETR_FAST_CPU(point_sample_fwd)(args);
+    });
     m.def("point_sample_bwd",
           [rows](const std::array<int64_t, 6>& shape, uintptr_t points, uintptr_t map_index,
-                 uintptr_t point_index, int threads, uintptr_t order, uintptr_t first_row, uintptr_t grad_out,
-                 uintptr_t grad_maps, int type) {
-              const PointSampleBackward args{rows(shape, points, map_index, point_index, threads),
-                                             reinterpret_cast<const int64_t*>(order),
-                                             reinterpret_cast<const int64_t*>(first_row),
-                                             reinterpret_cast<const void*>(grad_out),
-                                             reinterpret_cast<void*>(grad_maps),
-                                             FloatType(type)};
+                 uintptr_t point_index, int threads, uintptr_t grad_out, uintptr_t grad_maps, int type) {
               bool ok = true;
               {
                   py::gil_scoped_release release;
+                  const PointSampleRows at = rows(shape, points, map_index, point_index, threads);
+                  std::vector<int64_t> order(at.rows), first_row(at.maps + 1);
+                  if (at.map_index)
+                      group_rows(at.map_index, at.rows, at.maps, order.data(), first_row.data());
+                  const bool chosen = at.map_index || at.rows == 0;
+                  const PointSampleBackward args{at,
+                                                 order.data(),
+                                                 chosen ? first_row.data() : nullptr,
+                                                 reinterpret_cast<const void*>(grad_out),
+                                                 reinterpret_cast<void*>(grad_maps),
+                                                 FloatType(type)};
                   DETR_FAST_CPU(point_sample_bwd)(args, ok);
               }
               if (!ok) throw std::bad_alloc();
           });
+    m.def("first_out_of_range", [](uintptr_t index, int64_t rows, int64_t count) {
+        return first_out_of_range(reinterpret_cast<const int64_t*>(index), rows, count);
+    });
 }
 
 }  // namespace

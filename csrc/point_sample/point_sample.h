@@ -39,6 +39,12 @@ struct PointSampleBackward {
     FloatType type;            // of both
 };
 
+// The first row whose number is not in [0, count), or -1.
+int64_t first_out_of_range(const int64_t* index, int64_t rows, int64_t count);
+
+// Fills order and first_row of PointSampleBackward; the rows of a map keep their order.
+void group_rows(const int64_t* map_index, int64_t rows, int64_t maps, int64_t* order, int64_t* first_row);
+
 DETR_FAST_DECLARE_CPU(point_sample_fwd, (const PointSampleForward& args))
 // `ok` becomes false where working memory ran out; grad_maps is then undefined.
 DETR_FAST_DECLARE_CPU(point_sample_bwd, (const PointSampleBackward& args, bool& ok))

@@ -65,12 +65,9 @@ def check(maps: Tensor, points: Tensor, map_index: Tensor | None, point_index: T
         raise ValueError(f"{second}: expected R = {r} rows, as {first} has; got {other}")
 
 
-def check_range(name: str, index: Tensor, count: int) -> None:
-    """Raises `ValueError` where a number of an index on the CPU is outside [0, count)."""
-    wrong = (index < 0) | (index >= count)
-    if wrong.any():
-        row = int(wrong.nonzero()[0])
-        of = "M" if name == "map_index" else "G"
-        raise ValueError(
-            f"{name}: expected numbers in [0, {of}) with {of} = {count}; got {int(index[row])} at row {row}"
-        )
+def range_error(name: str, index: Tensor, count: int, row: int) -> ValueError:
+    """What is wrong with a row's number outside [0, count)."""
+    of = "M" if name == "map_index" else "G"
+    return ValueError(
+        f"{name}: expected numbers in [0, {of}) with {of} = {count}; got {int(index[row])} at row {row}"
+    )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from detr_fast import extension
-from detr_fast.ops.point_sample.checks import check_range, result_dtype, rows
+from detr_fast.ops.point_sample.checks import range_error, result_dtype, rows
 
 _FLOATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # FloatType of csrc
 _MAPS = {**_FLOATS, torch.bool: 3, torch.uint8: 3}  # MapType
@@ -23,7 +23,7 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
 
 def forward(maps: Tensor, points: Tensor, map_index: Tensor | None, point_index: Tensor | None) -> Tensor:
     """As `reference.forward`."""
-    if maps.stride(3) != 1 or min(maps.stride()) < 0:
+    if maps.stride(3) != 1:
         maps = maps.contiguous()
     shape, arguments, _keep = _rows(maps.shape, points, map_index, point_index)
     out = torch.empty(shape[4], shape[1], shape[5], dtype=result_dtype(maps.dtype))
@@ -52,17 +52,10 @@ def backward(
     sizes, arguments, _keep = _rows(shape, points, map_index, point_index)
     grad_out = grad_out.contiguous()
     grad_maps = torch.empty(shape, dtype=grad_out.dtype)
-    order = first_row = None
-    if map_index is not None:
-        order = map_index.argsort(stable=True)
-        first_row = torch.zeros(shape[0] + 1, dtype=torch.int64)
-        torch.cumsum(torch.bincount(map_index, minlength=shape[0]), 0, out=first_row[1:])
     if grad_maps.numel():
         extension.extension().point_sample_bwd(
             sizes,
             *arguments,
-            _pointer(order),
-            _pointer(first_row),
             grad_out.data_ptr(),
             grad_maps.data_ptr(),
             _FLOATS[grad_out.dtype],
@@ -76,14 +69,21 @@ def _rows(
     """The kernel's shape and first arguments, and the tensors that these point into."""
     sizes = (*shape, rows(shape, map_index, point_index), points.shape[1])
     points = points.float().contiguous()
-    if map_index is not None:
-        check_range("map_index", map_index, shape[0])
-        map_index = map_index.contiguous()
-    if point_index is not None:
-        check_range("point_index", point_index, points.shape[0])
-        point_index = point_index.contiguous()
+    map_index = _in_range("map_index", map_index, shape[0])
+    point_index = _in_range("point_index", point_index, points.shape[0])
     tensors = (points, map_index, point_index)
     return sizes, (*map(_pointer, tensors), torch.get_num_threads()), tensors
+
+
+def _in_range(name: str, index: Tensor | None, count: int) -> Tensor | None:
+    """The index as the kernel takes it. Looked at outside torch, which would read a result back."""
+    if index is None:
+        return None
+    index = index.contiguous()
+    row = extension.extension().first_out_of_range(index.data_ptr(), len(index), count)
+    if row >= 0:
+        raise range_error(name, index, count, row)
+    return index
 
 
 def _pointer(tensor: Tensor | None) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from detr_fast.ops.point_sample.checks import check_range, result_dtype, rows
+from detr_fast.ops.point_sample.checks import range_error, result_dtype, rows
 
 _AT_ONCE = 2**22  # samples of a backward that are scattered at once
 
@@ -67,9 +67,9 @@ def _rows(
 
 def _in_range(name: str, index: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Which numbers are in [0, count), and the numbers, 0 in place of others; an error on the CPU."""
-    if index.device.type == "cpu":
-        check_range(name, index, count)
     known = (index >= 0) & (index < count)
+    if index.device.type == "cpu" and not known.all():
+        raise range_error(name, index, count, int(known.logical_not().nonzero()[0]))
     return known, index.where(known, 0)
 
 
