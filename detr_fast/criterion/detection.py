@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detr_fast.criterion.base import StackedCriterion, by_name, check_masks, layer_weights
 from detr_fast.criterion.losses import cardinality_error, classification_error
-from detr_fast.criterion.mask_losses import map_losses, matched_maps
+from detr_fast.criterion.mask_losses import Matched, map_losses
 from detr_fast.matcher import HungarianMatcher
 from detr_fast.ops.box_loss import box_loss
 from detr_fast.ops.class_loss import class_loss
@@ -112,8 +112,8 @@ class SetCriterion(StackedCriterion):
             by_layer["cardinality_error"] = cardinality_error(logits, targets.batch_index)
         if "masks" in self.losses:
             assert outputs.masks is not None
-            matched = matched_maps(MaskPredictions(logits[-1:], outputs.masks[None]), targets, query[-1:])
-            focal, dice = map_losses(*matched, targets, query[-1:], num_boxes)
+            masks = MaskPredictions(logits[-1:], outputs.masks[None])
+            focal, dice = map_losses(Matched.of(masks, targets, query[-1:], num_boxes))
             last |= {"loss_mask": focal[0], "loss_dice": dice[0]}
         return by_name(by_layer) | last
 

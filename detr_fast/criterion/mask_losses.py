@@ -28,70 +28,74 @@ class Focal(NamedTuple):
 FOCAL = Focal()
 
 
-def matched_maps(
-    predictions: MaskPredictions, targets: PackedTargets, query: Tensor
-) -> tuple[Tensor, Tensor]:
-    """All predicted maps [M, h, w], and which is each row's [R]: some map where a target is unmatched."""
-    maps, place = predictions.maps()
-    rows = place[:, targets.batch_index] * maps.shape[1] + query.clamp(min=0)
-    return maps.flatten(0, 1), rows.flatten()
+class Matched(NamedTuple):
+    """Predicted maps beside the masks of their targets.
+
+    maps: [M, h, w] logits of all queries.
+    map_index: [R], the map of each row; any where a target is unmatched.
+    targets: with masks; query: [L, sumT] as in `Matches`.
+    num_masks: what the sums over targets are divided by.
+    """
+
+    maps: Tensor
+    map_index: Tensor
+    targets: PackedTargets
+    query: Tensor
+    num_masks: Tensor | float
+
+    @classmethod
+    def of(
+        cls,
+        predictions: MaskPredictions,
+        targets: PackedTargets,
+        query: Tensor,
+        num_masks: Tensor | float = 1.0,
+    ) -> Matched:
+        maps, place = predictions.maps()
+        rows = place[:, targets.batch_index] * maps.shape[1] + query.clamp(min=0)
+        return cls(maps.flatten(0, 1), rows.flatten(), targets, query, num_masks)
+
+    @property
+    def masks(self) -> Tensor:
+        """[sumT, H, W] bool."""
+        assert self.targets.masks is not None
+        return self.targets.masks
+
+    @property
+    def target_index(self) -> Tensor:
+        """[R], the target of each row."""
+        layers, total = self.query.shape
+        return torch.arange(total, device=self.query.device).repeat(layers)
+
+    def by_layer(self, losses: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """[L] each: of two losses [R] the sums over matched rows, divided by `num_masks`."""
+        shape, matched = self.query.shape, self.query >= 0
+        mask, dice = (loss.view(shape).where(matched, 0).sum(1) / self.num_masks for loss in losses)
+        return mask, dice
 
 
-def point_losses(
-    maps: Tensor,
-    map_index: Tensor,
-    targets: PackedTargets,
-    query: Tensor,
-    points: Tensor,
-    num_masks: Tensor | float,
-) -> tuple[Tensor, Tensor]:
+def point_losses(matched: Matched, points: Tensor) -> tuple[Tensor, Tensor]:
     """Binary cross-entropy, the mean over each row's points, and dice loss (arXiv:2112.01527, section 3.3).
 
-    maps: [M, h, w] logits; map_index: [R], as `matched_maps` gives them.
-    targets: with masks; query: [L, sumT] as in `Matches`.
     points: [R, P, 2], (x, y) in 0..1.
-    num_masks: what the sums over targets are divided by.
 
     Returns [L] each.
     """
-    assert targets.masks is not None
-    found = point_sample(maps[:, None], points, map_index=map_index)[:, 0]
-    wanted = point_sample(targets.masks[:, None], points, map_index=_targets_of_rows(query))[:, 0]
+    found = point_sample(matched.maps[:, None], points, map_index=matched.map_index)[:, 0]
+    wanted = point_sample(matched.masks[:, None], points, map_index=matched.target_index)[:, 0]
     found = found.to(torch.promote_types(found.dtype, torch.float32))
-    return _by_layer(RowLosses.apply(found, wanted.to(found.dtype), None), query, num_masks)
+    return matched.by_layer(RowLosses.apply(found, wanted.to(found.dtype), None))
 
 
-def map_losses(
-    maps: Tensor,
-    map_index: Tensor,
-    targets: PackedTargets,
-    query: Tensor,
-    num_masks: Tensor | float,
-    focal: Focal = FOCAL,
-) -> tuple[Tensor, Tensor]:
+def map_losses(matched: Matched, focal: Focal = FOCAL) -> tuple[Tensor, Tensor]:
     """Focal loss, the mean over the pixels of the target, and dice loss of bilinearly upsampled logits.
 
-    As in DETR (arXiv:2005.12872, section 4.4) and MaskFormer (arXiv:2107.06278, section 3.3). Arguments as
-    in `point_losses`.
+    As in DETR (arXiv:2005.12872, section 4.4) and MaskFormer (arXiv:2107.06278, section 3.3).
 
     Returns [L] each.
     """
-    assert targets.masks is not None
-    losses = MapLosses.apply(maps, targets.masks, map_index, _targets_of_rows(query), focal)
-    return _by_layer(losses, query, num_masks)
-
-
-def _targets_of_rows(query: Tensor) -> Tensor:
-    layers, total = query.shape
-    return torch.arange(total, device=query.device).repeat(layers)
-
-
-def _by_layer(
-    losses: tuple[Tensor, Tensor], query: Tensor, num_masks: Tensor | float
-) -> tuple[Tensor, Tensor]:
-    """The sums of each layer's matched rows, divided by `num_masks`."""
-    mask, dice = (loss.view(query.shape).where(query >= 0, 0).sum(1) / num_masks for loss in losses)
-    return mask, dice
+    losses = MapLosses.apply(matched.maps, matched.masks, matched.map_index, matched.target_index, focal)
+    return matched.by_layer(losses)
 
 
 class RowLosses(torch.autograd.Function):

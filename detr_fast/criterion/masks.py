@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from detr_fast.criterion.base import StackedCriterion, by_name, check_masks, layer_weights
-from detr_fast.criterion.mask_losses import Focal, map_losses, matched_maps, point_losses
+from detr_fast.criterion.mask_losses import Focal, Matched, map_losses, point_losses
 from detr_fast.criterion.points import uncertain_points
 from detr_fast.matcher import MaskMatcher
 from detr_fast.ops.class_loss import class_loss
@@ -65,10 +65,8 @@ class _MaskCriterion(StackedCriterion):
             sums = class_loss(logits, targets.labels, query, targets.sizes, no_object=self.eos_coef)
             losses["loss_ce"] = sums / class_weight
         if "masks" in self.losses:
-            maps, map_index = matched_maps(outputs, targets, query)
-            losses["loss_mask"], losses["loss_dice"] = self._mask_losses(
-                maps, map_index, targets, query, num_masks, draws
-            )
+            matched = Matched.of(outputs, targets, query, num_masks)
+            losses["loss_mask"], losses["loss_dice"] = self._mask_losses(matched, draws)
         return by_name(losses)
 
     def _match(
@@ -76,15 +74,7 @@ class _MaskCriterion(StackedCriterion):
     ) -> Tensor:
         return self.matcher.match(predictions, targets).query
 
-    def _mask_losses(
-        self,
-        maps: Tensor,
-        map_index: Tensor,
-        targets: PackedTargets,
-        query: Tensor,
-        num_masks: Tensor | float,
-        draws: PointDraws | None,
-    ) -> tuple[Tensor, Tensor]:
+    def _mask_losses(self, matched: Matched, draws: PointDraws | None) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
     def _check(self, outputs: MaskPredictions, targets: PackedTargets) -> None:
@@ -174,25 +164,17 @@ class MaskSetCriterion(_MaskCriterion):
     ) -> Tensor:
         return self.matcher.match(predictions, targets, draws.match if draws else None).query
 
-    def _mask_losses(
-        self,
-        maps: Tensor,
-        map_index: Tensor,
-        targets: PackedTargets,
-        query: Tensor,
-        num_masks: Tensor | float,
-        draws: PointDraws | None,
-    ) -> tuple[Tensor, Tensor]:
+    def _mask_losses(self, matched: Matched, draws: PointDraws | None) -> tuple[Tensor, Tensor]:
         points = uncertain_points(
-            maps[:, None],
+            matched.maps[:, None],
             self.num_points,
-            map_index=map_index,
+            map_index=matched.map_index,
             oversample_ratio=self.oversample_ratio,
             importance_ratio=self.importance_ratio,
             candidates=draws.candidates.flatten(0, 1) if draws else None,
             extra=draws.extra.flatten(0, 1) if draws else None,
         )
-        return point_losses(maps, map_index, targets, query, points, num_masks)
+        return point_losses(matched, points)
 
 
 class MaskFormerCriterion(_MaskCriterion):
@@ -232,13 +214,5 @@ class MaskFormerCriterion(_MaskCriterion):
         """As `MaskSetCriterion.forward`; nothing is random."""
         return self._forward(outputs, targets, joined_sizes)
 
-    def _mask_losses(
-        self,
-        maps: Tensor,
-        map_index: Tensor,
-        targets: PackedTargets,
-        query: Tensor,
-        num_masks: Tensor | float,
-        draws: PointDraws | None,
-    ) -> tuple[Tensor, Tensor]:
-        return map_losses(maps, map_index, targets, query, num_masks, self.focal)
+    def _mask_losses(self, matched: Matched, draws: PointDraws | None) -> tuple[Tensor, Tensor]:
+        return map_losses(matched, self.focal)

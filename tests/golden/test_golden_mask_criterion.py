@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from detr_fast.criterion import MaskFormerCriterion, MaskSetCriterion, PointDraws, mask_weights
-from detr_fast.criterion.mask_losses import Focal, RowLosses, matched_maps
+from detr_fast.criterion.mask_losses import Focal, Matched, RowLosses
 from detr_fast.criterion.points import uncertain_points
 from detr_fast.matcher import MaskMatcher
 from detr_fast.ops.mask_match_cost import mask_match_cost
@@ -203,11 +203,11 @@ def test_uncertain_points(name: str, group: str) -> None:
     case = load(name)
     predictions, targets, draws = predictions_of(case, group), targets_of(case, group), draws_of(case, group)
     query = matcher_of(case).match(predictions, targets, draws.match).query
-    maps, map_index = matched_maps(predictions, targets, query)
+    matched = Matched.of(predictions, targets, query)
     found = uncertain_points(
-        maps[:, None],
+        matched.maps[:, None],
         case.config["num_points"],
-        map_index=map_index,
+        map_index=matched.map_index,
         oversample_ratio=case.config["oversample_ratio"],
         importance_ratio=case.config["importance_sample_ratio"],
         candidates=draws.candidates.flatten(0, 1),
