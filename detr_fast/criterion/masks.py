@@ -31,6 +31,8 @@ def mask_weights(
 
 
 class _MaskCriterion(StackedCriterion):
+    """What both share; they differ in the mask losses."""
+
     known_losses = LOSSES
 
     def __init__(
