@@ -185,6 +185,8 @@ class MaskMatcher(nn.Module):
             points, wanted = None, _nearest(targets.masks, size).flatten(1)
         elif points is None:
             points = torch.rand(layers, images, compared, 2, device=masks.device)
+            # from top to bottom, so that every map is read as it lies in memory
+            points[..., 1] = points[..., 1].sort().values
         elif points.ndim != 4 or points.shape[:2] != (layers, images):
             raise ValueError(
                 f"points: expected [L, B, P, 2] with L, B = {layers}, {images}; got {list(points.shape)}"
