@@ -7,10 +7,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from detr_fast.ops import mask_match_cost as function
 from detr_fast.ops.mask_match_cost import OPERATOR, _op
+from tests.ops.cases.box_match_cost import label, with_
 from tests.ops.contract import BadInput, Case, Contract, Inputs, Tolerance
 
 
@@ -94,25 +94,6 @@ def custom_op(inputs: Inputs) -> tuple[Any, tuple[Any, ...]]:
     tensors = ("logits", "mask_values", "target_labels", "target_values")
     options = (inputs[name] for name in ("mask_cost", "w_class", "w_mask", "w_dice", "alpha", "gamma"))
     return _op, (*(inputs[name] for name in tensors), list(inputs["sizes"]), *options)
-
-
-def with_(**changes: Any) -> Callable[[Inputs], Inputs]:
-    """Replaces arguments; a function gets the argument's value."""
-
-    def change(inputs: Inputs) -> Inputs:
-        changed = {k: v(inputs[k]) if callable(v) else v for k, v in changes.items()}
-        return {**inputs, **changed}
-
-    return change
-
-
-def label(value: int) -> Callable[[Tensor], Tensor]:
-    def change(labels: Tensor) -> Tensor:
-        labels = labels.clone()
-        labels[3] = value
-        return labels
-
-    return change
 
 
 BAD_INPUTS = [
