@@ -160,7 +160,8 @@ def _learn(part: Part, root: Path, output: Path, echo: Callable[[str], None]) ->
     trained = trainer.fit()
     detector = dataclasses.replace(detector, model=trainer.evaluated_model)
     losses = output / f"{part.name}-losses.png"
-    plot_losses(read_log(run, "train"), read_log(run, "eval"), part.losses, part.scores, losses)
+    evaluations = [{"step": 0, **untrained}, *read_log(run, "eval")]
+    plot_losses(read_log(run, "train"), evaluations, part.losses, part.scores, losses)
     val.transforms = None
     pairs = [_picture(detector, val, index) for index in range(PICTURES)]
     picture_grid(pairs).save(output / f"{part.name}.png")
