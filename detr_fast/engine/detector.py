@@ -27,7 +27,7 @@ class Detector:
     categories: for each label that stands for something, (category id, name).
     image_size, max_size: short side that images are resized to, and bound of the long side, pixels.
     family: of `FAMILIES`. task: one that the family does.
-    things: labels that come in instances, where others do not; None where all do.
+    things: of a model that was trained on things and stuff, the labels of things; None for all others.
     """
 
     model: nn.Module
@@ -84,11 +84,8 @@ class Detector:
         threshold: lowest class score of a panoptic segment; None is the family's own.
         """
         read = FAMILIES[self.family].read[self.task_name]
-        return read(
-            self.model(images),
-            geometry,
-            Reading(self.categories.keys() if self.things is None else self.things, threshold),
-        )
+        things = self.categories.keys() if self.things is None else self.things
+        return read(self.model(images), geometry, Reading(things, threshold, self.things is None))
 
     def description(self) -> dict[str, Any]:
         """All but the weights, as plain data for a checkpoint's "detector" entry."""

@@ -60,10 +60,12 @@ class Reading:
 
     things: labels that come in instances, where there is stuff too.
     threshold: lowest class score of a panoptic segment; None is the family's own.
+    only_semantic: the model was trained for that alone, which decides when semantic scores are resized.
     """
 
     things: Collection[int]
     threshold: float | None = None
+    only_semantic: bool = True
 
 
 Read: TypeAlias = Callable[[Any, Geometry, Reading], list[Result]]
@@ -101,7 +103,13 @@ def mask_instances(predictions: MaskPredictions, geometry: Geometry, reading: Re
 
 
 def mask_labels(predictions: MaskPredictions, geometry: Geometry, reading: Reading) -> list[Result]:
-    scores = postprocess_semantic(predictions, geometry.padded, geometry.images, geometry.outputs)
+    scores = postprocess_semantic(
+        predictions,
+        geometry.padded,
+        geometry.images,
+        geometry.outputs,
+        resize="after" if reading.only_semantic else "before",
+    )
     return [{"labels": classes.argmax(0)} for classes in scores]
 
 

@@ -248,7 +248,7 @@ def dataset_detector(
         label: (category, dataset.category_names[label])
         for label, category in dataset.label_to_category.items()
     }
-    things = None if dataset.things >= categories.keys() else frozenset(dataset.things)
+    things = frozenset(dataset.things) if task == "panoptic" else None
     return Detector(model, categories, image_size, max_size, family, task, things)
 
 

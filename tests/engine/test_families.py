@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from detr_fast.data import build_dataset
@@ -17,6 +18,8 @@ from detr_fast.engine import (
     evaluate,
     load_detector,
     model_config,
+    predict_image,
+    reading,
     train_config,
 )
 from detr_fast.engine.coco_categories import coco_categories
@@ -151,6 +154,24 @@ def test_ground_truth_scores_one(family: str, task: str, data: Path) -> None:
     else:
         assert best == pytest.approx(1.0, abs=1e-6)
         assert "100.0" in detector.task.format(metrics) or "1.000" in detector.task.format(metrics)
+
+
+@pytest.mark.parametrize(("trained_for", "resize"), [("semantic", "after"), ("panoptic", "before")])
+def test_semantic_scores_are_resized_as_officially(
+    trained_for: str, resize: str, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def record(*arguments: object, resize: str) -> list[torch.Tensor]:
+        seen.append(resize)
+        return [torch.zeros(7, SIZE, SIZE)]
+
+    monkeypatch.setattr(reading, "postprocess_semantic", record)
+    images = build_dataset(data, "val", "panoptic", train=False, scales=(SIZE,), contiguous=True)
+    knows = Knows([images[0][1]], images.num_classes, boxes=False)
+    detector = dataset_detector(knows, images, "mask2former", trained_for, SIZE, SIZE).with_task("semantic")
+    predict_image(detector, Image.new("RGB", (SIZE, SIZE)))
+    assert seen == [resize]
 
 
 def test_other_categories_are_refused(data: Path) -> None:
