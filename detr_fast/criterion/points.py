@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from detr_fast.ops import point_sample
+from detr_fast.ops.point_sample import point_sample
 
 _AT_ONCE = 2**22  # candidates that are drawn and sampled at once: 0.1 GB
 

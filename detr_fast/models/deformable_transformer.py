@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from detr_fast.models.deformable_attention import MSDeformAttn
-from detr_fast.models.transformer import Layer
+from detr_fast.models.transformer import Layer, add
 
 
 class Levels(NamedTuple):
@@ -74,8 +74,8 @@ class EncoderLayer(Layer):
         found = self.self_attn(
             memory + position, reference, memory, levels.shapes, input_padding_mask=levels.padding
         )
-        memory = self.norm1(memory + self.dropout1(found))
-        return self.norm2(memory + self.dropout2(self.feed_forward(memory)))
+        memory = self.norm1(add(memory, self.dropout1(found)))
+        return self.norm2(add(memory, self.dropout2(self.feed_forward(memory))))
 
 
 class DecoderLayer(Layer):
@@ -102,12 +102,12 @@ class DecoderLayer(Layer):
         """x, position [B, Q, C]; reference [B, Q, N, 2 or 4]; memory [B, S, C] -> [B, Q, C]."""
         at = x + position
         # the official names count cross-attention first, though it comes second
-        x = self.norm2(x + self.dropout2(self.self_attn(at, at, x)))
+        x = self.norm2(add(x, self.dropout2(self.self_attn(at, at, x))))
         found = self.cross_attn(
             x + position, reference, memory, levels.shapes, input_padding_mask=levels.padding
         )
-        x = self.norm1(x + self.dropout1(found))
-        return self.norm3(x + self.dropout3(self.feed_forward(x)))
+        x = self.norm1(add(x, self.dropout1(found)))
+        return self.norm3(add(x, self.dropout3(self.feed_forward(x))))
 
 
 class Encoder(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from detr_fast.models.deformable_transformer import DeformableEncoder, Levels
 from detr_fast.models.position_encoding import PositionEncodingSine
-from detr_fast.models.transformer import Encoder, EncoderLayer
+from detr_fast.models.transformer import Encoder, EncoderLayer, add
 
 GROUPS = 32  # of every norm
 
@@ -56,7 +56,7 @@ class FeaturePyramid(nn.Module):
         """The stages that join, finest first, and the next coarser map y -> mask features."""
         for n in range(self.joining, 0, -1):
             lateral = self.get_submodule(f"adapter_{n}")(features[n - 1])
-            y = lateral + F.interpolate(y, size=lateral.shape[-2:], mode=self.upsampling)
+            y = add(lateral, F.interpolate(y, size=lateral.shape[-2:], mode=self.upsampling))
             y = F.relu_(self.get_submodule(f"layer_{n}")(y))
         return self.mask_features(y)
 
@@ -88,10 +88,12 @@ class MSDeformAttnPixelDecoder(FeaturePyramid):
         positions = [self.position(mask).to(x.dtype) for mask, x in zip(masks, inputs, strict=True)]
         batch = len(features[0])
         levels = Levels.from_masks([mask.expand(batch, -1, -1) for mask in masks], padded=False)
-        memory = self.transformer.encode(inputs, positions, levels).transpose(1, 2)
+        memory = self.transformer.encode(inputs, positions, levels)
         sizes = [h * w for h, w in levels.shapes]
+        # views that resizing and convolutions take for channels last
         encoded = [
-            x.unflatten(2, hw) for x, hw in zip(memory.split(sizes, dim=2), levels.shapes, strict=True)
+            x.unflatten(1, hw).permute(0, 3, 1, 2)
+            for x, hw in zip(memory.split(sizes, dim=1), levels.shapes, strict=True)
         ]
         return encoded, self.top_down(features, encoded[-1])
 

@@ -17,6 +17,16 @@ from torch import Tensor, nn
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu_, "gelu": F.gelu, "glu": F.glu}
 
 
+ROWS = 2048  # that pass the feed-forward network at once, in inference on a CPU
+
+
+def add(x: Tensor, update: Tensor) -> Tensor:
+    """x + update; in inference it takes the place of the update, which must have no other use."""
+    if torch.is_grad_enabled() or update.dtype != x.dtype or update.shape != x.shape:
+        return x + update
+    return update.add_(x)
+
+
 class MultiheadAttention(nn.Module):
     """Multi-head attention with the parameters of `nn.MultiheadAttention`."""
 
@@ -83,6 +93,13 @@ class Layer(nn.Module):
         self.dropout2 = nn.Dropout(dropout)
 
     def feed_forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
+            return self._feed_forward(x)
+        # the hidden layer of few rows stays in the cache, in memory that is used again
+        parts = [self._feed_forward(rows) for rows in x.flatten(0, -2).split(ROWS)]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(x.shape)
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
         return self.linear2(self.dropout(self.activation(self.linear1(x))))
 
 
@@ -94,11 +111,11 @@ class EncoderLayer(Layer):
         if self.pre_norm:
             x = self.norm1(memory)
             at = x + position
-            memory = memory + self.dropout1(self.self_attn(at, at, x, attend))
-            return memory + self.dropout2(self.feed_forward(self.norm2(memory)))
+            memory = add(memory, self.dropout1(self.self_attn(at, at, x, attend)))
+            return add(memory, self.dropout2(self.feed_forward(self.norm2(memory))))
         at = memory + position
-        memory = self.norm1(memory + self.dropout1(self.self_attn(at, at, memory, attend)))
-        return self.norm2(memory + self.dropout2(self.feed_forward(memory)))
+        memory = self.norm1(add(memory, self.dropout1(self.self_attn(at, at, memory, attend))))
+        return self.norm2(add(memory, self.dropout2(self.feed_forward(memory))))
 
 
 class DecoderLayer(Layer):
@@ -119,14 +136,14 @@ class DecoderLayer(Layer):
         if self.pre_norm:
             y = self.norm1(x)
             at = y + query_position
-            x = x + self.dropout1(self.self_attn(at, at, y))
+            x = add(x, self.dropout1(self.self_attn(at, at, y)))
             y = self.norm2(x)
-            x = x + self.dropout2(self.multihead_attn(y + query_position, keys, memory, attend))
-            return x + self.dropout3(self.feed_forward(self.norm3(x)))
+            x = add(x, self.dropout2(self.multihead_attn(y + query_position, keys, memory, attend)))
+            return add(x, self.dropout3(self.feed_forward(self.norm3(x))))
         at = x + query_position
-        x = self.norm1(x + self.dropout1(self.self_attn(at, at, x)))
-        x = self.norm2(x + self.dropout2(self.multihead_attn(x + query_position, keys, memory, attend)))
-        return self.norm3(x + self.dropout3(self.feed_forward(x)))
+        x = self.norm1(add(x, self.dropout1(self.self_attn(at, at, x))))
+        x = self.norm2(add(x, self.dropout2(self.multihead_attn(x + query_position, keys, memory, attend))))
+        return self.norm3(add(x, self.dropout3(self.feed_forward(x))))
 
 
 class Encoder(nn.Module):
