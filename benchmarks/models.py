@@ -13,7 +13,7 @@ import argparse
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,82 +22,40 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from benchmarks.transformers_names import DEFORMABLE_DETR, MASK2FORMER, renamed
 from detr_fast.benchmarking.machine import describe_machine
-from detr_fast.models import (
-    DeformableDETR,
-    DeformableDETRConfig,
-    Mask2Former,
-    Mask2FormerConfig,
-    deformable_attention,
+from detr_fast.benchmarking.peers.models import (
+    DEFORMABLE_DETR_R50,
+    MASK2FORMER_R50,
+    our_forward,
+    our_model,
+    their_forward,
 )
-from detr_fast.models.deformable_attention import MSDeformAttn
+from detr_fast.models import DeformableDETR, deformable_attention
 
 RESULTS = Path(__file__).parent / "results"
-GOALS = {"Deformable DETR R50": 3.0, "Mask2Former R50": 2.5}
-Call = Callable[[], tuple[Tensor, Tensor]]
-
-
-def pair(name: str, pixels: Tensor) -> tuple[nn.Module, Call, Call]:
-    """Our model, and calls of ours and theirs that give the last layer's classes and boxes or masks."""
-    import transformers
-
-    stages = ["stage1", "stage2", "stage3", "stage4"]
-    mask = torch.ones(len(pixels), *pixels.shape[2:], dtype=torch.long)
-    ours: nn.Module
-    if name == "Deformable DETR R50":
-        backbone = transformers.ResNetConfig(out_features=stages[1:])
-        ours = _spread(DeformableDETR(DeformableDETRConfig()))
-        config = transformers.DeformableDetrConfig(
-            backbone_config=backbone, use_timm_backbone=False, num_labels=91
-        )
-        theirs = transformers.DeformableDetrForObjectDetection(config)
-        names, keys = DEFORMABLE_DETR, ("logits", "pred_boxes")
-    else:
-        backbone = transformers.ResNetConfig(out_features=stages)
-        ours = _spread(Mask2Former(Mask2FormerConfig()))
-        config = transformers.Mask2FormerConfig(
-            backbone_config=backbone, use_timm_backbone=False, num_labels=133
-        )
-        theirs = transformers.Mask2FormerForUniversalSegmentation(config)
-        names, keys = MASK2FORMER, ("class_queries_logits", "masks_queries_logits")
-    left = theirs.load_state_dict(renamed(ours.state_dict(), names), strict=False)
-    missing = [
-        key for key in left.missing_keys if "num_batches_tracked" not in key and "criterion" not in key
-    ]
-    if missing or left.unexpected_keys:
-        raise ValueError(f"{name}: names of this transformers differ: {missing} {left.unexpected_keys}")
-    theirs.eval()
-
-    def run_ours() -> tuple[Tensor, Tensor]:
-        found = ours(pixels)
-        return found.logits[-1], found.boxes[-1] if hasattr(found, "boxes") else found.masks[-1]
-
-    def run_theirs() -> tuple[Tensor, Tensor]:
-        found = theirs(pixel_values=pixels, pixel_mask=mask)
-        return found[keys[0]], found[keys[1]]
-
-    return ours, run_ours, run_theirs
+GOALS = {DEFORMABLE_DETR_R50: 3.0, MASK2FORMER_R50: 2.5}
 
 
 def measure(name: str, size: tuple[int, int], repeats: int) -> dict[str, Any]:
     """One row: medians of alternating runs, the largest difference of the outputs, shares of our time."""
     torch.manual_seed(0)
-    model, ours, theirs = pair(name, torch.randn(1, 3, *size))
+    model, pixels = our_model(name), torch.randn(1, 3, *size)
+    ours, theirs = our_forward(model), their_forward(name, model)
     with torch.inference_mode():
         differences = [
-            float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours(), theirs(), strict=True)
+            float((a - b).abs().max() / b.abs().max())
+            for a, b in zip(ours(pixels), theirs(pixels), strict=True)
         ]
         seconds: dict[str, list[float]] = {"ours": [], "peer": []}
         for _ in range(repeats):
             for who, call in (("ours", ours), ("peer", theirs)):
                 started = time.perf_counter()
-                call()
+                call(pixels)
                 seconds[who].append(time.perf_counter() - started)
         spent: Counter[str] = Counter()
         with _timed(model, spent):
             started = time.perf_counter()
-            ours()
+            ours(pixels)
             total = time.perf_counter() - started
     ours_s, peer_s = (sorted(seconds[who])[repeats // 2] for who in ("ours", "peer"))
     shares = {part: round(s / total, 3) for part, s in spent.items()}
@@ -112,14 +70,6 @@ def measure(name: str, size: tuple[int, int], repeats: int) -> dict[str, Any]:
         "largest_difference": max(differences),
         "shares_of_ours": {**shares, "rest": round(1 - sum(shares.values()), 3)},
     }
-
-
-def _spread(model: nn.Module) -> nn.Module:
-    for module in model.modules():
-        if isinstance(module, MSDeformAttn):
-            nn.init.normal_(module.sampling_offsets.weight, std=0.1)
-            nn.init.normal_(module.attention_weights.weight, std=0.05)
-    return model.eval()
 
 
 @contextmanager

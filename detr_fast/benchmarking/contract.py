@@ -45,7 +45,8 @@ TOLERANCES = {"grad_locations": 5e-4, "grad_offsets": 5e-4}
 TOLERANCE = 5e-5
 
 
-def _compare(expected: Mapping[str, Tensor], result: Mapping[str, Tensor]) -> None:
+def compare(expected: Mapping[str, Tensor], result: Mapping[str, Tensor]) -> None:
+    """Named tensors within the tolerances; raises ContractFailed."""
     if missing := expected.keys() - result.keys():
         raise ContractFailed(f"no {', '.join(sorted(missing))} in the result")
     for name, want in expected.items():
@@ -97,10 +98,10 @@ def _attention_expected(fused: bool) -> Callable[[AttentionInputs, str], _Attent
 
 def _verify_attention(expected: _AttentionExpected, result: Mapping[str, Tensor]) -> None:
     if expected.checked is None:
-        _compare(expected.values, result)
+        compare(expected.values, result)
         return
     per_query = [name for name in result if name != "grad_value"]
-    _compare(expected.values, {**result, **{name: result[name][:, expected.checked] for name in per_query}})
+    compare(expected.values, {**result, **{name: result[name][:, expected.checked] for name in per_query}})
     for name in per_query:
         if name != "output":
             rest = result[name].clone()
@@ -191,7 +192,7 @@ def _mask_criterion_expected(inputs: MaskInputs, pass_: str) -> dict[str, Tensor
 
 def _verify_mask_criterion(expected: Mapping[str, Tensor], result: Mapping[str, Tensor]) -> None:
     """Gradients of masks by their norm: in float32 a mask may choose another of two like uncertain points."""
-    _compare({name: x for name, x in expected.items() if name != "grad_masks"}, result)
+    compare({name: x for name, x in expected.items() if name != "grad_masks"}, result)
     grad = expected["grad_masks"]
     error = float((result["grad_masks"].double() - grad).norm() / grad.norm())
     if not error <= 1e-2:
@@ -254,9 +255,9 @@ def _point_sample_expected(inputs: PointSampleInputs, pass_: str) -> dict[str, T
 ATTENTION = Contract(_attention_expected(fused=False), _verify_attention)
 FUSED_ATTENTION = Contract(_attention_expected(fused=True), _verify_attention)
 ASSIGNMENT = Contract(_assignment_expected, _verify_matching)
-COSTS = Contract(_cost_expected, _compare)
-MASK_COSTS = Contract(_mask_cost_expected, _compare)
+COSTS = Contract(_cost_expected, compare)
+MASK_COSTS = Contract(_mask_cost_expected, compare)
 MATCHER = Contract(_matcher_expected, _verify_matching)
-CRITERION = Contract(_criterion_expected, _compare)
+CRITERION = Contract(_criterion_expected, compare)
 MASK_CRITERION = Contract(_mask_criterion_expected, _verify_mask_criterion)
-POINT_SAMPLE = Contract(_point_sample_expected, _compare)
+POINT_SAMPLE = Contract(_point_sample_expected, compare)

@@ -21,7 +21,6 @@ from detr_fast.benchmarking.gpu.matching_cases import (
     MATCHING_JOBS,
     QUICK_MATCHING_JOBS,
     MatchingJob,
-    least_bytes,
 )
 from detr_fast.benchmarking.gpu.matching_contenders import (
     AUCTION,
@@ -36,6 +35,7 @@ from detr_fast.benchmarking.gpu.matching_contenders import (
     rule,
 )
 from detr_fast.benchmarking.gpu.matching_goals import STEP
+from detr_fast.benchmarking.gpu.work import least_work
 from detr_fast.ops import linear_assignment
 from detr_fast.ops.box_match_cost import OPERATOR as COST
 from detr_fast.ops.linear_assignment import OPERATOR as ASSIGNMENT
@@ -61,8 +61,12 @@ def host() -> Iterator[None]:
 
 
 def test_jobs_are_the_cases_that_goals_are_set_for() -> None:
-    names = {(job.case.operator, job.name) for job in MATCHING_JOBS}
-    assert len(names) == len(MATCHING_JOBS) == 3 + 3 + 2 * 18
+    named = [(job.case.operator, job.name) for job in MATCHING_JOBS]
+    names = set(named)
+    assert len(
+        {(*name, job.dtype, job.pass_) for name, job in zip(named, MATCHING_JOBS, strict=True)}
+    ) == len(named)
+    assert sum(operator == "linear_assignment" for operator, _ in names) == 2 * 18
     for operator in ("matcher", "criterion"):
         assert {name for of, name in names if of == operator} == {
             STEP,
@@ -73,16 +77,24 @@ def test_jobs_are_the_cases_that_goals_are_set_for() -> None:
     assert ("linear_assignment", "900x300 early B=16") in names
     assert sum(COCO_COUNTS) == 7 * len(COCO_COUNTS)
     assert max(COCO_COUNTS) == 60
-    assert {job.case.operator for job in QUICK_MATCHING_JOBS} == {"matcher", "criterion", "linear_assignment"}
+    assert {job.case.operator for job in QUICK_MATCHING_JOBS} == {
+        "matcher",
+        "criterion",
+        "linear_assignment",
+        "mask_criterion",
+        "class_loss",
+        "box_loss",
+        "model",
+    }
 
 
 def test_floors_by_hand(rng: torch.Generator) -> None:
     assignment = TINY[2].case.inputs(rng)
-    assert least_bytes(assignment, "forward") == 3 * 4 * 9 * 4 + 3 * 4 * 8
+    assert least_work(assignment, "forward").bytes == 3 * 4 * 9 * 4 + 3 * 4 * 8
     detection = TINY[0].case.inputs(rng)
     predictions, targets = 2 * 2 * 12 * (5 + 4) * 4, 8 * (8 + 16)
-    assert least_bytes(detection, "forward") == predictions + targets + 2 * 8 * 8
-    assert least_bytes(detection, FORWARD_BACKWARD) == 2 * predictions + targets
+    assert least_work(detection, "forward").bytes == predictions + targets + 2 * 8 * 8
+    assert least_work(detection, FORWARD_BACKWARD).bytes == 2 * predictions + targets
 
 
 def test_trial(host: None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import statistics
 import time
@@ -69,6 +70,10 @@ class WallClock:
         """Bytes a second, read and written, of large and of cached copies."""
         return _copy_rate(self, torch.device("cpu"), 2**25), _copy_rate(self, torch.device("cpu"), 2**18)
 
+    def product_rates(self) -> dict[str, float]:
+        """Operations a second of a matrix product in each precision."""
+        return _product_rates(self, torch.device("cpu"), 256)
+
 
 class CudaClock:
     """What is timed must be prepared and called inside `context()`: on one stream, for captures."""
@@ -129,6 +134,11 @@ class CudaClock:
                 _copy_rate(self, self.device, self.cache_bytes // 8),
             )
 
+    def product_rates(self) -> dict[str, float]:
+        """Operations a second of a large matrix product in each precision."""
+        with self.context():
+            return _product_rates(self, self.device, 4096)
+
     def _between_events(self, run: Call) -> float:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
@@ -169,6 +179,22 @@ def _copy_rate(clock: CudaClock | WallClock, device: torch.device, bytes_: int) 
     source = torch.rand(bytes_ // 4, device=device)
     target = torch.empty_like(source)
     return 2 * bytes_ / (1e-6 * clock.kernel([lambda: target.copy_(source)], 0.2).us)
+
+
+def _product_rates(clock: CudaClock | WallClock, device: torch.device, side: int) -> dict[str, float]:
+    """fp32, tf32 (which is fp32 where the device has none) and bf16."""
+    rates = {}
+    before = torch.backends.cuda.matmul.allow_tf32
+    for name, dtype in (("fp32", torch.float32), ("tf32", torch.float32), ("bf16", torch.bfloat16)):
+        x = torch.randn(side, side, device=device, dtype=dtype)
+        out = torch.empty_like(x)
+        torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+        try:
+            kernel = clock.kernel([functools.partial(torch.mm, x, x, out=out)], 0.1)
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
+        rates[name] = 2 * side**3 / (1e-6 * kernel.us)
+    return rates
 
 
 def _host_us(call: Call, calls: int, synchronize: Callable[[], None]) -> float:

@@ -1,34 +1,47 @@
-"""The matching cases of a GPU run: assignment alone, the matcher, and the whole criterion."""
+"""The cases of a GPU run beside attention: matchers, criteria, whole models, and their operators alone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from detr_fast.benchmarking.cases import (
     ASSIGNMENT,
     FORWARD,
     FORWARD_BACKWARD,
+    POINT_SAMPLE,
     AssignmentCase,
-    AssignmentInputs,
+    Case,
     DetectionCase,
-    DetectionInputs,
+    MaskCase,
+    MaskCostCase,
+    MaskInputs,
 )
-from detr_fast.structures import Predictions
+from detr_fast.benchmarking.gpu.loss_cases import BOXES, LossCase
+from detr_fast.benchmarking.gpu.model_cases import ModelCase
+from detr_fast.benchmarking.gpu.work import on_device
+from detr_fast.benchmarking.peers.models import DEFORMABLE_DETR_R50, MASK2FORMER_R50
 
 # Objects in the images of COCO: 7 on average, few in most, up to 60.
 COCO_COUNTS = (3, 1, 8, 1, 2, 60, 1, 4, 2, 14, 1, 5, 2, 3, 1, 4)
 IMAGES = (16, 96)  # of an assignment; the layers and images of one step together
 
 
+# their results are compared with scipy's or a loop's on the host
+CHECKED_ON_HOST = ("linear_assignment", "matcher", "criterion")
+
+
 @dataclass(frozen=True)
 class MatchingJob:
-    """One case; what is timed follows from its operator."""
+    """One case; what is timed follows from its operator.
 
-    case: AssignmentCase | DetectionCase
+    checked: a smaller case whose result is compared where float64 has no room for the timed one.
+    """
+
+    case: Case
+    checked: Case | None = None
 
     @property
     def name(self) -> str:
@@ -39,6 +52,26 @@ class MatchingJob:
     @property
     def pass_(self) -> str:
         return self.case.passes[0]
+
+    @property
+    def dtype(self) -> str:
+        return self.case.dtype if isinstance(self.case, ModelCase) else "fp32"
+
+    def inputs(self, device: torch.device, seed: int) -> tuple[Any, Any, Any]:
+        """Inputs to time and inputs to check, both on the device, and the latter where they are checked."""
+        timed = self._drawn(self.case, device, seed)
+        to_check = timed if self.checked is None else self._drawn(self.checked, device, seed)
+        if isinstance(to_check, MaskInputs):
+            with device:
+                to_check = to_check.drawn(torch.Generator(device).manual_seed(seed))
+        host = self.case.operator in CHECKED_ON_HOST
+        return timed, to_check, on_device(to_check, "cpu") if host else to_check
+
+    def _drawn(self, case: Case, device: torch.device, seed: int) -> Any:
+        if self.case.operator in CHECKED_ON_HOST:
+            return on_device(case.inputs(torch.Generator().manual_seed(seed)), device)
+        with device:
+            return case.inputs(torch.Generator(device).manual_seed(seed))
 
 
 def _detection(operator: str, pass_: str) -> tuple[MatchingJob, ...]:
@@ -60,9 +93,40 @@ def _detection(operator: str, pass_: str) -> tuple[MatchingJob, ...]:
     )
 
 
+def _mask_criterion(case: MaskCase) -> MatchingJob:
+    return MatchingJob(case, replace(case, size=case.size // 4))
+
+
+MODEL_JOBS = tuple(
+    MatchingJob(ModelCase(model, images, dtype))
+    for model in (DEFORMABLE_DETR_R50, MASK2FORMER_R50)
+    for images in (1, 2)
+    for dtype in ("fp32", "bf16")
+)
+MASK_JOBS = (
+    _mask_criterion(MaskCase("B=2 Q=100 1024x1024", (14, 6))),
+    _mask_criterion(MaskCase("L=10 B=16 Q=100 1024x1024", COCO_COUNTS)),
+    MatchingJob(MaskCostCase("Mask2Former L=10 B=16 Q=100", COCO_COUNTS, 12544)),
+    MatchingJob(MaskCostCase("MaskFormer L=6 B=16 Q=100", COCO_COUNTS, 6400, "focal", layers=6)),
+    *(
+        MatchingJob(replace(case, passes=(pass_,)))
+        for case in POINT_SAMPLE
+        if case.name != "smallest"
+        for pass_ in case.passes
+    ),
+)
+LOSS_JOBS = tuple(
+    MatchingJob(LossCase(job.case, kind))
+    for job in _detection("criterion", FORWARD_BACKWARD)[:2]
+    for kind in ("softmax", "focal", BOXES)
+    if isinstance(job.case, DetectionCase)
+)
 MATCHING_JOBS = (
     *_detection("matcher", FORWARD),
     *_detection("criterion", FORWARD_BACKWARD),
+    *MASK_JOBS,
+    *LOSS_JOBS,
+    *MODEL_JOBS,
     *(
         MatchingJob(replace(case, images=images))
         for images in IMAGES
@@ -70,45 +134,15 @@ MATCHING_JOBS = (
         if case.queries > 1
     ),
 )
-QUICK_MATCHING_JOBS = tuple(
-    job
-    for job in MATCHING_JOBS
-    if job.name in ("L=6 B=16 Q=300", "300x30 clustered B=16", "300x100 clustered B=16", "900x300 early B=16")
+QUICK_MATCHING_JOBS = (
+    *(
+        job
+        for job in MATCHING_JOBS
+        if job.name
+        in ("L=6 B=16 Q=300", "300x30 clustered B=16", "300x100 clustered B=16", "900x300 early B=16")
+    ),
+    MASK_JOBS[0],
+    *LOSS_JOBS[::2][:2],
+    MODEL_JOBS[1],
+    MODEL_JOBS[5],
 )
-
-
-def on_device(
-    inputs: AssignmentInputs | DetectionInputs, device: torch.device
-) -> AssignmentInputs | DetectionInputs:
-    """The same inputs in the device's memory."""
-    if isinstance(inputs, AssignmentInputs):
-        return replace(
-            inputs, query_major=inputs.query_major.to(device), target_major=inputs.target_major.to(device)
-        )
-
-    def moved(target: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: tensor.to(device) for name, tensor in target.items()}
-
-    return replace(
-        inputs,
-        predictions=Predictions(inputs.predictions.logits.to(device), inputs.predictions.boxes.to(device)),
-        targets=[moved(target) for target in inputs.targets],
-        labels=inputs.labels.to(device),
-        boxes=inputs.boxes.to(device),
-    )
-
-
-def least_bytes(inputs: AssignmentInputs | DetectionInputs, pass_: str) -> int:
-    """What a call must read and write: costs once, or predictions and targets once and their gradients."""
-    if isinstance(inputs, AssignmentInputs):
-        costs = inputs.target_major
-        return costs.numel() * costs.element_size() + 8 * costs.shape[0]
-    predictions = _bytes(inputs.predictions.logits) + _bytes(inputs.predictions.boxes)
-    targets = _bytes(inputs.labels) + _bytes(inputs.boxes)
-    if pass_ == FORWARD:
-        return predictions + targets + 8 * inputs.predictions.logits.shape[0] * len(inputs.labels)
-    return 2 * predictions + targets
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

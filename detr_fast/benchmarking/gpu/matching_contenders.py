@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,30 +15,59 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from detr_fast.benchmarking import contract, official_detr
-from detr_fast.benchmarking.cases import AssignmentInputs, DetectionInputs
+from detr_fast.benchmarking.cases import AssignmentInputs, DetectionInputs, MaskInputs
 from detr_fast.benchmarking.contract import Contract
+from detr_fast.benchmarking.gpu import loss_cases, model_cases
 from detr_fast.benchmarking.gpu.contenders import CUDA, TRITON
+from detr_fast.benchmarking.gpu.loss_cases import LossCase
 from detr_fast.benchmarking.gpu.matching_cases import MatchingJob
+from detr_fast.benchmarking.gpu.model_cases import ModelCase
+from detr_fast.benchmarking.peers import Contender, all_peers
 from detr_fast.benchmarking.peers.peer import from_pairs, import_peer
-from detr_fast.criterion import SetCriterion, detection_weights
-from detr_fast.matcher import HungarianMatcher
+from detr_fast.criterion import MaskSetCriterion, SetCriterion, detection_weights
+from detr_fast.matcher import HungarianMatcher, MaskMatcher
 from detr_fast.ops import box_match_cost, linear_assignment, use_backend
+from detr_fast.ops.backend import ORDER, Operator
+from detr_fast.ops.box_loss import OPERATOR as BOX_LOSS
 from detr_fast.ops.box_match_cost import OPERATOR as MATCH_COST
+from detr_fast.ops.class_loss import OPERATOR as CLASS_LOSS
 from detr_fast.ops.linear_assignment import OPERATOR as ASSIGNMENT
-from detr_fast.structures import PackedTargets, Predictions
+from detr_fast.ops.mask_match_cost import OPERATOR as MASK_MATCH_COST
+from detr_fast.ops.ms_deform_attn import OPERATOR as ATTENTION
+from detr_fast.ops.point_sample import OPERATOR as POINT_SAMPLE
+from detr_fast.structures import MaskPredictions, PackedTargets, Predictions
 
 Call = Callable[[], Any]
+Canonical = Callable[[Any, Any], Any]
 Solver = Callable[[Tensor], Tensor]  # [problems, T, Q] costs -> query of each target [problems, T]
 
 AUCTION = ", auction"
 SCIPY = "scipy on the host, copies included"
 TORCH_LINEAR_ASSIGNMENT, BIRDER = "torch-linear-assignment", "birder"
 OFFICIAL = "facebookresearch/detr"
+TRANSFORMERS, PLAIN_PYTORCH = "transformers", "plain PyTorch"
 OUR_COSTS = "our costs, padded, "
 CONTRACTS = {
     "linear_assignment": contract.ASSIGNMENT,
     "matcher": contract.MATCHER,
     "criterion": contract.CRITERION,
+    "mask_criterion": contract.MASK_CRITERION,
+    "mask_match_cost": contract.MASK_COSTS,
+    "point_sample": contract.POINT_SAMPLE,
+    "class_loss": loss_cases.LOSS,
+    "box_loss": loss_cases.LOSS,
+    "model": model_cases.MODEL,
+}
+PARTS: dict[str, tuple[Operator, ...]] = {
+    "linear_assignment": (ASSIGNMENT,),
+    "matcher": (MATCH_COST, ASSIGNMENT),
+    "criterion": (MATCH_COST, ASSIGNMENT, CLASS_LOSS, BOX_LOSS),
+    "mask_criterion": (MASK_MATCH_COST, ASSIGNMENT, POINT_SAMPLE, CLASS_LOSS),
+    "mask_match_cost": (MASK_MATCH_COST,),
+    "point_sample": (POINT_SAMPLE,),
+    "class_loss": (CLASS_LOSS,),
+    "box_loss": (BOX_LOSS,),
+    "model": (ATTENTION,),
 }
 
 
@@ -64,61 +93,127 @@ def rule(job: MatchingJob) -> Contract:
 
 def matching_contenders(job: MatchingJob, device: torch.device) -> list[MatchingContender]:
     """Ours first, then the peers. Those that cannot run on `device` come with the reason."""
-    operator = job.case.operator
-    canonical, reasons = _CANONICAL[operator], _reasons(operator, device)
-    ours = [
-        MatchingContender(name, functools.partial(_OURS[operator], name), canonical, reason)
-        for name, reason in reasons.items()
-    ]
+    case, operator = job.case, job.case.operator
+    backends = _ours(operator, device)
+
+    def ours(
+        prepare: Callable[[Mapping[str, str]], Callable[[Any], Call]], canonical: Canonical = _as_it_is
+    ) -> list[MatchingContender]:
+        return [
+            MatchingContender(name, prepare(pins), canonical, why) for name, (pins, why) in backends.items()
+        ]
+
+    def bound(make: Callable[[Mapping[str, str], Any], Call]) -> Callable[..., Callable[[Any], Call]]:
+        return lambda pins: functools.partial(make, pins)
+
+    if isinstance(case, ModelCase):
+        _, missing = import_peer("transformers")
+        peer = MatchingContender(TRANSFORMERS, model_cases.theirs(case.model), _as_it_is, missing)
+        return [*ours(model_cases.ours), peer]
+    if isinstance(case, LossCase):
+        plain = MatchingContender(PLAIN_PYTORCH, loss_cases.by_backend("reference"), _as_it_is)
+        return [*ours(lambda pins: loss_cases.by_backend(pins[operator])), plain]
     if operator == "criterion":
-        return [*ours, MatchingContender(OFFICIAL, _official_criterion, canonical, waits=True)]
+        peer = MatchingContender(OFFICIAL, _official_criterion, _on_cpu, waits=True)
+        return [*ours(bound(_our_criterion), _on_cpu), peer]
     if operator == "matcher":
-        solvers = _by_solvers(OUR_COSTS, padded_match, canonical, device)
-        return [*ours, *solvers, MatchingContender(OFFICIAL, _official_match, _from_layers, waits=True)]
-    by_auction = functools.partial(_our_assignment, CUDA, method="auction")
-    return [
-        *ours,
-        MatchingContender(CUDA + AUCTION, by_auction, canonical, reasons[CUDA]),
-        *_by_solvers("", _batched, canonical, device),
-        MatchingContender(SCIPY, _scipy, _from_pairs, waits=True),
+        solvers = _by_solvers(OUR_COSTS, padded_match, _by_layer, device)
+        peer = MatchingContender(OFFICIAL, _official_match, _from_layers, waits=True)
+        return [*ours(bound(_our_match), _by_layer), *solvers, peer]
+    if operator == "linear_assignment":
+        by_auction = functools.partial(_our_assignment, {ASSIGNMENT.name: CUDA}, method="auction")
+        return [
+            *ours(bound(_our_assignment), _queries),
+            MatchingContender(CUDA + AUCTION, by_auction, _queries, backends[CUDA][1]),
+            *_by_solvers("", _batched, _queries, device),
+            MatchingContender(SCIPY, _scipy, _from_pairs, waits=True),
+        ]
+    peers = [peer for peer in all_peers() if peer.operator == operator]
+    theirs = [
+        MatchingContender(
+            peer.name,
+            functools.partial(_pinned, peer.theirs, job.pass_, {}),
+            peer.theirs.canonical,
+            peer.missing,
+            waits=operator == "mask_criterion",
+        )
+        for peer in peers
     ]
+    if operator == "mask_criterion":
+        return [*ours(bound(_our_mask_criterion)), *theirs]
+    by_peer = functools.partial(_pinned, peers[0].ours, job.pass_)
+    return [*ours(bound(by_peer), peers[0].ours.canonical), *theirs]
 
 
-def _reasons(operator: str, device: torch.device) -> dict[str, str | None]:
-    """Our backends that serve all parts of `operator`, and why cuda or triton does not."""
-    parts = (ASSIGNMENT,) if operator == "linear_assignment" else (MATCH_COST, ASSIGNMENT)
-    explained = [part.explain(device, torch.float32) for part in parts]
-    reasons = {name: next((e[name] for e in explained if e[name] is not None), None) for name in explained[0]}
-    del reasons["reference"]
-    return {name: why for name, why in reasons.items() if why is None or name in (CUDA, TRITON)}
+def _ours(operator: str, device: torch.device) -> dict[str, tuple[dict[str, str], str | None]]:
+    """By backend its pins for the parts of `operator` that have it, and why it cannot run or None.
+
+    Parts without a kernel compiled for CUDA take Triton's there.
+    """
+    found: dict[str, tuple[dict[str, str], str | None]] = {}
+    for name in ORDER:
+        having = [part for part in PARTS[operator] if name in part.backends]
+        if name == "reference" or not having:
+            continue
+        reasons = [part.explain(device, torch.float32)[name] for part in having]
+        why = next((reason for reason in reasons if reason is not None), None)
+        if why is None or name in (CUDA, TRITON):
+            found[name] = {part.name: name for part in having}, why
+    return found
 
 
-def _our_assignment(backend: str, inputs: AssignmentInputs, **options: Any) -> Call:
+def _our_assignment(pins: Mapping[str, str], inputs: AssignmentInputs, **options: Any) -> Call:
     costs, sizes = inputs.target_major, inputs.sizes
-    return lambda: linear_assignment(costs, sizes, backend=backend, **options)
+    return lambda: linear_assignment(costs, sizes, backend=pins[ASSIGNMENT.name], **options)
 
 
-def _our_match(backend: str, inputs: DetectionInputs) -> Call:
+def _our_match(pins: Mapping[str, str], inputs: DetectionInputs) -> Call:
     matcher, targets = HungarianMatcher(1, 5, 2), PackedTargets.from_list(inputs.targets)
 
     def call() -> Tensor:
-        with use_backend(box_match_cost=backend, linear_assignment=backend):
+        with use_backend(**pins):
             return matcher.match(inputs.predictions, targets).query
 
     return call
 
 
-def _our_criterion(backend: str, inputs: DetectionInputs) -> Call:
+def _our_criterion(pins: Mapping[str, str], inputs: DetectionInputs) -> Call:
     layers, _, _, classes = inputs.predictions.logits.shape
     criterion = SetCriterion(classes - 1, HungarianMatcher(1, 5, 2), detection_weights(layers))
     targets, (logits, boxes) = PackedTargets.from_list(inputs.targets), _leaves(inputs)
 
     def call() -> dict[str, Tensor]:
-        with use_backend(box_match_cost=backend, linear_assignment=backend):
+        with use_backend(**pins):
             losses = criterion(Predictions(logits, boxes), targets)
-        return contract.losses_and_gradients(losses, criterion.total(losses), logits, boxes)
+            return contract.losses_and_gradients(losses, criterion.total(losses), logits, boxes)
 
     return call
+
+
+def _our_mask_criterion(pins: Mapping[str, str], inputs: MaskInputs) -> Call:
+    logits, masks = (
+        x.detach().requires_grad_() for x in (inputs.predictions.logits, inputs.predictions.masks)
+    )
+    criterion = MaskSetCriterion(logits.shape[-1] - 1, MaskMatcher(), {})
+    targets = PackedTargets.from_list(inputs.targets)
+
+    def call() -> dict[str, Tensor]:
+        with use_backend(**pins):
+            losses = criterion(MaskPredictions(logits, masks), targets, draws=inputs.draws)
+            return contract.mask_losses_and_gradients(losses, logits, masks)
+
+    return call
+
+
+def _pinned(contender: Contender, pass_: str, pins: Mapping[str, str], inputs: Any) -> Call:
+    """The call of a contender of the CPU benchmark, on whatever device the inputs are."""
+    call = contender.prepare(inputs, pass_, 0)
+
+    def pinned() -> Any:
+        with use_backend(**pins):
+            return call()
+
+    return pinned
 
 
 def _official_match(inputs: DetectionInputs) -> Call:
@@ -271,13 +366,5 @@ def _on_cpu(result: dict[str, Tensor], inputs: DetectionInputs) -> dict[str, Ten
     return {name: tensor.cpu() for name, tensor in result.items()}
 
 
-_OURS: dict[str, Callable[[str, Any], Call]] = {
-    "linear_assignment": _our_assignment,
-    "matcher": _our_match,
-    "criterion": _our_criterion,
-}
-_CANONICAL: dict[str, Callable[[Any, Any], Any]] = {
-    "linear_assignment": _queries,
-    "matcher": _by_layer,
-    "criterion": _on_cpu,
-}
+def _as_it_is(result: Any, inputs: Any) -> Any:
+    return result

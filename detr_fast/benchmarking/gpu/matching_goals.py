@@ -11,7 +11,17 @@ from detr_fast.benchmarking.gpu.matching_contenders import BIRDER, OFFICIAL, SCI
 
 Row = dict[str, Any]
 Goal = tuple[str, str, str, float, "float | None"]
-MATCHING_OPERATORS = ("linear_assignment", "matcher", "criterion")
+MATCHING_OPERATORS = (
+    "linear_assignment",
+    "matcher",
+    "criterion",
+    "mask_criterion",
+    "mask_match_cost",
+    "point_sample",
+    "class_loss",
+    "box_loss",
+    "model",
+)
 STEP = "L=6 B=16 Q=300"
 
 

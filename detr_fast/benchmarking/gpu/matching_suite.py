@@ -1,9 +1,10 @@
-"""Runs the matching cases on a GPU: contract first, then the clock, until their share of the time is up."""
+"""Runs the cases beside attention on a GPU: contract first, then the clock, until their time is up."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,18 +12,32 @@ import torch
 from detr_fast.benchmarking.contract import ContractFailed
 from detr_fast.benchmarking.gpu.clock import CudaClock, WallClock
 from detr_fast.benchmarking.gpu.floors import microseconds
-from detr_fast.benchmarking.gpu.matching_cases import MatchingJob, least_bytes, on_device
+from detr_fast.benchmarking.gpu.matching_cases import MatchingJob
 from detr_fast.benchmarking.gpu.matching_contenders import MatchingContender, matching_contenders, rule
+from detr_fast.benchmarking.gpu.work import Work, least_work
 
 Row = dict[str, Any]
 SEED = 0
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Of this run: bytes a second of a large copy; operations a second of a large product, by precision."""
+
+    bytes_per_s: float
+    flops_per_s: Mapping[str, float]
+
+    def floor_us(self, work: Work) -> float:
+        """The longer of moving the bytes and computing the products."""
+        computed = microseconds(work.flops, self.flops_per_s[work.unit])
+        return max(microseconds(work.bytes, self.bytes_per_s), computed)
 
 
 def matching_rows(
     jobs: Sequence[MatchingJob],
     device: torch.device,
     clock: CudaClock | WallClock,
-    bytes_per_s: float,
+    rates: Rates,
     budget_s: float,
     deadline_s: float,
 ) -> Iterator[Row]:
@@ -36,7 +51,7 @@ def matching_rows(
     for job in jobs:
         # The stream stays current between rows only here: a consumer of the rows has its own.
         with clock.context():
-            rows = list(_job(job, device, clock, bytes_per_s, budget_s, ends))
+            rows = list(_job(job, device, clock, rates, budget_s, ends))
         yield from rows
 
 
@@ -44,12 +59,12 @@ def _job(
     job: MatchingJob,
     device: torch.device,
     clock: CudaClock | WallClock,
-    bytes_per_s: float,
+    rates: Rates,
     budget_s: float,
     ends: float,
 ) -> Iterator[Row]:
     contenders = matching_contenders(job, device)
-    inputs = moved = expected = None
+    inputs = to_check = expected = work = None
     for contender in contenders:
         key = _key(job, contender)
         if contender.missing:
@@ -58,20 +73,22 @@ def _job(
             yield {**key, "left_out": "time was up"}
         else:
             try:
-                if inputs is None:
-                    inputs = job.case.inputs(torch.Generator().manual_seed(SEED))
-                    moved = on_device(inputs, device)
-                    expected = rule(job).expected(inputs, job.pass_)
-                call = contender.prepare(moved)
-                rule(job).verify(expected, contender.canonical(call(), inputs))
+                if work is None:
+                    inputs, to_check, reference_inputs = job.inputs(device, SEED)
+                    expected = rule(job).expected(reference_inputs, job.pass_)
+                    work = least_work(inputs, job.pass_)
+                result = contender.prepare(to_check)()
+                rule(job).verify(expected, contender.canonical(result, to_check))
+                del result
+                call = contender.prepare(inputs)
+                call()
                 wall = clock.step(call, budget_s)
                 kernel = wall if contender.waits else clock.kernel([call], budget_s)
             except Exception as error:  # one contender must not end the benchmark of the others
                 name = "" if isinstance(error, ContractFailed) else f"{type(error).__name__}: "
                 yield {**key, "failed": f"{name}{error}".splitlines()[0][:300]}
                 continue
-            moves = least_bytes(inputs, job.pass_)
-            floor_us = microseconds(moves, bytes_per_s)
+            floor_us = rates.floor_us(work)
             yield {
                 **key,
                 "kernel_us": kernel.us,
@@ -82,7 +99,8 @@ def _job(
                 "timed_by": kernel.how,
                 **({"note": kernel.note} if kernel.note else {}),
                 "input_sets": 1,
-                "device_bytes": moves,
+                "device_bytes": work.bytes,
+                **({"flops": work.flops} if work.flops else {}),
                 "floor_us": floor_us,
                 "over_floor": kernel.us / floor_us,
             }
@@ -92,7 +110,7 @@ def _key(job: MatchingJob, contender: MatchingContender) -> Row:
     return {
         "operator": job.case.operator,
         "case": job.name,
-        "dtype": "fp32",
+        "dtype": job.dtype,
         "form": "",
         "pass": job.pass_,
         "contender": contender.name,

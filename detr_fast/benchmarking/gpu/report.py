@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from detr_fast.benchmarking.gpu.contenders import CLASSIC, CUDA
+from detr_fast.benchmarking.gpu.contenders import CLASSIC, CUDA, TRITON
 from detr_fast.benchmarking.gpu.goals import judge
 from detr_fast.benchmarking.gpu.machine import describe_gpu, read_clocks
 from detr_fast.benchmarking.gpu.matching_cases import QUICK_MATCHING_JOBS
@@ -27,7 +27,7 @@ COLUMNS = (
     "call us",
     "classic /",
 )
-MATCHING_COLUMNS = ("case", "contender", "kernel us", "floor us", "x floor", "wall us", "/ cuda")
+MATCHING_COLUMNS = ("case", "contender", "kernel us", "floor us", "x floor", "wall us", "/ ours")
 
 
 def quick_gpu_plan() -> GpuPlan:
@@ -53,6 +53,7 @@ def run_gpu_benchmarks(
             "copy_bytes_per_s": suite.rates[0],
             "cached_copy_bytes_per_s": suite.rates[1],
             "rotated_over_bytes": suite.clock.cache_bytes,
+            "product_flops_per_s": suite.product_rates,
         },
         "machine": {
             **describe_machine(),
@@ -111,13 +112,16 @@ def markdown(report: dict[str, Any]) -> str:
     """Goals, then one table for each case and precision."""
     machine, rates = report["machine"], report["rates"]
     memory, cache = (rates[key] / 1e9 for key in ("copy_bytes_per_s", "cached_copy_bytes_per_s"))
+    products = ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in rates["product_flops_per_s"].items())
     lines = [
         f"{machine.get('gpu', machine['cpu'])}, torch {machine['versions']['torch']}, "
         f"commit {machine['commit']}, {machine['date']}. Copies in device memory: {memory:.0f} GB/s, "
         f"in the L2 cache: {cache:.0f} GB/s (bytes read and written).",
         "",
-        "Floor: each input read once, each output written once, at the copy rate. Gather: rows read from (and"
-        " added to) the caches, at the cached rate. Classic: time of torch-ms-deform-attn over this one's.",
+        "Floor: each input read once, each output written once, at the copy rate, or matrix products and"
+        f" convolutions at the rate of a large product ({products} TFLOP/s) where that takes longer."
+        " Gather: rows read from (and added to) the caches, at the cached rate. Classic:"
+        " time of torch-ms-deform-attn over this one's.",
         "",
         "| goal | limit | measured | |",
         "|---|---|---|---|",
@@ -181,17 +185,15 @@ def _matching_tables(rows: Sequence[Row]) -> list[str]:
 
 
 def _matching_cells(row: Row, rows: Sequence[Row]) -> list[str]:
-    cells = [row["case"], row["contender"]]
+    key = ("case", "dtype", "pass")
+    same = [r for r in rows if all(r[name] == row[name] for name in key)]
+    # of precision and pass what tells the operator's rows apart
+    varied = (row[name] for name in key[1:] if len({r[name] for r in rows}) > 1)
+    cells = [", ".join([row["case"], *varied]), row["contender"]]
     if reason := why_untimed(row):
         return [*cells, reason, "", "", "", ""]
-    ours = next(
-        (
-            r["kernel_us"]
-            for r in rows
-            if (r["case"], r["contender"]) == (row["case"], CUDA) and "kernel_us" in r
-        ),
-        None,
-    )
+    by_name = {r["contender"]: r["kernel_us"] for r in same if "kernel_us" in r}
+    ours = by_name.get(CUDA, by_name.get(TRITON))
     by = {"events": " (with gaps)", "wall": " (wall)"}.get(row["timed_by"], "")
     return [
         *cells,

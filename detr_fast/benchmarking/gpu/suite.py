@@ -18,7 +18,7 @@ from detr_fast.benchmarking.gpu.clock import CudaClock, WallClock, make_clock
 from detr_fast.benchmarking.gpu.contenders import Contender, Function, contenders
 from detr_fast.benchmarking.gpu.floors import Touched, microseconds, touched, traffic
 from detr_fast.benchmarking.gpu.matching_cases import MATCHING_JOBS, MatchingJob
-from detr_fast.benchmarking.gpu.matching_suite import matching_rows
+from detr_fast.benchmarking.gpu.matching_suite import Rates, matching_rows
 
 Row = dict[str, Any]
 SEED = 0
@@ -33,7 +33,7 @@ class GpuPlan:
     """What to run and how long.
 
     device: of the run; "cpu" is a trial of the suite with the backends that serve the CPU.
-    jobs: of attention. matching: the assignment, matcher and criterion cases, which come first.
+    jobs: of attention. matching: all other cases, which come first.
     matching_share: of `deadline_s`; what matching leaves of it is attention's.
     budget_s: seconds of samples for one row, where the deadline allows.
     checked_queries: each result is compared with its reference for so many random queries.
@@ -43,13 +43,13 @@ class GpuPlan:
     device: str = "cuda"
     jobs: Sequence[Job] = JOBS
     matching: Sequence[MatchingJob] = MATCHING_JOBS
-    matching_share: float = 0.4
+    matching_share: float = 0.6
     budget_s: float = 0.2
     checked_queries: int = 256
     deadline_s: float = 240.0
 
     def only(self, operators: Sequence[str]) -> GpuPlan:
-        """The cases of these operators: ms_deform_attn, linear_assignment, matcher, criterion."""
+        """The cases of these operators: ms_deform_attn, linear_assignment, matcher, criterion, model, ..."""
         known = (ATTENTION, *sorted({job.case.operator for job in MATCHING_JOBS}))
         if unknown := [name for name in operators if name not in known]:
             raise ValueError(f"operators: on a GPU expected some of {', '.join(known)}; got {unknown[0]!r}")
@@ -61,7 +61,10 @@ class GpuPlan:
 
 
 class Suite:
-    """rates: bytes a second of copies in device memory and in the cache."""
+    """rates: bytes a second of copies in device memory and in the cache.
+
+    product_rates: operations a second of matrix products, by precision.
+    """
 
     def __init__(self, plan: GpuPlan) -> None:
         self.plan = plan
@@ -70,6 +73,7 @@ class Suite:
         self.started = time.perf_counter()
         self.lost = ""
         self.rates = self.clock.copy_rates()
+        self.product_rates = self.clock.product_rates() if plan.matching else {}
 
     def run(self) -> Iterator[Row]:
         """The rows of matching (see `matching_rows`), then one for each contender and pass of each job.
@@ -82,7 +86,7 @@ class Suite:
             self.plan.matching,
             self.device,
             self.clock,
-            self.rates[0],
+            Rates(self.rates[0], self.product_rates),
             self.plan.budget_s / 4,
             self.plan.deadline_s * (self.plan.matching_share if self.plan.jobs else 1.0),
         )
