@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -123,9 +125,13 @@ def test_a_wrong_model_is_told(small: None, rng: torch.Generator) -> None:
         MODEL.verify(expected, {name: 1.1 * value for name, value in expected.values.items()})
 
 
-def test_a_missing_peer_is_told() -> None:
-    found = {c.name: c.missing for c in matching_contenders(MODEL_JOBS[0], torch.device("cpu"))}
-    assert {CUDA, TRITON, "native", TRANSFORMERS} == found.keys()
+def test_a_peer_that_cannot_run_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for installed, reason in ((None, "import of transformers halted"), ("4.57.1", "transformers 4.57.1: ")):
+        module = installed and SimpleNamespace(__version__=installed)
+        monkeypatch.setitem(sys.modules, "transformers", module)
+        found = {c.name: c.missing for c in matching_contenders(MODEL_JOBS[0], torch.device("cpu"))}
+        assert {CUDA, TRITON, "native", TRANSFORMERS} == found.keys()
+        assert (found[TRANSFORMERS] or "").startswith(reason)
 
 
 def test_jobs_are_those_of_the_family() -> None:

@@ -94,7 +94,7 @@ def _detection(operator: str, pass_: str) -> tuple[MatchingJob, ...]:
 
 
 def _mask_criterion(case: MaskCase) -> MatchingJob:
-    return MatchingJob(case, replace(case, size=case.size // 4))
+    return MatchingJob(case, replace(case, size=case.size // 4, targets=case.targets[:4]))
 
 
 MODEL_JOBS = tuple(
@@ -126,13 +126,13 @@ MATCHING_JOBS = (
     *_detection("criterion", FORWARD_BACKWARD),
     *MASK_JOBS,
     *LOSS_JOBS,
-    *MODEL_JOBS,
     *(
         MatchingJob(replace(case, images=images))
         for images in IMAGES
         for case in ASSIGNMENT
         if case.queries > 1
     ),
+    *MODEL_JOBS,
 )
 QUICK_MATCHING_JOBS = (
     *(

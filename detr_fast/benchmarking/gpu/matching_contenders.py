@@ -23,6 +23,7 @@ from detr_fast.benchmarking.gpu.loss_cases import LossCase
 from detr_fast.benchmarking.gpu.matching_cases import MatchingJob
 from detr_fast.benchmarking.gpu.model_cases import ModelCase
 from detr_fast.benchmarking.peers import Contender, all_peers
+from detr_fast.benchmarking.peers.models import why_not_theirs
 from detr_fast.benchmarking.peers.peer import from_pairs, import_peer
 from detr_fast.criterion import MaskSetCriterion, SetCriterion, detection_weights
 from detr_fast.matcher import HungarianMatcher, MaskMatcher
@@ -107,8 +108,7 @@ def matching_contenders(job: MatchingJob, device: torch.device) -> list[Matching
         return lambda pins: functools.partial(make, pins)
 
     if isinstance(case, ModelCase):
-        _, missing = import_peer("transformers")
-        peer = MatchingContender(TRANSFORMERS, model_cases.theirs(case.model), _as_it_is, missing)
+        peer = MatchingContender(TRANSFORMERS, model_cases.theirs(case.model), _as_it_is, why_not_theirs())
         return [*ours(model_cases.ours), peer]
     if isinstance(case, LossCase):
         plain = MatchingContender(PLAIN_PYTORCH, loss_cases.by_backend("reference"), _as_it_is)

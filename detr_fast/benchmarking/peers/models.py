@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detr_fast.benchmarking.peers.peer import import_peer
 from detr_fast.benchmarking.peers.transformers_names import DEFORMABLE_DETR, MASK2FORMER, renamed
 from detr_fast.models import DeformableDETR, DeformableDETRConfig, Mask2Former, Mask2FormerConfig
 from detr_fast.models.deformable_attention import MSDeformAttn
@@ -38,6 +39,14 @@ def our_forward(model: nn.Module) -> Forward:
         return found.logits[-1], found.boxes[-1] if hasattr(found, "boxes") else found.masks[-1]
 
     return forward
+
+
+def why_not_theirs() -> str | None:
+    """Why transformers' models cannot run here, or None."""
+    module, missing = import_peer("transformers")
+    if module is None or int(module.__version__.partition(".")[0]) >= 5:
+        return missing
+    return f"transformers {module.__version__}: parameters are known by the names of version 5"
 
 
 def their_forward(name: str, model: nn.Module) -> Forward:
