@@ -153,8 +153,8 @@ def test_every_replay_draws_its_own_points(rng: torch.Generator) -> None:
 
 
 @both
-def test_compiled_step(backend: str, make: Callable[[torch.Generator], Step], rng: torch.Generator) -> None:
-    """The losses of random points differ from draw to draw, so a compiled step is near, not equal."""
+def test_compiled_step(make: Callable[[torch.Generator], Step], rng: torch.Generator) -> None:
+    """A compiled step draws other random points, so its loss is near, not equal."""
     step = make(rng)
     compiled = Step(step.inputs, torch.compile(step.loss, fullgraph=True))
     tolerance = 1e-4 if make is detr_segm_step else 2e-2

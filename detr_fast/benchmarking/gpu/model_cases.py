@@ -65,7 +65,7 @@ class ModelCase:
 
 @functools.lru_cache(maxsize=1)  # cases of one model follow each other
 def _model(name: str, device: torch.device) -> nn.Module:
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), torch.device("cpu"):
         torch.manual_seed(0)
         return our_model(name).to(device)
 
