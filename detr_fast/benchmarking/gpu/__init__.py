@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention on a GPU: kernel and call times beside floors and peers.
+"""Operators, criteria and whole models on a GPU: kernel and call times beside floors and peers.
 
 >>> from detr_fast.benchmarking.gpu import GpuPlan, run_gpu_benchmarks
 >>> report = run_gpu_benchmarks(GpuPlan(deadline_s=60))
