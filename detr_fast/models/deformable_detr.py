@@ -107,7 +107,7 @@ class DeformableDETRConfig:
             two_stage = "transformer.enc_output.weight" in state
             sizes = {
                 **points,
-                "backbone": backbone_in(state),
+                "backbone": overrides.get("backbone") or backbone_in(state),
                 "hidden_dim": state["transformer.level_embed"].shape[1],
                 "enc_layers": count_modules(state, "transformer.encoder.layers"),
                 "dec_layers": count_modules(state, "transformer.decoder.layers"),

@@ -80,7 +80,7 @@ class DETRConfig:
         """
         try:
             sizes = {
-                "backbone": backbone_in(state),
+                "backbone": overrides.get("backbone") or backbone_in(state),
                 "position_embedding": "learned" if "backbone.1.row_embed.weight" in state else "sine",
                 "hidden_dim": state["input_proj.weight"].shape[0],
                 "enc_layers": count_modules(state, "transformer.encoder.layers"),

@@ -177,6 +177,16 @@ def test_configuration_of_another_state_dict() -> None:
         DETRConfig.from_state_dict({"weight": torch.zeros(1)})
 
 
+def test_sizes_from_a_state_dict_beside_a_named_backbone() -> None:
+    config = DETRConfig(
+        backbone="conv_stem", hidden_dim=16, nheads=2, enc_layers=1, dec_layers=1, num_queries=3
+    )
+    state = DETR(config).state_dict()
+    assert DETRConfig.from_state_dict(state, backbone="conv_stem", nheads=2) == config
+    with pytest.raises(ValueError, match="expected a DETR on a ResNet"):
+        DETRConfig.from_state_dict(state)
+
+
 def test_checkpoint_round_trip(model: DETR, tmp_path: Path, rng: torch.Generator) -> None:
     torch.save({"model": model.state_dict()}, tmp_path / "c.pth")
     state = read_checkpoint(tmp_path / "c.pth")
