@@ -9,10 +9,18 @@ from detr_fast.ops.triton_math import power, softmax_statistics
 
 
 @triton.jit
-def _wanted(
-    labels_ptr, query_ptr, begin, end, layer, targets, query, unmatched, objects, BLOCK_T: tl.constexpr
-):
-    """[BLOCK_Q] the class that each query wants, `unmatched` for none; how many labels are no class."""
+def _rows(
+    labels_ptr, query_ptr, first_target_ptr, images, queries, targets, objects,
+    BLOCK_Q: tl.constexpr, BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """The program's layer and, [BLOCK_Q], its rows of logits, which exist, and the class that each wants,
+    `objects` for none; how many of the image's labels are no class."""
+    chunks = tl.cdiv(queries, BLOCK_Q)
+    problem = (tl.program_id(0) // chunks).to(tl.int64)
+    layer = problem // images
+    begin = tl.load(first_target_ptr + problem % images)
+    end = tl.load(first_target_ptr + problem % images + 1)
+    query = (tl.program_id(0) % chunks) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     wanted = tl.full(query.shape, -1, tl.int64)
     bad = tl.zeros((BLOCK_T,), tl.int32)
     for first in range(begin, end, BLOCK_T):
@@ -23,7 +31,8 @@ def _wanted(
         matched = tl.load(query_ptr + layer * targets + target, exists, -1)
         here = matched[:, None] == query[None, :]
         wanted = tl.maximum(wanted, tl.max(tl.where(here, label[:, None], -1), 0))
-    return tl.where(wanted < 0, unmatched, wanted), tl.sum(bad, 0)
+    wanted = tl.where(wanted < 0, objects, wanted)
+    return layer, problem * queries + query, query < queries, wanted, tl.sum(bad, 0)
 
 
 @triton.jit
@@ -54,17 +63,10 @@ def forward_kernel(
     FOCAL: tl.constexpr, SQUARE: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
-    program = tl.program_id(0)
-    chunks = tl.cdiv(queries, BLOCK_Q)
-    problem = (program // chunks).to(tl.int64)
-    layer = problem // images
-    begin = tl.load(first_target_ptr + problem % images)
-    end = tl.load(first_target_ptr + problem % images + 1)
-    query = (program % chunks) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    valid = query < queries
-    row = problem * queries + query
     objects = classes if FOCAL else classes - 1
-    wanted, bad = _wanted(labels_ptr, query_ptr, begin, end, layer, targets, query, objects, objects, BLOCK_T)
+    _layer, row, valid, wanted, bad = _rows(
+        labels_ptr, query_ptr, first_target_ptr, images, queries, targets, objects, BLOCK_Q, BLOCK_T
+    )
     if FOCAL:
         k = tl.arange(0, BLOCK_K)
         loss = tl.zeros((BLOCK_Q,), tl.float32)
@@ -82,7 +84,7 @@ def forward_kernel(
         right = tl.load(logits_ptr + row * classes + wanted, known, 0.0).to(tl.float32)
         weight = tl.where(wanted == objects, no_object, 1.0)
         loss = tl.where(valid, weight * (tl.log(total) + (largest - right)), 0.0)
-    tl.store(sums_ptr + program, tl.where(bad > 0, float("nan"), tl.sum(loss, 0)))
+    tl.store(sums_ptr + tl.program_id(0), tl.where(bad > 0, float("nan"), tl.sum(loss, 0)))
 
 
 @triton.jit(do_not_specialize=("images", "queries", "classes", "targets"))
@@ -94,17 +96,10 @@ def backward_kernel(
     FOCAL: tl.constexpr, SQUARE: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
-    program = tl.program_id(0)
-    chunks = tl.cdiv(queries, BLOCK_Q)
-    problem = (program // chunks).to(tl.int64)
-    layer = problem // images
-    begin = tl.load(first_target_ptr + problem % images)
-    end = tl.load(first_target_ptr + problem % images + 1)
-    query = (program % chunks) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    valid = query < queries
-    row = problem * queries + query
     objects = classes if FOCAL else classes - 1
-    wanted, bad = _wanted(labels_ptr, query_ptr, begin, end, layer, targets, query, objects, objects, BLOCK_T)
+    layer, row, valid, wanted, bad = _rows(
+        labels_ptr, query_ptr, first_target_ptr, images, queries, targets, objects, BLOCK_Q, BLOCK_T
+    )
     grad_loss = tl.where(bad > 0, float("nan"), tl.load(grad_loss_ptr + layer))
     k = tl.arange(0, BLOCK_K)
     if not FOCAL:
