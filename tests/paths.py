@@ -1,4 +1,4 @@
-"""Where the golden cases and the COCO sample lie, if they do."""
+"""Where golden cases beside those of the repository and the COCO sample lie, if they do."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ def _directory(variable: str, default: Path) -> Path | None:
     return path.resolve() if path.is_dir() else None
 
 
-GOLDEN = _directory("DETR_FAST_GOLDEN", ROOT.parent / "shared" / "golden")
+MORE_GOLDEN = _directory("DETR_FAST_GOLDEN", ROOT.parent / "shared" / "golden")
 COCO_SAMPLE = _directory("DETR_FAST_COCO_SAMPLE", ROOT.parent / "shared" / "coco_sample")
 
-GOLDEN_REASON = "golden cases not found: set DETR_FAST_GOLDEN to their directory"
 COCO_SAMPLE_REASON = "COCO sample not found: set DETR_FAST_COCO_SAMPLE to its directory"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable, Mapping
 from functools import cache
-from types import ModuleType
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,17 +13,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.paths import GOLDEN, GOLDEN_REASON
+from tests.golden.data.seeded import seeded_image, seeded_state_dict
+from tests.paths import MORE_GOLDEN
+
+DIRECTORIES = (Path(__file__).parent / "data", *([MORE_GOLDEN] if MORE_GOLDEN else []))
+# of a case found in both, the one that DETR_FAST_GOLDEN names counts
+FILES = {path.stem: path for directory in DIRECTORIES for path in sorted(directory.glob("*.json"))}
 
 
 class Case:
     """One case: `notes` from its json file, arrays from its npz file."""
 
     def __init__(self, name: str) -> None:
-        assert GOLDEN is not None
         self.name = name
-        self.notes: dict[str, Any] = json.loads((GOLDEN / f"{name}.json").read_text())
-        self._arrays = np.load(GOLDEN / f"{name}.npz")
+        self.notes: dict[str, Any] = json.loads(FILES[name].read_text())
+        self._arrays = np.load(FILES[name].with_suffix(".npz"))
 
     @property
     def config(self) -> dict[str, Any]:
@@ -48,7 +51,7 @@ class Case:
 
     def state_dict(self, scaled: bool = False) -> dict[str, Tensor]:
         """The stand-in weights; `scaled` multiplies the entries named in the config first."""
-        arrays = seeded().seeded_state_dict(self.notes["state_dict_shapes"])
+        arrays = seeded_state_dict(self.notes["state_dict_shapes"])
         state = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if scaled:
             for name, factor in self.config["weight_scale"].items():
@@ -57,7 +60,7 @@ class Case:
 
     def images(self) -> list[Tensor]:
         """The images, [3, H, W] each, unpadded."""
-        return [torch.from_numpy(seeded().seeded_image(*image)) for image in self.notes["images"]]
+        return [torch.from_numpy(seeded_image(*image)) for image in self.notes["images"]]
 
 
 @cache
@@ -68,27 +71,22 @@ def load(name: str) -> Case:
 def find(wanted: Callable[[Mapping[str, Any]], bool], groups: tuple[str, ...] = ("",)) -> list[Any]:
     """pytest parameters (case name, group) of the cases that `wanted` accepts by their json.
 
-    A group is a prefix of array names; a case takes part in the groups of which it has arrays. Without golden
-    data there is one parameter, skipped.
+    A group is a prefix of array names; a case takes part in the groups of which it has arrays.
     """
-    if GOLDEN is None:
-        return [pytest.param("", "", id="golden", marks=pytest.mark.skip(reason=GOLDEN_REASON))]
-    cases = [load(path.stem) for path in sorted(GOLDEN.glob("*.json"))]
     return [
-        pytest.param(case.name, group, id=f"golden-{case.name}-{group.rstrip('/') or 'plain'}")
-        for case in cases
-        if wanted(case.notes)
+        pytest.param(name, group, id=f"golden-{name}-{group.rstrip('/') or 'plain'}")
+        for name in sorted(FILES)
+        if wanted(load(name).notes)
         for group in groups
-        if case.names(group)
+        if load(name).names(group)
     ]
 
 
-@cache
-def seeded() -> ModuleType:
-    assert GOLDEN is not None
-    spec = importlib.util.spec_from_file_location("detr_fast_golden_seeded", GOLDEN / "seeded.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def find_arrays(end: str) -> list[Any]:
+    """pytest parameters (case name, group) of every array called `<group>/<end>`."""
+    return [
+        pytest.param(name, array.removesuffix(f"/{end}"), id=f"golden-{name}-{array}")
+        for name in sorted(FILES)
+        for array in load(name).names("")
+        if array.endswith(f"/{end}")
+    ]

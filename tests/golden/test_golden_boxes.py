@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from detr_fast import boxes
-from detr_fast.models.detr import resize_mask
+from detr_fast.models.common import resize_mask
 from detr_fast.models.position_encoding import PositionEncodingSine
 from detr_fast.structures import PaddedImages
 from tests.golden import case as golden

@@ -15,7 +15,7 @@ from detr_fast.checkpoints import LoadReport, load_state_dict
 from detr_fast.criterion import SetCriterion
 from detr_fast.matcher import HungarianMatcher
 from detr_fast.models import DETR, DETRConfig, DETRSegm, DETRSegmConfig
-from detr_fast.models.detr import resize_mask
+from detr_fast.models.common import resize_mask
 from detr_fast.ops import box_match_cost
 from detr_fast.postprocess import postprocess_detection
 from detr_fast.structures import PackedTargets, PaddedImages, Predictions

@@ -27,11 +27,7 @@ def has_matcher(notes: Mapping[str, Any]) -> bool:
     return official and bool({"matcher", "set_cost_class"} & notes.get("config", {}).keys())
 
 
-CASES = [
-    p
-    for p in find(has_matcher, tuple(OUTPUTS))
-    if p.marks or f"{p.values[1]}match/0/src" in load(p.values[0])
-]
+CASES = [p for p in find(has_matcher, tuple(OUTPUTS)) if f"{p.values[1]}match/0/src" in load(p.values[0])]
 
 
 def matcher_of(case: Case) -> HungarianMatcher:
@@ -85,7 +81,7 @@ def test_matches_of_stored_outputs(name: str, group: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "group"),
-    [p for p in CASES if p.marks or f"{p.values[1]}match/0/cost_matrix" in load(p.values[0])],
+    [p for p in CASES if f"{p.values[1]}match/0/cost_matrix" in load(p.values[0])],
 )
 @pytest.mark.parametrize("backend", ["native", "reference"])
 def test_costs_of_stored_outputs(name: str, group: str, backend: str) -> None:

@@ -12,7 +12,6 @@ from detr_fast.models.deformable_attention import MSDeformAttn
 from detr_fast.ops import ms_deform_attn, ms_deform_attn_classic, use_backend
 from tests.golden import case as golden
 from tests.golden.case import Case
-from tests.paths import GOLDEN, GOLDEN_REASON
 
 # backend, dtype, device
 RUNS = [
@@ -23,20 +22,14 @@ RUNS = [
 ]
 
 
-def _cases(mark: str) -> list[Any]:
-    """(case, group) of every array called `<group>/<mark>`."""
-    if GOLDEN is None:
-        return [pytest.param("", "", id="golden", marks=pytest.mark.skip(reason=GOLDEN_REASON))]
-    names = [path.stem for path in sorted(GOLDEN.glob("*.json"))]
-    # of the detectors' cases, none has arrays of these names
-    return [
-        pytest.param(
-            name, array.removesuffix(f"/{mark}"), id=f"golden-{name}-{array.removesuffix(f'/{mark}')}"
-        )
-        for name in names
-        for array in golden.load(name).names("")
-        if array.endswith(f"/{mark}") and "/f32/" not in array
-    ]
+# of the detectors' cases, none has arrays of these names; f32/ is what float32 made of the same inputs
+OPERATOR = [case for case in golden.find_arrays("locations") if "/f32/" not in case.id]
+MODULE = [
+    case
+    for case in golden.find_arrays("grad/sampling_offsets.weight")
+    if f"{case.values[1].split('/')[0]}/input_flatten" in golden.load(case.values[0])
+    and "/f32/" not in case.id
+]
 
 
 def _close(
@@ -55,7 +48,7 @@ def _close(
 
 
 @pytest.mark.parametrize(("backend", "dtype", "device"), RUNS)
-@pytest.mark.parametrize(("name", "group"), _cases("locations"))
+@pytest.mark.parametrize(("name", "group"), OPERATOR)
 def test_operator(name: str, group: str, backend: str, dtype: torch.dtype, device: str) -> None:
     case = golden.load(name)
     value, locations, weights = (
@@ -82,12 +75,10 @@ def test_operator(name: str, group: str, backend: str, dtype: torch.dtype, devic
 
 
 @pytest.mark.parametrize(("backend", "dtype", "device"), RUNS)
-@pytest.mark.parametrize(("name", "variant"), _cases("grad/sampling_offsets.weight"))
+@pytest.mark.parametrize(("name", "variant"), MODULE)
 def test_module(name: str, variant: str, backend: str, dtype: torch.dtype, device: str) -> None:
     case = golden.load(name)
     group = variant.split("/")[0]
-    if f"{group}/input_flatten" not in case:
-        pytest.skip("not a case of the module alone")
     config = case.config[group]
     module = MSDeformAttn(config["d_model"], config["n_levels"], config["n_heads"], config["n_points"]).to(
         device, dtype

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
 from detr_fast.criterion.points import uncertain_points
 from detr_fast.ops import point_sample
 from tests.golden import case as golden
-from tests.paths import GOLDEN, GOLDEN_REASON
 
 BACKENDS = [
     pytest.param(name, device, id=f"{name}-{device}")
@@ -19,20 +16,8 @@ BACKENDS = [
 ]
 
 
-def _cases(mark: str) -> list[Any]:
-    """(case, group) of every array called `<group>/<mark>`."""
-    if GOLDEN is None:
-        return [pytest.param("", "", id="golden", marks=pytest.mark.skip(reason=GOLDEN_REASON))]
-    return [
-        pytest.param(path.stem, array.removesuffix(mark), id=f"golden-{path.stem}-{array}")
-        for path in sorted(GOLDEN.glob("*.json"))
-        for array in golden.load(path.stem).names("")
-        if array.endswith(mark)
-    ]
-
-
 @pytest.mark.parametrize(("backend", "device"), BACKENDS)
-@pytest.mark.parametrize(("name", "group"), _cases("/grad_input"))
+@pytest.mark.parametrize(("name", "group"), golden.find_arrays("grad_input"))
 def test_point_sample(name: str, group: str, backend: str, device: str) -> None:
     case = golden.load(name)
     maps = case[f"{group}/input"].to(device).requires_grad_()
@@ -46,7 +31,7 @@ def test_point_sample(name: str, group: str, backend: str, device: str) -> None:
         torch.testing.assert_close(out.cpu(), case[f"{group}/output_grid"], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "group"), _cases("/sampled_uncertainty"))
+@pytest.mark.parametrize(("name", "group"), golden.find_arrays("sampled_uncertainty"))
 def test_uncertain_points(name: str, group: str) -> None:
     case = golden.load(name)
     parent, variant = group.rsplit("/", 1)

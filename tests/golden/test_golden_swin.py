@@ -12,6 +12,7 @@ import torch
 from detr_fast.checkpoints import LoadReport, load_state_dict
 from detr_fast.models.swin import Swin, SwinSizes
 from tests.golden import case as golden
+from tests.golden.data.seeded import seeded_array
 
 # what the case suggests
 OUTPUTS_RTOL, OUTPUTS_ATOL, GRADIENTS = 1e-4, 2e-5, 1e-4
@@ -61,7 +62,7 @@ def test_gradients(name: str, group: str) -> None:
     model.zero_grad()
     features = model(torch.stack(case.images()))
     weights = [
-        torch.from_numpy(golden.seeded().seeded_array(f"cotangent.{level}", tuple(x.shape)))
+        torch.from_numpy(seeded_array(f"cotangent.{level}", tuple(x.shape)))
         for level, x in zip(case.config["out_features"], features, strict=True)
     ]
     scalar = torch.stack([(x * w).sum() for x, w in zip(features, weights, strict=True)]).sum()
