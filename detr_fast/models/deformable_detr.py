@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from detr_fast.checkpoints import describe
 from detr_fast.models.backbones import BACKBONES, backbone_in, build_body, count_modules
+from detr_fast.models.common import MLP, check_dimensions, pixels_and_mask, resize_mask
 from detr_fast.models.deformable_transformer import DeformableTransformer, Levels
-from detr_fast.models.detr import MLP, check_dimensions, pixels_and_mask, resize_mask
 from detr_fast.models.position_encoding import PositionEncodingSine
 from detr_fast.models.transformer import ACTIVATIONS
 from detr_fast.structures import PaddedImages, Predictions

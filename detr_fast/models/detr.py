@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detr_fast.checkpoints import describe
-from detr_fast.models.backbones import BACKBONES, TIMM, backbone_in, build_body, count_modules
+from detr_fast.models.backbones import BACKBONES, backbone_in, build_body, count_modules
+from detr_fast.models.common import MLP, check_dimensions, no_padding, pixels_and_mask, resize_mask
 from detr_fast.models.position_encoding import PositionEncodingLearned, PositionEncodingSine
-from detr_fast.models.resnet import ARCHITECTURES
 from detr_fast.models.transformer import ACTIVATIONS, Transformer
 from detr_fast.structures import PaddedImages, Predictions
 
@@ -158,13 +156,8 @@ class DETR(nn.Module):
         features = cnn(pixels)
         projected = self.input_proj(features[-1])
         queries = self.query_embed.weight
-        if mask is None:
-            position = position_encoding(
-                pixels.new_zeros((len(pixels), *projected.shape[2:]), dtype=torch.bool)
-            )
-        else:
-            mask = resize_mask(mask, projected.shape[2:])
-            position = position_encoding(mask)
+        mask = None if mask is None else resize_mask(mask, projected.shape[2:])
+        position = position_encoding(no_padding(projected) if mask is None else mask)
         hs, memory = self.transformer(projected, queries, position.to(queries.dtype), mask)
         return Stages(features, projected, mask, memory, hs)
 
@@ -176,64 +169,3 @@ class DETR(nn.Module):
         # coordinates keep at least float32: bfloat16 knows 256 places between 0.5 and 1
         boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32)).sigmoid()
         return Predictions(self.class_embed(hs), boxes)
-
-
-class MLP(nn.Module):
-    """Linear layers with ReLU between them."""
-
-    def __init__(self, inputs: int, hidden: int, outputs: int, layers: int) -> None:
-        super().__init__()
-        sizes = [inputs, *[hidden] * (layers - 1), outputs]
-        self.layers = nn.ModuleList(nn.Linear(n, m) for n, m in pairwise(sizes))
-
-    def forward(self, x: Tensor) -> Tensor:
-        *hidden, last = self.layers
-        for layer in hidden:
-            x = F.relu(layer(x))
-        return last(x)
-
-
-def pixels_and_mask(images: PaddedImages | Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Pixels [B, 3, H, W] and the padding mask [B, H, W], or None where nothing is padded."""
-    if not isinstance(images, PaddedImages | Tensor):
-        images = PaddedImages.from_list(images)
-    pixels, mask = (images, None) if isinstance(images, Tensor) else (images.tensors, images.mask)
-    if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.numel():
-        raise ValueError(f"images: expected [B, 3, H, W]; got {list(pixels.shape)}")
-    if not pixels.is_floating_point():
-        raise TypeError(f"images: expected normalised floating-point pixels; got {pixels.dtype}")
-    return pixels, mask
-
-
-def resize_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
-    """[B, H, W] bool -> [B, h, w] bool, nearest."""
-    return F.interpolate(mask[:, None].view(torch.uint8), size=list(size))[:, 0].bool()
-
-
-def check_dimensions(
-    config: Any,
-    choices: Mapping[str, Iterable[str]],
-    positive: Iterable[str] = (),
-    not_negative: Iterable[str] = (),
-) -> None:
-    """ValueError where a field that detectors share, or one of those named, is out of range."""
-    for name, known in choices.items():
-        value = getattr(config, name)
-        if value not in known and not (name == "backbone" and str(value).startswith(TIMM)):
-            raise ValueError(f"{name}: expected one of {', '.join(known)}; got {value!r}")
-    shared = ("hidden_dim", "nheads", "dim_feedforward", "num_queries", "num_classes")
-    for names, least in (((*shared, *positive), 1), (not_negative, 0)):
-        for name in names:
-            value = getattr(config, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name}: expected an integer >= {least}; got {value!r}")
-    if config.hidden_dim % config.nheads:
-        raise ValueError(
-            f"hidden_dim: expected a multiple of nheads = {config.nheads}; got {config.hidden_dim}"
-        )
-    if not 0 <= config.dropout < 1:
-        raise ValueError(f"dropout: expected 0 <= dropout < 1; got {config.dropout!r}")
-    if getattr(config, "dilation", False) and not (
-        config.backbone in ARCHITECTURES and ARCHITECTURES[config.backbone].bottleneck
-    ):
-        raise ValueError(f"dilation: expected a backbone with bottlenecks; got {config.backbone}")

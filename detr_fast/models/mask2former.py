@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from detr_fast.checkpoints import describe, official_names
 from detr_fast.models.backbones import backbone_in, build_body, count_modules
+from detr_fast.models.common import no_padding
 from detr_fast.models.mask_classifier import (
     MaskClassifier,
     MaskClassifierConfig,
     MaskPredictor,
     input_projection,
 )
-from detr_fast.models.pixel_decoder import MSDeformAttnPixelDecoder, no_padding
+from detr_fast.models.pixel_decoder import MSDeformAttnPixelDecoder
 from detr_fast.models.position_encoding import PositionEncodingSine
 from detr_fast.models.transformer import MultiheadAttention
 from detr_fast.structures import MaskPredictions

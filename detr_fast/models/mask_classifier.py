@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from detr_fast.models.backbones import BACKBONES
-from detr_fast.models.detr import MLP, check_dimensions, pixels_and_mask
+from detr_fast.models.common import MLP, check_dimensions, pixels_and_mask
 from detr_fast.models.pixel_decoder import GROUPS, xavier_fill
 from detr_fast.structures import MaskPredictions, PaddedImages
 

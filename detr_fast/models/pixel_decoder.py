@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detr_fast.models.common import no_padding
 from detr_fast.models.deformable_transformer import DeformableEncoder, Levels
 from detr_fast.models.position_encoding import PositionEncodingSine
 from detr_fast.models.transformer import Encoder, EncoderLayer, add
@@ -141,11 +141,6 @@ class TransformerEncoderPixelDecoder(FeaturePyramid):
             memory = tokens.transpose(1, 2).unflatten(2, x.shape[-2:])
         y = F.relu_(self.get_submodule(f"layer_{len(features)}")(memory))
         return memory, self.top_down(features[:-1], y)
-
-
-def no_padding(x: Tensor) -> Tensor:
-    """The padding mask of a map [B, C, h, w] whose positions all count: [1, h, w]."""
-    return x.new_zeros((1, *x.shape[-2:]), dtype=torch.bool)
 
 
 def xavier_fill(convolution: nn.Conv2d) -> None:

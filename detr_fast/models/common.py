@@ -1,0 +1,81 @@
+"""What the networks of several families share: their input, heads, and checks of their configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detr_fast.models.backbones import TIMM
+from detr_fast.models.resnet import ARCHITECTURES
+from detr_fast.structures import PaddedImages
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, layers: int) -> None:
+        super().__init__()
+        sizes = [inputs, *[hidden] * (layers - 1), outputs]
+        self.layers = nn.ModuleList(nn.Linear(n, m) for n, m in pairwise(sizes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        *hidden, last = self.layers
+        for layer in hidden:
+            x = F.relu(layer(x))
+        return last(x)
+
+
+def pixels_and_mask(images: PaddedImages | Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Pixels [B, 3, H, W] and the padding mask [B, H, W], or None where nothing is padded."""
+    if not isinstance(images, PaddedImages | Tensor):
+        images = PaddedImages.from_list(images)
+    pixels, mask = (images, None) if isinstance(images, Tensor) else (images.tensors, images.mask)
+    if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.numel():
+        raise ValueError(f"images: expected [B, 3, H, W]; got {list(pixels.shape)}")
+    if not pixels.is_floating_point():
+        raise TypeError(f"images: expected normalised floating-point pixels; got {pixels.dtype}")
+    return pixels, mask
+
+
+def no_padding(x: Tensor) -> Tensor:
+    """The padding mask of a map [B, C, h, w] whose positions all count: [1, h, w]."""
+    return x.new_zeros((1, *x.shape[-2:]), dtype=torch.bool)
+
+
+def resize_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """[B, H, W] bool -> [B, h, w] bool, nearest."""
+    return F.interpolate(mask[:, None].to(torch.uint8), size=list(size))[:, 0].bool()
+
+
+def check_dimensions(
+    config: Any,
+    choices: Mapping[str, Iterable[str]],
+    positive: Iterable[str] = (),
+    not_negative: Iterable[str] = (),
+) -> None:
+    """ValueError where a field that detectors share, or one of those named, is out of range."""
+    for name, known in choices.items():
+        value = getattr(config, name)
+        if value not in known and not (name == "backbone" and str(value).startswith(TIMM)):
+            raise ValueError(f"{name}: expected one of {', '.join(known)}; got {value!r}")
+    shared = ("hidden_dim", "nheads", "dim_feedforward", "num_queries", "num_classes")
+    for names, least in (((*shared, *positive), 1), (not_negative, 0)):
+        for name in names:
+            value = getattr(config, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name}: expected an integer >= {least}; got {value!r}")
+    if config.hidden_dim % config.nheads:
+        raise ValueError(
+            f"hidden_dim: expected a multiple of nheads = {config.nheads}; got {config.hidden_dim}"
+        )
+    if not 0 <= config.dropout < 1:
+        raise ValueError(f"dropout: expected 0 <= dropout < 1; got {config.dropout!r}")
+    if getattr(config, "dilation", False) and not (
+        config.backbone in ARCHITECTURES and ARCHITECTURES[config.backbone].bottleneck
+    ):
+        raise ValueError(f"dilation: expected a backbone with bottlenecks; got {config.backbone}")
