@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from detr_fast.benchmarking.cases import CASES, Case
-from detr_fast.benchmarking.contract import Contract, ContractFailed
-from detr_fast.benchmarking.machine import describe_machine
-from detr_fast.benchmarking.peers import Contender, all_peers
-from detr_fast.benchmarking.suite import SEED, Comparison
-from detr_fast.benchmarking.timing import torch_threads
+from benchmarks.cases import CASES, Case
+from benchmarks.contract import Contract, ContractFailed
+from benchmarks.peers import Contender, all_peers
+from benchmarks.suite import SEED, Comparison
+from detr_fast.machine import describe_machine, torch_threads
 
 
 class Entry(NamedTuple):

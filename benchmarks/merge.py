@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from detr_fast.benchmarking.suite import median_rows
+from benchmarks.suite import median_rows
 
 KEY = ("operator", "case", "pass", "threads", "peer")
 

@@ -22,14 +22,14 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from detr_fast.benchmarking.machine import describe_machine
-from detr_fast.benchmarking.peers.models import (
+from benchmarks.peers.models import (
     DEFORMABLE_DETR_R50,
     MASK2FORMER_R50,
     our_forward,
     our_model,
     their_forward,
 )
+from detr_fast.machine import describe_machine
 from detr_fast.models import DeformableDETR, deformable_attention
 
 RESULTS = Path(__file__).parent / "results"

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine_code import LIMITS, Kernel, describe_build, read_kernels
-from detr_fast.benchmarking.machine import describe_machine
 from detr_fast.extension import extension
+from detr_fast.machine import describe_machine
 
 RESULTS = Path(__file__).parent / "results"
 

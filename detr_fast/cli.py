@@ -12,8 +12,7 @@ import torch
 import typer
 from typer.core import TyperGroup
 
-from detr_fast.benchmarking import Plan, quick_plan, run_benchmarks
-from detr_fast.benchmarking.gpu import GpuPlan, quick_gpu_plan, run_gpu_benchmarks
+from detr_fast.bench import run_benchmarks
 from detr_fast.data import convert_yolo
 from detr_fast.engine import (
     FAMILIES,
@@ -274,43 +273,13 @@ def convert_yolo_command(
     typer.echo(f"written: {output}")
 
 
-@app.command()
-def bench(
-    quick: Annotated[
-        bool, typer.Option("--quick", help="The most telling comparisons, within 50 seconds.")
-    ] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,
-    threads: Annotated[list[int] | None, typer.Option(min=1, help="Thread counts; may be repeated.")] = None,
-    operator: Annotated[list[str] | None, typer.Option(help="Only these operators; may be repeated.")] = None,
-    device: Annotated[
-        str, typer.Option(help="cpu, cuda or auto: a GPU where there is one and --threads is not given.")
-    ] = "auto",
-) -> None:
-    """Time the operators beside their peers. CPU: ratio = peer time / ours; GPU: kernel times and floors."""
-    if device == "auto":
-        device = "cpu" if threads else pick_device(device).type
-    if device != "cpu":
-        _bench_gpu(device, quick, json_file, threads, operator)
-        return
-    plan = quick_plan(operator) if quick else Plan(operators=operator)
-    if threads:
-        plan = dataclasses.replace(plan, threads=tuple(threads))
-    report = run_benchmarks(plan, json_file, echo=typer.echo)
-    if any("failed" in row for row in report["rows"]):
-        raise ValueError("a result broke its operator's contract; see the rows marked FAILED")
-
-
-def _bench_gpu(
-    device: str, quick: bool, json_file: Path | None, threads: list[int] | None, operator: list[str] | None
-) -> None:
-    if threads:
-        raise ValueError("threads: they are the CPU's; add --device cpu")
-    plan = dataclasses.replace(quick_gpu_plan() if quick else GpuPlan(), device=str(pick_device(device)))
-    if operator:
-        plan = plan.only(operator)
-    report = run_gpu_benchmarks(plan, json_file, echo=typer.echo)
-    if any("failed" in row for row in report["rows"]):
-        raise ValueError("a result broke its operator's contract; see the rows marked FAILED")
+@app.command(
+    add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
+def bench(ctx: typer.Context) -> None:
+    """Time the operators beside their peers, in a clone: --quick, --json FILE, --help for the rest."""
+    if code := run_benchmarks(ctx.args):
+        raise typer.Exit(code)
 
 
 @app.command()

@@ -6,9 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from detr_fast.benchmarking.gpu import GpuPlan, run_gpu_benchmarks
-from detr_fast.benchmarking.gpu.contenders import CUDA, DETERMINISTIC, TRITON
-from detr_fast.benchmarking.gpu.matching_contenders import AUCTION
+from benchmarks.gpu import GpuPlan, run_gpu_benchmarks
+from benchmarks.gpu.contenders import CUDA, DETERMINISTIC, TRITON
+from benchmarks.gpu.matching_contenders import AUCTION
 
 
 def main() -> int:

@@ -231,7 +231,7 @@ def peers(run: Run) -> list[Command]:
         commands.append(Command([*pip, archives[CLASSIC]], {**environment, **only}))
     if with_birder:
         code = (
-            "from detr_fast.benchmarking.gpu.matching_contenders import birder_operator; "
+            "from benchmarks.gpu.matching_contenders import birder_operator; "
             "import sys; sys.exit(birder_operator()[1])"
         )
         commands.append(Command([sys.executable, "-c", code], environment))
@@ -354,8 +354,8 @@ def write(run: Run, name: str, results: Path) -> tuple[Path, Path]:
         lines.append(f"| {entry['step']} | {entry['state']} | {entry['seconds']} | {details} |")
     text = "\n".join(lines) + "\n\n"
     if report:
-        from detr_fast.benchmarking.gpu import markdown
-        from detr_fast.benchmarking.gpu.goals import judge
+        from benchmarks.gpu import markdown
+        from benchmarks.gpu.goals import judge
 
         report["goals"] = judge(report["rows"])  # a run that was stopped has not come to it
         text += markdown(report)

@@ -9,7 +9,7 @@ from types import ModuleType
 import torch
 
 from detr_fast import extension
-from detr_fast.benchmarking.machine import describe_machine
+from detr_fast.machine import describe_machine
 from detr_fast.ops import OPERATORS
 
 

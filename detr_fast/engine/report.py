@@ -10,6 +10,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
+from detr_fast.machine import describe_machine
+
 GAP = 6
 
 
@@ -83,16 +85,18 @@ def picture_grid(pairs: Sequence[tuple[Image.Image, Image.Image]], across: int =
     return canvas
 
 
-def write_report(path: Path, learnt: Sequence[Learnt], benchmark: Mapping[str, Any], seconds: float) -> None:
+def write_report(
+    path: Path, learnt: Sequence[Learnt], rows: Sequence[Mapping[str, Any]], seconds: float
+) -> None:
     """Writes the report beside the pictures.
 
     Args:
         path: of the Markdown file.
         learnt: the models.
-        benchmark: what `run_benchmarks` returned.
+        rows: of the benchmark; may be empty.
         seconds: of the whole demo.
     """
-    machine = benchmark["machine"]
+    machine = describe_machine()
     lines = [
         "# Models of the DETR family on drawn shapes",
         "",
@@ -106,7 +110,7 @@ def write_report(path: Path, learnt: Sequence[Learnt], benchmark: Mapping[str, A
         "",
         "| operator | case | pass | threads | peer | ours | peer | ratio |",
         "| --- | --- | --- | ---: | --- | ---: | ---: | ---: |",
-        *map(_speed_row, benchmark["rows"]),
+        *map(_speed_row, rows),
         "",
     ]
     path.write_text("\n".join(lines), encoding="utf-8")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from detr_fast.benchmarking.cases import (
+from benchmarks.cases import (
     FORWARD,
     FORWARD_BACKWARD,
     AssignmentCase,
@@ -18,9 +18,9 @@ from detr_fast.benchmarking.cases import (
     MaskCase,
     MaskCostCase,
 )
-from detr_fast.benchmarking.contract import ContractFailed
-from detr_fast.benchmarking.peers import Contender, Peer, all_peers
-from detr_fast.benchmarking.suite import Comparison, Plan, run
+from benchmarks.contract import ContractFailed
+from benchmarks.peers import Contender, Peer, all_peers
+from benchmarks.suite import Comparison, Plan, run
 
 ATTENTION = AttentionCase("tiny", 1, None, ((6, 5), (3, 2)), heads=2, channels=8, points=2)
 ASSIGNMENT = AssignmentCase(9, 3, "clustered", images=2)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from detr_fast.benchmarking.cases import (
+from benchmarks.cases import (
     FORWARD,
     FORWARD_BACKWARD,
     DetectionCase,
@@ -19,17 +19,17 @@ from detr_fast.benchmarking.cases import (
     MaskCostCase,
     PointSampleCase,
 )
-from detr_fast.benchmarking.contract import ContractFailed
-from detr_fast.benchmarking.goals import OFFICIAL_MASK2FORMER
-from detr_fast.benchmarking.gpu import GpuPlan, markdown, model_cases, run_gpu_benchmarks
-from detr_fast.benchmarking.gpu.contenders import CUDA, TRITON
-from detr_fast.benchmarking.gpu.loss_cases import BOXES, LossCase
-from detr_fast.benchmarking.gpu.matching_cases import MASK_JOBS, MATCHING_JOBS, MODEL_JOBS, MatchingJob
-from detr_fast.benchmarking.gpu.matching_contenders import PLAIN_PYTORCH, TRANSFORMERS, matching_contenders
-from detr_fast.benchmarking.gpu.matching_suite import Rates
-from detr_fast.benchmarking.gpu.model_cases import MODEL, ModelCase
-from detr_fast.benchmarking.gpu.work import Work, least_work
-from detr_fast.benchmarking.peers.models import DEFORMABLE_DETR_R50, MASK2FORMER_R50
+from benchmarks.contract import ContractFailed
+from benchmarks.goals import OFFICIAL_MASK2FORMER
+from benchmarks.gpu import GpuPlan, markdown, model_cases, run_gpu_benchmarks
+from benchmarks.gpu.contenders import CUDA, TRITON
+from benchmarks.gpu.loss_cases import BOXES, LossCase
+from benchmarks.gpu.matching_cases import MASK_JOBS, MATCHING_JOBS, MODEL_JOBS, MatchingJob
+from benchmarks.gpu.matching_contenders import PLAIN_PYTORCH, TRANSFORMERS, matching_contenders
+from benchmarks.gpu.matching_suite import Rates
+from benchmarks.gpu.model_cases import MODEL, ModelCase
+from benchmarks.gpu.work import Work, least_work
+from benchmarks.peers.models import DEFORMABLE_DETR_R50, MASK2FORMER_R50
 from detr_fast.models import Mask2Former, Mask2FormerConfig
 
 DETECTION = DetectionCase("L=2", 2, 12, (3, 5), 2, classes=5)

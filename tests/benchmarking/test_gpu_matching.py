@@ -12,17 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from detr_fast.benchmarking.cases import FORWARD_BACKWARD, AssignmentCase, DetectionCase
-from detr_fast.benchmarking.gpu import GpuPlan, markdown, matching_suite, run_gpu_benchmarks
-from detr_fast.benchmarking.gpu.contenders import CUDA, TRITON
-from detr_fast.benchmarking.gpu.goals import judge
-from detr_fast.benchmarking.gpu.matching_cases import (
+from benchmarks.cases import FORWARD_BACKWARD, AssignmentCase, DetectionCase
+from benchmarks.gpu import GpuPlan, markdown, matching_suite, run_gpu_benchmarks
+from benchmarks.gpu.contenders import CUDA, TRITON
+from benchmarks.gpu.goals import judge
+from benchmarks.gpu.matching_cases import (
     COCO_COUNTS,
     MATCHING_JOBS,
     QUICK_MATCHING_JOBS,
     MatchingJob,
 )
-from detr_fast.benchmarking.gpu.matching_contenders import (
+from benchmarks.gpu.matching_contenders import (
     AUCTION,
     BIRDER,
     OFFICIAL,
@@ -34,8 +34,8 @@ from detr_fast.benchmarking.gpu.matching_contenders import (
     padded_match,
     rule,
 )
-from detr_fast.benchmarking.gpu.matching_goals import STEP
-from detr_fast.benchmarking.gpu.work import least_work
+from benchmarks.gpu.matching_goals import STEP
+from benchmarks.gpu.work import least_work
 from detr_fast.ops import linear_assignment
 from detr_fast.ops.box_match_cost import OPERATOR as COST
 from detr_fast.ops.linear_assignment import OPERATOR as ASSIGNMENT

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from detr_fast.benchmarking.cases import AttentionCase, AttentionInputs
-from detr_fast.benchmarking.gpu import GpuPlan, markdown, run_gpu_benchmarks, suite
-from detr_fast.benchmarking.gpu.cases import (
+from benchmarks.cases import AttentionCase, AttentionInputs
+from benchmarks.gpu import GpuPlan, markdown, run_gpu_benchmarks, suite
+from benchmarks.gpu.cases import (
     ALL_BF16,
     BF16,
     CASES,
@@ -29,8 +29,8 @@ from detr_fast.benchmarking.gpu.cases import (
     cast,
     rotation,
 )
-from detr_fast.benchmarking.gpu.clock import CudaClock
-from detr_fast.benchmarking.gpu.contenders import (
+from benchmarks.gpu.clock import CudaClock
+from benchmarks.gpu.contenders import (
     CLASSIC,
     CUDA,
     DETERMINISTIC,
@@ -39,9 +39,9 @@ from detr_fast.benchmarking.gpu.contenders import (
     Contender,
     contenders,
 )
-from detr_fast.benchmarking.gpu.floors import Touched, microseconds, touched, traffic
-from detr_fast.benchmarking.gpu.goals import judge
-from detr_fast.benchmarking.gpu.report import format_goal, format_row
+from benchmarks.gpu.floors import Touched, microseconds, touched, traffic
+from benchmarks.gpu.goals import judge
+from benchmarks.gpu.report import format_goal, format_row
 from tests.benchmarking.scripts import script
 
 TINY = AttentionCase("encoder B=2", 2, None, ((6, 5), (3, 2)), heads=2, channels=8, points=2)

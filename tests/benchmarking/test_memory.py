@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from detr_fast.benchmarking import memory
-from detr_fast.benchmarking.cases import FORWARD_BACKWARD, MaskCase
+from benchmarks import memory
+from benchmarks.cases import FORWARD_BACKWARD, MaskCase
 
 
 @pytest.mark.skipif(memory.why_not() is not None, reason=str(memory.why_not()))

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from detr_fast.benchmarking import Plan, quick_plan, report, run_benchmarks
-from detr_fast.benchmarking.cases import ASSIGNMENT, CASES, AssignmentCase, AttentionCase
-from detr_fast.benchmarking.goals import goal
-from detr_fast.benchmarking.machine import describe_machine, shares_openmp_with_torch
-from detr_fast.benchmarking.peers import all_peers
-from detr_fast.benchmarking.suite import median_rows, run
-from detr_fast.benchmarking.timing import Timing, interleaved, torch_threads
+from benchmarks import report
+from benchmarks.cases import ASSIGNMENT, CASES, AssignmentCase, AttentionCase
+from benchmarks.goals import goal
+from benchmarks.peers import all_peers
+from benchmarks.report import quick_plan, run_benchmarks
+from benchmarks.suite import Plan, median_rows, run
+from benchmarks.timing import Timing, interleaved
+from detr_fast.machine import describe_machine, shares_openmp_with_torch, torch_threads
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TINY = (

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from detr_fast import cli
+from detr_fast import bench, cli
 from detr_fast.engine import FAMILIES
 from detr_fast.engine.logs import read_log
 from detr_fast.ops import OPERATORS
@@ -88,42 +88,17 @@ def test_doctor_names_every_operator_and_backend() -> None:
     assert f"torch        {torch.__version__}" in text
 
 
-def test_bench_delegates_and_fails_with_a_broken_operator(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_bench_hands_on_its_arguments_and_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-
-    def fake(plan, json_path, echo):
-        calls.append((plan, json_path))
-        return {"rows": [{"failed": "wrong"}] if len(calls) == 2 else []}
-
-    monkeypatch.setattr(cli, "run_benchmarks", fake)
-    ok("bench", "--quick", "--json", tmp_path / "a.json", "--threads", 1, "--operator", "linear_assignment")
-    plan, path = calls[0]
-    assert (plan.quick, list(plan.threads), plan.operators) == (True, [1], ["linear_assignment"])
-    assert path == tmp_path / "a.json"
-    assert "contract" in refused("bench", "--device", "cpu")
+    monkeypatch.setattr(cli, "run_benchmarks", lambda arguments: calls.append(arguments) or len(calls) - 1)
+    ok("bench", "--quick", "--json", "a.json", "--help")
+    assert calls == [["--quick", "--json", "a.json", "--help"]]
+    assert run("bench").exit_code == 1
 
 
-def test_bench_measures_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    plans = []
-
-    def fake(plan, json_path, echo):
-        plans.append(plan)
-        return {"rows": []}
-
-    monkeypatch.setattr(cli, "run_gpu_benchmarks", fake)
-    monkeypatch.setattr(cli, "pick_device", lambda name: torch.device("cuda"))
-    ok("bench", "--json", tmp_path / "a.json")
-    ok("bench", "--quick", "--device", "cuda", "--operator", "ms_deform_attn")
-    assert [plan.device for plan in plans] == ["cuda", "cuda"]
-    assert plans[1].deadline_s < 50 < plans[0].deadline_s
-    assert "add --device cpu" in refused("bench", "--device", "cuda", "--threads", 2)
-    ok("bench", "--device", "cuda", "--operator", "matcher")
-    assert plans[2].jobs == ()
-    assert {job.case.operator for job in plans[2].matching} == {"matcher"}
-    assert plans[1].matching == ()
-    assert "got 'box_match_cost'" in refused("bench", "--device", "cuda", "--operator", "box_match_cost")
+def test_bench_outside_a_clone_says_where_to_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(bench, "_CLONE", tmp_path)
+    assert "run `python -m benchmarks` in a clone" in refused("bench", "--quick")
 
 
 def test_demo_takes_its_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Operator speed beside its peers: cases, contract checks, interleaved timing, reports."""
