@@ -14,6 +14,8 @@ from typer.core import TyperGroup
 
 from detr_fast.bench import run_benchmarks
 from detr_fast.data import convert_yolo
+from detr_fast.distributed import is_main, pick_device, process_group
+from detr_fast.doctor import diagnose
 from detr_fast.engine import (
     FAMILIES,
     TASKS,
@@ -25,8 +27,6 @@ from detr_fast.engine import (
     train_config,
 )
 from detr_fast.engine.demo import run_demo
-from detr_fast.engine.distributed import is_main, pick_device, process_group
-from detr_fast.engine.doctor import diagnose
 from detr_fast.engine.recipe import ModelChoice, evaluation_dataset, train_on_coco
 from detr_fast.ops import BackendUnavailable
 

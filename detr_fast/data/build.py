@@ -24,7 +24,7 @@ def build_dataset(
     *,
     train: bool,
     masks: bool | None = None,
-    contiguous: bool = False,
+    contiguous_labels: bool = False,
     scales: Sequence[int] = SCALES,
     max_size: int = MAX_SIZE,
     augmentation: Augmentation = "detr",
@@ -50,7 +50,7 @@ def build_dataset(
         task: see above.
         train: augment; otherwise resize to the largest of `scales`.
         masks: whether targets hold masks; by default for every task but detection.
-        contiguous: labels 0, 1, ... instead of category ids (label maps have no others).
+        contiguous_labels: labels 0, 1, ... instead of category ids (label maps have no others).
         scales: short sides in pixels.
         max_size: bound of the long side.
         augmentation: of training: "detr", as DETR's, or "lsj", large-scale jitter, as Mask2Former's.
@@ -92,11 +92,17 @@ def build_dataset(
     if task in ("detection", "instance"):
         instances = annotations / f"instances_{split}2017.json"
         _require(root, task, images, instances)
-        return CocoDetection(images, instances, transforms, contiguous=contiguous, **options)
+        return CocoDetection(images, instances, transforms, contiguous_labels=contiguous_labels, **options)
     panoptic, pngs = annotations / f"panoptic_{split}2017.json", annotations / f"panoptic_{split}2017"
     _require(root, task, images, panoptic, pngs)
     return CocoPanoptic(
-        images, panoptic, pngs, transforms, semantic=task == "semantic", contiguous=contiguous, **options
+        images,
+        panoptic,
+        pngs,
+        transforms,
+        semantic=task == "semantic",
+        contiguous_labels=contiguous_labels,
+        **options,
     )
 
 
@@ -108,7 +114,7 @@ def build_detection_dataset(
     scales: Sequence[int] = SCALES,
     max_size: int = MAX_SIZE,
     num_classes: int | None = None,
-    contiguous: bool = False,
+    contiguous_labels: bool = False,
     seed: int = 0,
     on_bad_image: OnBadImage = "raise",
 ) -> CocoDetection:
@@ -121,7 +127,7 @@ def build_detection_dataset(
         scales=scales,
         max_size=max_size,
         num_classes=num_classes,
-        contiguous=contiguous,
+        contiguous_labels=contiguous_labels,
         seed=seed,
         on_bad_image=on_bad_image,
     )

@@ -31,7 +31,7 @@ class CocoDetection(ImageDataset):
     drawn; its object is left out of the sample, and the first one is logged.
 
     Labels are the category ids themselves, as in the official DETR (`num_classes` = largest id + 1), or
-    0, 1, ... in the order of the ids with `contiguous=True`. All are things.
+    0, 1, ... in the order of the ids with `contiguous_labels=True`. All are things.
 
     Args:
         image_dir: the folder of the images.
@@ -39,7 +39,7 @@ class CocoDetection(ImageDataset):
         transforms: called as `transforms(image, target, rng)` with a `random.Random`.
         masks: whether targets hold `masks`.
         num_classes: labels must be below it; by default what the categories need.
-        contiguous: renumber the categories.
+        contiguous_labels: renumber the categories.
         seed: of the transforms' random choices.
         on_bad_image: as for `ImageDataset`.
 
@@ -61,7 +61,7 @@ class CocoDetection(ImageDataset):
         *,
         masks: bool = False,
         num_classes: int | None = None,
-        contiguous: bool = False,
+        contiguous_labels: bool = False,
         seed: int = 0,
         on_bad_image: OnBadImage = "raise",
     ) -> None:
@@ -69,7 +69,7 @@ class CocoDetection(ImageDataset):
         self.annotation_file = Path(annotation_file)
         content = read_coco(self.annotation_file, "instances")
         where = str(self.annotation_file)
-        self._number_categories(category_names(content["categories"], where), contiguous, num_classes)
+        self._number_categories(category_names(content["categories"], where), contiguous_labels, num_classes)
         self.things = frozenset(self.label_to_category)
         images = images_by_id(content["images"], where)
         self.image_ids = list(images)

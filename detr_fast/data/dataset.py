@@ -154,10 +154,12 @@ class ImageDataset(Dataset[tuple[Any, Target]]):
         }
         return target if masks is None else {**target, "masks": masks}
 
-    def _number_categories(self, names: Mapping[int, str], contiguous: bool, num_classes: int | None) -> None:
+    def _number_categories(
+        self, names: Mapping[int, str], contiguous_labels: bool, num_classes: int | None
+    ) -> None:
         """Labels are the ids themselves, or 0, 1, ... in the order of the ids."""
         self.category_to_label = {
-            category: label if contiguous else category for label, category in enumerate(sorted(names))
+            category: label if contiguous_labels else category for label, category in enumerate(sorted(names))
         }
         self.label_to_category = {label: category for category, label in self.category_to_label.items()}
         self.category_names = {label: names[category] for label, category in self.label_to_category.items()}

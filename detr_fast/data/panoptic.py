@@ -26,7 +26,7 @@ class CocoPanoptic(ImageDataset):
     pixels. `panoptic_truth` and `semantic_map` give what evaluation compares with.
 
     Labels are the category ids themselves, as in the official DETR, or 0, 1, ... in the order of the ids
-    with `contiguous=True` (133 for COCO: 80 things, then 53 stuff). Things are the categories with
+    with `contiguous_labels=True` (133 for COCO: 80 things, then 53 stuff). Things are the categories with
     `isthing` 1.
 
     Args:
@@ -38,7 +38,7 @@ class CocoPanoptic(ImageDataset):
         semantic: samples for semantic segmentation instead: one object for each class that is present,
             crowds included.
         num_classes: labels must be below it; by default what the categories need.
-        contiguous: renumber the categories.
+        contiguous_labels: renumber the categories.
         seed: of the transforms' random choices.
         on_bad_image: as for `ImageDataset`.
 
@@ -61,7 +61,7 @@ class CocoPanoptic(ImageDataset):
         masks: bool = True,
         semantic: bool = False,
         num_classes: int | None = None,
-        contiguous: bool = False,
+        contiguous_labels: bool = False,
         seed: int = 0,
         on_bad_image: OnBadImage = "raise",
     ) -> None:
@@ -74,7 +74,7 @@ class CocoPanoptic(ImageDataset):
             raise FileNotFoundError(f"{self.panoptic_dir}: no such folder of panoptic PNGs")
         content = read_coco(self.annotation_file, "panoptic")
         where = str(self.annotation_file)
-        self._number_categories(category_names(content["categories"], where), contiguous, num_classes)
+        self._number_categories(category_names(content["categories"], where), contiguous_labels, num_classes)
         self.things = frozenset(
             self.category_to_label[category["id"]]
             for i, category in enumerate(content["categories"])
@@ -137,7 +137,7 @@ class CocoPanoptic(ImageDataset):
         if self.num_classes > IGNORED:
             raise ValueError(
                 f"num_classes: a semantic map holds labels up to {IGNORED - 1}; got {self.num_classes} "
-                "classes (pass contiguous=True)"
+                "classes (pass contiguous_labels=True)"
             )
         numbers, _, labels, _ = self._read_segments(self._position(index))
         return torch.from_numpy(np.append(IGNORED, labels).astype(np.uint8)[numbers])

@@ -1,14 +1,14 @@
 """Training, evaluating and using models."""
 
-from detr_fast.engine.config import TrainConfig
+from detr_fast.engine.config import TrainConfig, train_config
 from detr_fast.engine.detector import Detector, load_detector
 from detr_fast.engine.evaluate import evaluate
-from detr_fast.engine.families import FAMILIES, MODELS, model_config, train_config
-from detr_fast.engine.metrics import coco_metrics, format_metrics
 from detr_fast.engine.predict import Found, detect, overlay, predict_files, predict_image
 from detr_fast.engine.recipe import dataset_detector
-from detr_fast.engine.tasks import TASKS
 from detr_fast.engine.train import NonFiniteLossError, Trainer
+from detr_fast.families import FAMILIES, MODELS, model_config
+from detr_fast.metrics import coco_metrics, format_metrics
+from detr_fast.tasks import TASKS
 
 __all__ = [
     "FAMILIES",

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
+
+from detr_fast.families import FAMILIES
 
 
 @dataclass(frozen=True)
@@ -61,3 +64,9 @@ class TrainConfig:
 
 # What may differ between an interrupted run and its continuation; everything else shapes the loss curve.
 FREE_ON_RESUME = {"epochs", "num_workers", "eval_every", "checkpoint_every", "log_every", "device"}
+
+
+def train_config(family: str, **given: Any) -> TrainConfig:
+    """The family's training settings; `given` ones override them, None leaves them alone."""
+    chosen = {key: value for key, value in given.items() if value is not None}
+    return TrainConfig(**{**FAMILIES[family].training, **chosen})

@@ -19,18 +19,18 @@ from torch import nn
 from detr_fast.bench import run_benchmarks, why_not
 from detr_fast.data import CocoPanoptic, ImageDataset, build_dataset, write_shapes_dataset
 from detr_fast.data.transforms import TrainTransform
+from detr_fast.drawing.boxes import draw_detections
+from detr_fast.drawing.masks import draw_panoptic
 from detr_fast.engine.config import TrainConfig
-from detr_fast.engine.criteria import detr_criterion, mask2former_criterion
 from detr_fast.engine.detector import Detector
-from detr_fast.engine.draw import draw_detections
-from detr_fast.engine.draw_masks import draw_panoptic
 from detr_fast.engine.evaluate import evaluate
-from detr_fast.engine.families import FAMILIES, model_config
 from detr_fast.engine.logs import read_log
 from detr_fast.engine.predict import predict_image
 from detr_fast.engine.recipe import dataset_detector, evaluator
 from detr_fast.engine.report import Learnt, picture_grid, plot_losses, write_report
 from detr_fast.engine.train import Trainer
+from detr_fast.families import FAMILIES, model_config
+from detr_fast.families.criteria import detr_criterion, mask2former_criterion
 
 IMAGE_SIZE = 64
 TRAIN_IMAGES, VAL_IMAGES = 2048, 256
@@ -196,7 +196,7 @@ def _dataset(part: Part, root: Path, split: str) -> ImageDataset:
         part.task,  # type: ignore[arg-type]
         train=False,
         masks=FAMILIES[part.family].masks,
-        contiguous=FAMILIES[part.family].contiguous,
+        contiguous_labels=FAMILIES[part.family].contiguous_labels,
         scales=(IMAGE_SIZE,),
         max_size=IMAGE_SIZE,
         seed=SEED,

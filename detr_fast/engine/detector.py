@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from detr_fast.checkpoints import describe, load_state_dict, read_checkpoint, read_file
 from detr_fast.data.transforms import MAX_SIZE, SCALES
 from detr_fast.engine.coco_categories import coco_categories
-from detr_fast.engine.families import FAMILIES, check_task, family_of, model_config
-from detr_fast.engine.reading import Geometry, Reading, Result
-from detr_fast.engine.tasks import TASKS, Task
+from detr_fast.families import FAMILIES, check_task, family_of, model_config
+from detr_fast.families.reading import Geometry, Reading, Result
 from detr_fast.structures import PaddedImages
+from detr_fast.tasks import TASKS, Task
 
 
 @dataclass
@@ -57,12 +57,12 @@ class Detector:
         return self.model.config
 
     @property
-    def contiguous(self) -> bool:
+    def contiguous_labels(self) -> bool:
         """Whether labels are 0, 1, ... rather than the category ids; the family's way where they are both."""
         if any(label != category for label, (category, _) in self.categories.items()):
             return True
         gaps = max(self.categories, default=-1) >= len(self.categories)
-        return not gaps and FAMILIES[self.family].contiguous
+        return not gaps and FAMILIES[self.family].contiguous_labels
 
     def with_task(self, name: str | None) -> Detector:
         """The same model for another task; None leaves it alone.

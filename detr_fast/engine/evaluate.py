@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from detr_fast.data import ImageDataset, build_loader
+from detr_fast.distributed import rank, world_size
 from detr_fast.engine.detector import Detector
-from detr_fast.engine.distributed import rank, world_size
 from detr_fast.engine.progress import progress
-from detr_fast.engine.reading import Geometry
+from detr_fast.families.reading import Geometry
 
 
 @torch.no_grad()

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 
 from detr_fast.data import image_to_tensor, load_image, resized_size
+from detr_fast.drawing.attention import attention_pictures
+from detr_fast.drawing.boxes import draw_detections
 from detr_fast.engine.detector import Detector
-from detr_fast.engine.draw import draw_detections
-from detr_fast.engine.draw_attention import attention_pictures
 from detr_fast.engine.progress import progress
-from detr_fast.engine.reading import Geometry
-from detr_fast.engine.tasks import Record
+from detr_fast.families.reading import Geometry
 from detr_fast.structures import PaddedImages
+from detr_fast.tasks import Record
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from detr_fast.engine.distributed import is_main
+from detr_fast.distributed import is_main
 
 
 def progress(*args: Any, **options: Any) -> tqdm:

@@ -14,12 +14,12 @@ from torch import nn
 from detr_fast.checkpoints import load_state_dict
 from detr_fast.data import ImageDataset, LargeScaleJitter, build_dataset
 from detr_fast.data.transforms import MAX_SIZE, SCALES
+from detr_fast.distributed import is_main
 from detr_fast.engine.config import TrainConfig
 from detr_fast.engine.detector import Detector, load_detector
-from detr_fast.engine.distributed import is_main
 from detr_fast.engine.evaluate import evaluate
-from detr_fast.engine.families import FAMILIES, check_task, family_of, model_config
 from detr_fast.engine.train import Trainer
+from detr_fast.families import FAMILIES, check_task, family_of, model_config
 from detr_fast.models import DETRSegm, DETRSegmConfig
 
 DEFAULT_MODEL = "detr-r50"
@@ -54,10 +54,12 @@ class ModelChoice:
             return self._around_frozen(self.frozen_weights)
         if self.weights is None:
             family = family_of(self.name or DEFAULT_MODEL)
-            return StartingPoint(self, family, check_task(family, self.task), FAMILIES[family].contiguous)
+            return StartingPoint(
+                self, family, check_task(family, self.task), FAMILIES[family].contiguous_labels
+            )
         trained = load_detector(self.weights, model=self.name)
         task = check_task(trained.family, self.task or trained.task_name)
-        return StartingPoint(self, trained.family, task, trained.contiguous, trained.model)
+        return StartingPoint(self, trained.family, task, trained.contiguous_labels, trained.model)
 
     def _around_frozen(self, path: Path) -> StartingPoint:
         name = self.name or "detr-segm"
@@ -68,21 +70,21 @@ class ModelChoice:
         config = DETRSegmConfig(**dataclasses.asdict(trained.config), frozen_detector=True)
         model = DETRSegm(config)
         model.load_detector(trained.model.state_dict())
-        return StartingPoint(self, family, check_task(family, self.task), trained.contiguous, model)
+        return StartingPoint(self, family, check_task(family, self.task), trained.contiguous_labels, model)
 
 
 @dataclass(frozen=True)
 class StartingPoint:
     """A choice, looked up.
 
-    contiguous: whether labels are 0, 1, ... rather than the category ids, as `trained` has it.
+    contiguous_labels: whether labels are 0, 1, ... rather than the category ids, as `trained` has it.
     trained: the model of the choice's weights.
     """
 
     choice: ModelChoice
     family: str
     task: str
-    contiguous: bool
+    contiguous_labels: bool
     trained: nn.Module | None = None
 
     def build(self, num_classes: int) -> tuple[nn.Module, list[str]]:
@@ -176,7 +178,7 @@ def train_on_coco(
     sizes = ImageSizes.of(image_size, augmentation)
     options: dict[str, Any] = {
         "task": start.task,
-        "contiguous": start.contiguous,
+        "contiguous_labels": start.contiguous_labels,
         "scales": sizes.scales,
         "max_size": sizes.max_size,
         "seed": config.seed,
@@ -190,8 +192,8 @@ def train_on_coco(
         "on_bad_image": "skip" if skip_bad_images else "raise",
     }
     dataset = build_dataset(data, "train", **options, **train_options)
-    if not start.contiguous and choice.num_classes is None and _sparse(dataset):
-        options["contiguous"] = True
+    if not start.contiguous_labels and choice.num_classes is None and _sparse(dataset):
+        options["contiguous_labels"] = True
         dataset = build_dataset(data, "train", **options, **train_options)
     held_out = None
     if evaluate_val:
@@ -233,7 +235,7 @@ def evaluation_dataset(
         detector.task_name,  # type: ignore[arg-type]
         train=False,
         masks=False,
-        contiguous=detector.contiguous,
+        contiguous_labels=detector.contiguous_labels,
         scales=(scale,),
         max_size=max_size,
         num_classes=detector.config.num_classes,

@@ -21,13 +21,13 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from detr_fast.data import ImageDataset, begin_epoch, build_loader
 from detr_fast.data.batching import Batch
+from detr_fast.distributed import is_main, pick_device, rank, world_size
 from detr_fast.engine.checkpointing import read_training_checkpoint, write_checkpoint
 from detr_fast.engine.config import FREE_ON_RESUME, TrainConfig
-from detr_fast.engine.distributed import is_main, pick_device, rank, world_size
 from detr_fast.engine.ema import averaged
-from detr_fast.engine.families import Groups, backbone_groups
 from detr_fast.engine.logs import RunLog
 from detr_fast.engine.progress import progress
+from detr_fast.families import Groups, backbone_groups
 from detr_fast.structures import PackedTargets
 
 logger = logging.getLogger(__name__)

@@ -87,7 +87,7 @@ def test_area_of_the_box_where_none_is_given(tmp_path: Path) -> None:
 
 def test_contiguous_labels(tmp_path: Path) -> None:
     rows = [annotation(1, 1, [0, 0, 5, 5], 7), annotation(2, 1, [0, 0, 6, 6], 3)]
-    data = dataset(tmp_path, [image(1)], rows, contiguous=True)
+    data = dataset(tmp_path, [image(1)], rows, contiguous_labels=True)
     assert data[0][1]["labels"].tolist() == [1, 0]
     assert data.label_to_category == {0: 3, 1: 7}
     assert data.category_to_label == {3: 0, 7: 1}
@@ -101,7 +101,7 @@ def test_category_beyond_num_classes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         dataset(tmp_path, [image(1)], rows, num_classes=5)
     assert dataset(tmp_path, [image(1)], rows, num_classes=91).num_classes == 91
-    assert dataset(tmp_path, [image(1)], rows, num_classes=2, contiguous=True).num_classes == 2
+    assert dataset(tmp_path, [image(1)], rows, num_classes=2, contiguous_labels=True).num_classes == 2
 
 
 def coco_file(tmp_path: Path, images: Any, annotations: Any, categories: Any = CATEGORIES) -> CocoDetection:

@@ -69,7 +69,7 @@ def test_sample_by_hand(tmp_path: Path) -> None:
 
 
 def test_truth_by_hand(tmp_path: Path) -> None:
-    data = dataset(tmp_path, contiguous=True)
+    data = dataset(tmp_path, contiguous_labels=True)
     ids, segments = data.panoptic_truth(-1)
     assert ids.dtype == torch.int64
     np.testing.assert_array_equal(ids.numpy(), scene())
@@ -85,7 +85,7 @@ def test_truth_by_hand(tmp_path: Path) -> None:
 
 
 def test_semantic_by_hand(tmp_path: Path) -> None:
-    data = dataset(tmp_path, contiguous=True, semantic=True)
+    data = dataset(tmp_path, contiguous_labels=True, semantic=True)
     ids = scene()
     expected = np.full(ids.shape, 255)
     for segment_id, label in ((CAR, 0), (BUS, 1), (CROWD, 1), (ROAD, 2)):
@@ -98,13 +98,15 @@ def test_semantic_by_hand(tmp_path: Path) -> None:
     raw = dataset(tmp_path)
     assert sorted(set(raw.semantic_map(0).flatten().tolist())) == [3, 7, 90, 255]
     raw.num_classes = 256
-    with pytest.raises(ValueError, match=r"holds labels up to 254; got 256 classes \(pass contiguous=True\)"):
+    with pytest.raises(
+        ValueError, match=r"holds labels up to 254; got 256 classes \(pass contiguous_labels=True\)"
+    ):
         raw.semantic_map(0)
 
 
 @pytest.mark.parametrize("semantic", [False, True])
 def test_image_without_segments(tmp_path: Path, semantic: bool) -> None:
-    data = dataset(tmp_path, np.zeros((6, 8), np.int64), [], semantic=semantic, contiguous=True)
+    data = dataset(tmp_path, np.zeros((6, 8), np.int64), [], semantic=semantic, contiguous_labels=True)
     target = data[0][1]
     assert target["masks"].shape == (0, 6, 8)
     assert target["boxes"].shape == (0, 4)
@@ -208,7 +210,7 @@ def test_missing_folders(tmp_path: Path) -> None:
 def test_coco_sample(split: Any, count: int) -> None:
     """The official file states boxes and areas, made by other hands from the same PNGs."""
     assert COCO_SAMPLE is not None
-    data = build_dataset(COCO_SAMPLE, split, "panoptic", train=False, contiguous=True)
+    data = build_dataset(COCO_SAMPLE, split, "panoptic", train=False, contiguous_labels=True)
     assert isinstance(data, CocoPanoptic)
     assert (len(data), data.num_classes, data.things) == (count, 133, frozenset(range(80)))
     data.transforms = None

@@ -87,7 +87,7 @@ def test_layout(tmp_path: Path) -> None:
 
 def test_from_panoptic_where_there_are_no_maps(tmp_path: Path) -> None:
     write_panoptic(tmp_path, {1: np.full((4, 4), 5)}, {1: [segment(5, 90)]})
-    data = build_dataset(tmp_path, "train", "semantic", train=False, contiguous=True)
+    data = build_dataset(tmp_path, "train", "semantic", train=False, contiguous_labels=True)
     assert isinstance(data, CocoPanoptic)
     assert data[0][1]["labels"].tolist() == [2]
     with pytest.raises(FileNotFoundError, match=r"expected the COCO 2017 layout: .*panoptic_"):

@@ -175,7 +175,7 @@ def test_lists_of_sources(tmp_path: Path) -> None:
     dataset = CocoDetection(
         tmp_path / "coco" / "train2017",
         tmp_path / "coco" / "annotations" / "instances_train2017.json",
-        contiguous=True,
+        contiguous_labels=True,
     )
     assert [target["labels"].tolist() for _, target in dataset] == [[], [0], [1]]
     assert dataset.category_names == {0: "bus", 1: "car"}

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from detr_fast.data import collate
+from detr_fast.distributed import process_group, rank
 from detr_fast.engine import evaluate
-from detr_fast.engine.distributed import process_group, rank
 from tests.engine.tiny import dataset, detector_of, detr, trainer
 
 CASES = ("unequal", "empty_rank", "accumulated")

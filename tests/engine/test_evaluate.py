@@ -16,7 +16,7 @@ from torch import nn
 from detr_fast.data import CocoDetection
 from detr_fast.data.transforms import EvalTransform
 from detr_fast.engine import coco_metrics, evaluate, format_metrics
-from detr_fast.engine.metrics import coco_detections
+from detr_fast.metrics import coco_detections
 from detr_fast.structures import PaddedImages, Predictions
 from tests.engine.tiny import SIZE, dataset, detector_of, write_data
 from tests.paths import COCO_SAMPLE, COCO_SAMPLE_REASON
@@ -48,13 +48,13 @@ class Oracle(nn.Module):
         return Predictions(logits, boxes)
 
 
-@pytest.mark.parametrize("contiguous", [False, True])
-def test_ground_truth_scores_one(data: Path, contiguous: bool) -> None:
+@pytest.mark.parametrize("contiguous_labels", [False, True])
+def test_ground_truth_scores_one(data: Path, contiguous_labels: bool) -> None:
     images = CocoDetection(
         data / "val2017",
         data / "annotations" / "instances_val2017.json",
         EvalTransform(SIZE, SIZE),
-        contiguous=contiguous,
+        contiguous_labels=contiguous_labels,
     )
     oracle = Oracle([images[i][1] for i in range(len(images))], images.num_classes)
     metrics = evaluate(detector_of(oracle.train(), images), images, batch_size=4)

@@ -11,8 +11,8 @@ import torch
 
 from detr_fast.data import ImageDataset, build_dataset
 from detr_fast.engine import FAMILIES, TrainConfig, Trainer, dataset_detector, evaluate, model_config
-from detr_fast.engine.criteria import mask2former_criterion
 from detr_fast.engine.logs import read_log
+from detr_fast.families.criteria import mask2former_criterion
 from tests.paths import COCO_SAMPLE, COCO_SAMPLE_REASON
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(COCO_SAMPLE is None, reason=COCO_SAMPLE_REASON)]
@@ -26,11 +26,17 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trainer, "save", lambda trainer, name: None)
 
 
-def sample(task: str, size: int, contiguous: bool) -> ImageDataset:
+def sample(task: str, size: int, contiguous_labels: bool) -> ImageDataset:
     """The training images, small and without augmentation, to be done in minutes."""
     assert COCO_SAMPLE is not None
     return build_dataset(
-        COCO_SAMPLE, "train", task, train=False, scales=(size,), max_size=size * 5 // 3, contiguous=contiguous
+        COCO_SAMPLE,
+        "train",
+        task,
+        train=False,
+        scales=(size,),
+        max_size=size * 5 // 3,
+        contiguous_labels=contiguous_labels,
     )
 
 
@@ -46,7 +52,7 @@ def learn(
     """The numbers before and after training, and the loss of its first and last few steps."""
     name = model.rsplit("-", 1)[0]
     family = FAMILIES[name]
-    images = sample(task, size, family.contiguous)
+    images = sample(task, size, family.contiguous_labels)
     settings = {"warmup_steps": 20, "clip_max_norm": 1.0, "num_workers": 0, "log_every": 5, "device": "cpu"}
     config = TrainConfig(**{**settings, **training})
     torch.manual_seed(0)

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import nn
 
 from detr_fast.data import ImageError
+from detr_fast.drawing.boxes import class_color, draw_detections
 from detr_fast.engine import Detector, detect, predict_files
-from detr_fast.engine.draw import class_color, draw_detections
 from detr_fast.structures import PaddedImages, Predictions
 from tests.engine.tiny import SIZE, detr
 

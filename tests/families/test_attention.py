@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from detr_fast.engine.attention import AttentionMaps, SamplingPoints, decoder_attention
-from detr_fast.engine.draw_attention import attention_pictures, draw_attention
+from detr_fast.drawing.attention import attention_pictures, draw_attention
 from detr_fast.models import (
     DETR,
     DeformableDETR,
@@ -25,6 +24,7 @@ from detr_fast.models import (
     MaskFormer,
     MaskFormerConfig,
 )
+from detr_fast.models.decoder_attention import AttentionMaps, SamplingPoints, decoder_attention
 from detr_fast.models.deformable_attention import MSDeformAttn
 from detr_fast.models.transformer import MultiheadAttention
 from detr_fast.ops import ms_deform_attn

@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 
-from detr_fast.engine.metrics import MeanIoU
+from detr_fast.metrics import MeanIoU
 
 
 def test_by_hand() -> None:

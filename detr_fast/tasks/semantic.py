@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from detr_fast.data import CocoPanoptic, ImageDataset, SemanticMaps
-from detr_fast.engine.distributed import gather
-from detr_fast.engine.draw_masks import draw_semantic
-from detr_fast.engine.metrics import MeanIoU
-from detr_fast.engine.tasks.task import Categories, Record, check_labels
+from detr_fast.distributed import gather
+from detr_fast.drawing.masks import draw_semantic
+from detr_fast.metrics import MeanIoU
+from detr_fast.tasks.task import Categories, Record, check_labels
 
 
 class Semantic:

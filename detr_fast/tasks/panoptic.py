@@ -9,10 +9,10 @@ import numpy as np
 from PIL import Image
 
 from detr_fast.data import CocoPanoptic, ImageDataset
-from detr_fast.engine.distributed import gather
-from detr_fast.engine.draw_masks import draw_panoptic
-from detr_fast.engine.metrics import PanopticQuality
-from detr_fast.engine.tasks.task import Categories, Record, check_labels
+from detr_fast.distributed import gather
+from detr_fast.drawing.masks import draw_panoptic
+from detr_fast.metrics import PanopticQuality
+from detr_fast.tasks.task import Categories, Record, check_labels
 
 
 class Panoptic:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from detr_fast.engine.metrics import PanopticQuality
+from detr_fast.metrics import PanopticQuality
 from detr_fast.postprocess import postprocess_panoptic
 from detr_fast.structures import MaskPredictions
 from tests.paths import COCO_SAMPLE, COCO_SAMPLE_REASON

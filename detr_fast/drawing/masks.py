@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 from torch import Tensor
 
-from detr_fast.engine.draw import CaptionPlates, Color, caption_font, class_color, draw_detections, shade
+from detr_fast.drawing.boxes import CaptionPlates, Color, caption_font, class_color, draw_detections, shade
 
 Array = npt.NDArray[Any]
 

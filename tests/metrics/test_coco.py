@@ -13,8 +13,8 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detr_fast.engine.metrics import coco_detections, coco_metrics
-from detr_fast.engine.metrics.coco import encode_mask
+from detr_fast.metrics import coco_detections, coco_metrics
+from detr_fast.metrics.coco import encode_mask
 from tests.paths import COCO_SAMPLE, COCO_SAMPLE_REASON
 
 

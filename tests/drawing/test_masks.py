@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from detr_fast.engine.draw import class_color
-from detr_fast.engine.draw_masks import draw_instances, draw_panoptic, draw_semantic, stuff_color
+from detr_fast.drawing.boxes import class_color
+from detr_fast.drawing.masks import draw_instances, draw_panoptic, draw_semantic, stuff_color
 
 SIZES = [(64, 48), (1, 1), (5, 5), (700, 30)]
 

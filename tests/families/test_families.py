@@ -19,11 +19,10 @@ from detr_fast.engine import (
     load_detector,
     model_config,
     predict_image,
-    reading,
     train_config,
 )
 from detr_fast.engine.coco_categories import coco_categories
-from detr_fast.engine.families import check_task, family_of
+from detr_fast.families import check_task, family_of, reading
 from detr_fast.structures import MaskPredictions, PackedTargets, PaddedImages, Predictions
 from tests.engine.tiny import SIZE, write_data
 
@@ -94,7 +93,7 @@ def test_official_files_tell_their_family_and_task(
     assert (detector.things is not None) == (task == "panoptic")
     if detector.things is not None:
         assert len(detector.things) == 80
-    assert detector.contiguous == (family in ("maskformer", "mask2former"))
+    assert detector.contiguous_labels == (family in ("maskformer", "mask2former"))
     for name, value in detector.model.state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
     for other in FAMILIES[family].tasks:
@@ -143,7 +142,7 @@ class Knows(nn.Module):
 )
 def test_ground_truth_scores_one(family: str, task: str, data: Path) -> None:
     images = build_dataset(
-        data, "val", task, train=False, scales=(SIZE,), contiguous=FAMILIES[family].contiguous
+        data, "val", task, train=False, scales=(SIZE,), contiguous_labels=FAMILIES[family].contiguous_labels
     )  # type: ignore[arg-type]
     knows = Knows([images[i][1] for i in range(len(images))], images.num_classes, family == "detr-segm")
     detector = dataset_detector(knows, images, family, task, SIZE, SIZE)
@@ -167,7 +166,7 @@ def test_semantic_scores_are_resized_as_officially(
         return [torch.zeros(7, SIZE, SIZE)]
 
     monkeypatch.setattr(reading, "postprocess_semantic", record)
-    images = build_dataset(data, "val", "panoptic", train=False, scales=(SIZE,), contiguous=True)
+    images = build_dataset(data, "val", "panoptic", train=False, scales=(SIZE,), contiguous_labels=True)
     knows = Knows([images[0][1]], images.num_classes, boxes=False)
     detector = dataset_detector(knows, images, "mask2former", trained_for, SIZE, SIZE).with_task("semantic")
     predict_image(detector, Image.new("RGB", (SIZE, SIZE)))
@@ -175,7 +174,7 @@ def test_semantic_scores_are_resized_as_officially(
 
 
 def test_other_categories_are_refused(data: Path) -> None:
-    images = build_dataset(data, "val", "panoptic", train=False, scales=(SIZE,), contiguous=True)
+    images = build_dataset(data, "val", "panoptic", train=False, scales=(SIZE,), contiguous_labels=True)
     detector = dataset_detector(nn.Linear(1, 1), images, "mask2former", "panoptic", SIZE, SIZE)
     detector.categories[0] = (3, "wheel")
     with pytest.raises(ValueError, match=r"label 0 is category 1 \(disc\), but .* category 3"):

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from detr_fast.engine.attention import AttentionMaps, SamplingPoints, decoder_attention
-from detr_fast.engine.draw import draw_detections
-from detr_fast.engine.draw_masks import draw_instances
+from detr_fast.drawing.boxes import draw_detections
+from detr_fast.drawing.masks import draw_instances
+from detr_fast.models.decoder_attention import AttentionMaps, SamplingPoints, decoder_attention
 from detr_fast.structures import PaddedImages
 
 GAP = 6

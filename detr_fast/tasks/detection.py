@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from detr_fast.data import ImageDataset
-from detr_fast.engine.distributed import gather
-from detr_fast.engine.draw import draw_detections
-from detr_fast.engine.metrics import coco_detections, coco_metrics, format_metrics
-from detr_fast.engine.tasks.task import Categories, Record
+from detr_fast.distributed import gather
+from detr_fast.drawing.boxes import draw_detections
+from detr_fast.metrics import coco_detections, coco_metrics, format_metrics
+from detr_fast.tasks.task import Categories, Record
 
 
 class Detection:

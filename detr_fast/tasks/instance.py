@@ -8,10 +8,10 @@ from typing import Any
 from PIL import Image
 
 from detr_fast.data import ImageDataset
-from detr_fast.engine.draw_masks import draw_instances
-from detr_fast.engine.metrics.coco import encode_mask
-from detr_fast.engine.tasks.detection import BoxScorer, Detection, box_records, captions
-from detr_fast.engine.tasks.task import Categories, Record
+from detr_fast.drawing.masks import draw_instances
+from detr_fast.metrics.coco import encode_mask
+from detr_fast.tasks.detection import BoxScorer, Detection, box_records, captions
+from detr_fast.tasks.task import Categories, Record
 
 
 class Instance(Detection):

@@ -1,0 +1,1 @@
+"""What was found, drawn over images: boxes, masks, segments, and where queries looked."""
