@@ -62,11 +62,11 @@ def paired_generalized_box_iou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> Tens
     return iou - (hull - union) / _one_if_zero(hull)
 
 
-def masks_to_boxes(masks: Tensor) -> Tensor:
+def tight_boxes(masks: Tensor) -> Tensor:
     """Boxes around [N, H, W] masks (non-zero = inside) -> [N, 4] xyxy in pixels, float32.
 
-    Right and bottom are the last pixel inside, not one past it, as in facebookresearch/detr. An empty mask
-    gives (0, 0, 0, 0).
+    Right and bottom lie one past the last pixel inside, so that widths count pixels, as in COCO's files. An
+    empty mask gives (0, 0, 0, 0).
     """
     if masks.ndim != 3:
         raise ValueError(f"masks: expected [N, H, W]; got {list(masks.shape)}")
@@ -75,11 +75,17 @@ def masks_to_boxes(masks: Tensor) -> Tensor:
     sides = []
     for occupied in (inside.amax(dim=1), inside.amax(dim=2)):
         # argmax returns the first of equal maxima
-        first = occupied.argmax(dim=1)
-        last = occupied.shape[1] - 1 - occupied.flip(1).argmax(dim=1)
-        sides.append((first, torch.where(occupied.amax(dim=1).bool(), last, first)))
+        end = occupied.shape[1] - occupied.flip(1).argmax(dim=1)
+        sides.append((occupied.argmax(dim=1), end * occupied.amax(dim=1)))
     (x0, x1), (y0, y1) = sides
     return torch.stack((x0, y0, x1, y1), dim=1).float()
+
+
+def masks_to_boxes(masks: Tensor) -> Tensor:
+    """As `tight_boxes`, but right and bottom are the last pixel inside, as in facebookresearch/detr."""
+    boxes = tight_boxes(masks)
+    boxes[:, 2:] = (boxes[:, 2:] - 1).clamp(min=0)
+    return boxes
 
 
 def _iou_union(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detr_fast.masks import resize_masks
 from detr_fast.ops.box_match_cost import box_match_cost
 from detr_fast.ops.linear_assignment import linear_assignment
 from detr_fast.ops.mask_match_cost import mask_match_cost
@@ -18,19 +18,56 @@ from detr_fast.structures import MaskPredictions, Matches, PackedTargets, Predic
 _VALUES_AT_ONCE = 2**26  # mask values that `MaskMatcher` compares at once: 0.3 GB
 
 
-class HungarianMatcher(nn.Module):
+class SetMatcher(nn.Module):
+    """What both matchers share: the call in the official form."""
+
+    predictions: type[Predictions] | type[MaskPredictions]
+    options: tuple[str, ...]
+    """The attributes that the repr shows."""
+
+    def forward(
+        self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Tensor]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Matches the last layer in the official form.
+
+        Args:
+            outputs: `pred_logits` [B, Q, K] and `pred_boxes` [B, Q, 4] (cx, cy, w, h) or, of a mask
+                classifier, `pred_masks` [B, Q, h, w]; other keys are ignored.
+            targets: for each image `labels` [T] of integers, `boxes` [T, 4] (cx, cy, w, h) and, of a mask
+                classifier, `masks` [T, H, W] of bool, padded as the images are.
+
+        Returns:
+            For each image (query indices, ascending; the target index of each): int64 tensors on the CPU of
+            length min(Q, T).
+        """
+        last_layer = self.predictions.from_dict({k: v for k, v in outputs.items() if k.startswith("pred_")})
+        packed = PackedTargets.from_list(targets)
+        return self.match(last_layer, packed).as_indices(packed)
+
+    def match(self, predictions: Any, targets: PackedTargets) -> Matches:
+        """Matches every decoder layer; the result stays on the device of the predictions."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.options)
+
+
+class HungarianMatcher(SetMatcher):
     """For each image the assignment of targets to queries of least total cost (arXiv:2005.12872, eq. 1).
 
     Called with an output dict and a list of target dicts it takes and returns what the matcher of
     facebookresearch/detr does; `match` serves all decoder layers in one call.
     """
 
+    predictions = Predictions
+    options = ("cost_class", "cost_bbox", "cost_giou", "classification")
+
     def __init__(
         self,
         cost_class: float = 1,
         cost_bbox: float = 1,
         cost_giou: float = 1,
-        class_cost: Literal["softmax", "focal"] = "softmax",
+        classification: Literal["softmax", "focal"] = "softmax",
         alpha: float = 0.25,
         gamma: float = 2.0,
     ) -> None:
@@ -40,43 +77,20 @@ class HungarianMatcher(nn.Module):
             cost_class: weight of the class term.
             cost_bbox: weight of the L1 distance between boxes.
             cost_giou: weight of the generalized IoU.
-            class_cost: "softmax" (DETR) or "focal" (Deformable DETR).
+            classification: "softmax" (DETR) or "focal" (Deformable DETR).
             alpha: focal balance.
             gamma: focal exponent.
         """
         super().__init__()
-        if cost_class == 0 and cost_bbox == 0 and cost_giou == 0:
-            raise ValueError("cost_class, cost_bbox, cost_giou: all costs cant be 0")
-        if class_cost not in ("softmax", "focal"):
-            raise ValueError(f"class_cost: expected 'softmax' or 'focal'; got {class_cost!r}")
+        _check_weights(cost_class=cost_class, cost_bbox=cost_bbox, cost_giou=cost_giou)
+        if classification not in ("softmax", "focal"):
+            raise ValueError(f"classification: expected 'softmax' or 'focal'; got {classification!r}")
         self.cost_class = cost_class
         self.cost_bbox = cost_bbox
         self.cost_giou = cost_giou
-        self.class_cost: Literal["softmax", "focal"] = class_cost
+        self.classification: Literal["softmax", "focal"] = classification
         self.alpha = alpha
         self.gamma = gamma
-
-    def forward(
-        self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Tensor]]
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Matches the last layer in the official form.
-
-        Args:
-            outputs: `pred_logits` [B, Q, K], `pred_boxes` [B, Q, 4] (cx, cy, w, h); other keys are ignored.
-            targets: for each image `labels` [T] of integers and `boxes` [T, 4] (cx, cy, w, h).
-
-        Returns:
-            For each image (query indices, ascending; the target index of each): int64 tensors on the CPU of
-            length min(Q, T).
-        """
-        for key in ("pred_logits", "pred_boxes"):
-            if key not in outputs:
-                raise ValueError(
-                    f"outputs: expected the keys 'pred_logits' and 'pred_boxes'; got {sorted(outputs)}"
-                )
-        packed = PackedTargets.from_list(targets)
-        last_layer = Predictions(outputs["pred_logits"][None], outputs["pred_boxes"][None])
-        return self.match(last_layer, packed).as_indices(packed)
 
     @torch.no_grad()
     def match(self, predictions: Predictions, targets: PackedTargets) -> Matches:
@@ -86,24 +100,18 @@ class HungarianMatcher(nn.Module):
             predictions.boxes,
             targets.labels,
             targets.boxes,
-            targets.sizes,
-            class_cost=self.class_cost,
+            targets.num_targets,
+            class_cost=self.classification,
             w_class=self.cost_class,
             w_l1=self.cost_bbox,
             w_giou=self.cost_giou,
             alpha=self.alpha,
             gamma=self.gamma,
         )
-        return Matches(linear_assignment(costs, targets.sizes))
-
-    def extra_repr(self) -> str:
-        return (
-            f"cost_class={self.cost_class}, cost_bbox={self.cost_bbox}, cost_giou={self.cost_giou}, "
-            f"class_cost={self.class_cost!r}"
-        )
+        return Matches(linear_assignment(costs, targets.num_targets))
 
 
-class MaskMatcher(nn.Module):
+class MaskMatcher(SetMatcher):
     """For each image the assignment of target masks to queries of least total cost.
 
     Mask2Former (arXiv:2112.01527, section 3.3) compares masks at `num_points` random points, the same ones
@@ -113,6 +121,9 @@ class MaskMatcher(nn.Module):
     Called with an output dict and a list of target dicts it takes and returns what the official matchers do;
     `match` serves all decoder layers in one call.
     """
+
+    predictions = MaskPredictions
+    options = ("cost_class", "cost_mask", "cost_dice", "num_points", "mask_cost")
 
     def __init__(
         self,
@@ -136,8 +147,7 @@ class MaskMatcher(nn.Module):
             gamma: focal exponent.
         """
         super().__init__()
-        if cost_class == 0 and cost_mask == 0 and cost_dice == 0:
-            raise ValueError("cost_class, cost_mask, cost_dice: all costs cant be 0")
+        _check_weights(cost_class=cost_class, cost_mask=cost_mask, cost_dice=cost_dice)
         if mask_cost not in ("bce", "focal"):
             raise ValueError(f"mask_cost: expected 'bce' or 'focal'; got {mask_cost!r}")
         if num_points < 0:
@@ -150,31 +160,16 @@ class MaskMatcher(nn.Module):
         self.alpha = alpha
         self.gamma = gamma
 
-    def forward(
-        self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Tensor]]
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Matches the last layer in the official form.
-
-        Args:
-            outputs: `pred_logits` [B, Q, K + 1], `pred_masks` [B, Q, h, w]; other keys are ignored.
-            targets: for each image `labels` [T] of integers, `boxes` [T, 4] and `masks` [T, H, W] of bool,
-                padded as the images are.
-
-        Returns:
-            For each image (query indices, ascending; the target index of each): int64 tensors on the CPU of
-            length min(Q, T).
-        """
-        last_layer = MaskPredictions.from_dict({**outputs, "aux_outputs": ()})
-        packed = PackedTargets.from_list(targets)
-        return self.match(last_layer, packed).as_indices(packed)
-
     @torch.no_grad()
     def match(
         self, predictions: MaskPredictions, targets: PackedTargets, points: Tensor | None = None
     ) -> Matches:
         """Matches every decoder layer; the result stays on the device of the predictions.
 
-        points: [L, B, P, 2], (x, y) in 0..1, instead of random ones; ignored with num_points = 0.
+        Args:
+            predictions: stacked layers.
+            targets: with masks, padded as the images are.
+            points: [L, B, P, 2], (x, y) in 0..1, instead of random ones; ignored with num_points = 0.
         """
         logits, masks = predictions.logits, predictions.masks
         if targets.masks is None:
@@ -182,7 +177,7 @@ class MaskMatcher(nn.Module):
         layers, images, queries, *size = masks.shape
         compared = self.num_points or size[0] * size[1]
         if not self.num_points:
-            points, wanted = None, _nearest(targets.masks, size).flatten(1)
+            points, wanted = None, resize_masks(targets.masks, size).flatten(1)
         elif points is None:
             points = torch.rand(layers, images, compared, 2, device=masks.device)
             # from top to bottom, so that every map is read as it lies in memory
@@ -205,7 +200,7 @@ class MaskMatcher(nn.Module):
                     found,
                     targets.labels,
                     wanted,
-                    targets.sizes,
+                    targets.num_targets,
                     mask_cost=self.mask_cost,
                     w_class=self.cost_class,
                     w_mask=self.cost_mask,
@@ -214,13 +209,7 @@ class MaskMatcher(nn.Module):
                     gamma=self.gamma,
                 )
             )
-        return Matches(linear_assignment(torch.cat(costs), targets.sizes))
-
-    def extra_repr(self) -> str:
-        return (
-            f"cost_class={self.cost_class}, cost_mask={self.cost_mask}, cost_dice={self.cost_dice}, "
-            f"num_points={self.num_points}, mask_cost={self.mask_cost!r}"
-        )
+        return Matches(linear_assignment(torch.cat(costs), targets.num_targets))
 
 
 def _sampled(
@@ -242,8 +231,6 @@ def _sampled(
     return found.unflatten(0, (layers, images)), wanted.view(layers, len(targets.labels), points.shape[1])
 
 
-def _nearest(masks: Tensor, size: Sequence[int]) -> Tensor:
-    """[sumT, H, W] bool -> [sumT, h, w] bool."""
-    if not len(masks):
-        return masks.new_zeros(0, *size)
-    return F.interpolate(masks[:, None].view(torch.uint8), size=list(size))[:, 0].bool()
+def _check_weights(**costs: float) -> None:
+    if not any(costs.values()):
+        raise ValueError(f"{', '.join(costs)}: expected at least one other than 0; got 0 for each")

@@ -19,8 +19,9 @@ from torch import Tensor
 class PaddedImages:
     """Images of different sizes in one tensor, padded with zeros at the bottom and right.
 
-    tensors: [B, 3, H, W] float.
-    mask: [B, H, W] bool, True = padding.
+    Attributes:
+        tensors: [B, 3, H, W] float.
+        mask: [B, H, W] bool, True = padding.
     """
 
     tensors: Tensor
@@ -30,10 +31,15 @@ class PaddedImages:
     def from_list(
         cls, images: Sequence[Tensor], *, multiple: int = 1, size: tuple[int, int] | None = None
     ) -> PaddedImages:
-        """Pads [C, H_b, W_b] tensors to the largest height and width of the batch.
+        """Pads images to the largest height and width of the batch.
 
-        multiple: raise both to a multiple of it.
-        size: (height, width) to pad to instead; no image may exceed it.
+        Args:
+            images: [C, H_b, W_b] tensors, at least one.
+            multiple: height and width are rounded up to a multiple of it.
+            size: (height, width) to pad to instead; no image may exceed it.
+
+        Raises:
+            ValueError: a shape or option does not fit; the message names the argument.
         """
         if multiple < 1:
             raise ValueError(f"multiple: expected an integer >= 1; got {multiple}")
@@ -68,27 +74,35 @@ class PaddedImages:
 class PackedTargets:
     """The targets of a batch, image after image, packed once per step.
 
-    labels: [sumT] int64 category ids.
-    boxes: [sumT, 4] float, (cx, cy, w, h) relative to each image's own size.
-    batch_index: [sumT] int64, the image that each target belongs to.
-    sizes: the number of targets of each image, as Python ints, so nothing is read back from a GPU.
-    masks: [sumT, H, W] bool, padded with False at the bottom and right as the images are; None where the
-        targets have none.
+    Attributes:
+        labels: [sumT] int64 category ids.
+        boxes: [sumT, 4] float, (cx, cy, w, h) relative to each image's own size.
+        batch_index: [sumT] int64, the image that each target belongs to.
+        num_targets: T of each image, as Python ints, so that nothing is read back from a GPU.
+        masks: [sumT, H, W] bool, padded with False at the bottom and right as the images are; None where the
+            targets have none.
     """
 
     labels: Tensor
     boxes: Tensor
     batch_index: Tensor
-    sizes: tuple[int, ...]
+    num_targets: tuple[int, ...]
     masks: Tensor | None = None
 
     @classmethod
     def from_list(
         cls, targets: Sequence[Mapping[str, Tensor]], mask_size: tuple[int, int] | None = None
     ) -> PackedTargets:
-        """Packs one mapping an image: `labels` [T], `boxes` [T, 4] and, in all or none, `masks` [T, h, w].
+        """Packs the official form.
 
-        mask_size: (H, W) of the padded images; by default the largest height and width of the masks.
+        Args:
+            targets: for each image `labels` [T] of integers, `boxes` [T, 4] float (cx, cy, w, h) and, in all
+                or none, `masks` [T, h, w] bool or uint8.
+            mask_size: (H, W) of the padded images; by default the largest height and width of the masks.
+
+        Raises:
+            ValueError: a key is missing or a shape does not fit.
+            TypeError: labels, boxes or masks of another dtype.
         """
         if not targets:
             raise ValueError("targets: expected one mapping an image; got an empty list")
@@ -106,15 +120,22 @@ class PackedTargets:
                 )
             if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
                 raise TypeError(f"targets[{i}]['labels']: expected integers; got {labels.dtype}")
-        sizes = tuple(target["labels"].shape[0] for target in targets)
+            if not boxes.is_floating_point():
+                raise TypeError(f"targets[{i}]['boxes']: expected a float dtype; got {boxes.dtype}")
+        num_targets = tuple(target["labels"].shape[0] for target in targets)
         labels = torch.cat([target["labels"] for target in targets]).long()
         boxes = torch.cat([target["boxes"] for target in targets])
         batch_index = torch.repeat_interleave(
-            torch.arange(len(sizes), device=labels.device),
-            torch.tensor(sizes, device=labels.device),
-            output_size=sum(sizes),
+            torch.arange(len(num_targets), device=labels.device),
+            torch.tensor(num_targets, device=labels.device),
+            output_size=sum(num_targets),
         )
-        return cls(labels, boxes, batch_index, sizes, _packed_masks(targets, mask_size))
+        return cls(labels, boxes, batch_index, num_targets, _packed_masks(targets, mask_size))
+
+    @classmethod
+    def of(cls, targets: PackedTargets | Sequence[Mapping[str, Tensor]]) -> PackedTargets:
+        """Packed targets as they are, or the official form packed."""
+        return targets if isinstance(targets, PackedTargets) else cls.from_list(targets)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> PackedTargets:
         """The same targets on another device."""
@@ -127,17 +148,19 @@ class PackedTargets:
         )
 
     def __len__(self) -> int:
-        return len(self.sizes)
+        return len(self.num_targets)
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the heads say, decoder layers stacked, the last layer last.
+    """What a detector predicts, decoder layers stacked, the last layer last.
 
-    logits: [L, B, Q, K]; for softmax models the last class is "no object".
-    boxes: [L, B, Q, 4], (cx, cy, w, h) in [0, 1].
-    encoder: what the encoder of a two-stage model proposes, one for each position (L = 1, Q = S).
-    masks: [B, Q, h, w] mask logits of the last layer, from a detector with a mask head.
+    Attributes:
+        logits: [L, B, Q, K]; for softmax models the last class is "no object".
+        boxes: [L, B, Q, 4], (cx, cy, w, h) in [0, 1].
+        encoder: what the encoder of a two-stage model proposes, one for each position (L = 1, Q = S).
+        masks: [1, B, Q, h, w] mask logits over the padded images, from a detector with a mask head, which
+            predicts masks for the last layer alone.
     """
 
     logits: Tensor
@@ -147,28 +170,25 @@ class Predictions:
 
     def as_dict(self, aux: bool = True) -> dict[str, Any]:
         """The official form: `pred_logits`, `pred_boxes`, for earlier layers `aux_outputs`,
-        `enc_outputs` of a two-stage encoder, and `pred_masks` of a mask head."""
-        layers = [{"pred_logits": c, "pred_boxes": b} for c, b in zip(self.logits, self.boxes, strict=True)]
-        outputs: dict[str, Any] = dict(layers[-1])
-        if aux:
-            outputs["aux_outputs"] = layers[:-1]
+        `enc_outputs` of a two-stage encoder, and `pred_masks` [B, Q, h, w] of a mask head."""
+        outputs = _unstacked({"pred_logits": self.logits, "pred_boxes": self.boxes}, aux)
         if self.encoder is not None:
             outputs["enc_outputs"] = self.encoder.as_dict(aux=False)
         if self.masks is not None:
-            outputs["pred_masks"] = self.masks
+            outputs["pred_masks"] = self.masks[-1]
         return outputs
 
     @classmethod
     def from_dict(cls, outputs: Mapping[str, Any]) -> Predictions:
-        """Stacks the official form; `aux_outputs` and `enc_outputs` may be absent."""
-        for key in ("pred_logits", "pred_boxes"):
-            if key not in outputs:
-                raise ValueError(
-                    f"outputs: expected the keys 'pred_logits' and 'pred_boxes'; got {sorted(outputs)}"
-                )
+        """Stacks the official form; `aux_outputs`, `enc_outputs` and `pred_masks` may be absent."""
+        logits, boxes = _stacked(outputs, "pred_logits", "pred_boxes")
         encoder = cls.from_dict(outputs["enc_outputs"]) if "enc_outputs" in outputs else None
-        masks = outputs.get("pred_masks")
-        return cls(_stacked(outputs, "pred_logits"), _stacked(outputs, "pred_boxes"), encoder, masks)
+        return cls(logits, boxes, encoder, outputs["pred_masks"][None] if "pred_masks" in outputs else None)
+
+    @classmethod
+    def of(cls, outputs: Predictions | Mapping[str, Any]) -> Predictions:
+        """Predictions as they are, or the official form stacked."""
+        return outputs if isinstance(outputs, Predictions) else cls.from_dict(outputs)
 
     def last(self) -> Predictions:
         """The last layer alone, still stacked (L = 1)."""
@@ -177,10 +197,11 @@ class Predictions:
 
 @dataclass(frozen=True)
 class MaskPredictions:
-    """What a mask classifier (MaskFormer, Mask2Former) says, decoder layers stacked, the last layer last.
+    """What a mask classifier (MaskFormer, Mask2Former) predicts, decoder layers stacked, the last layer last.
 
-    logits: [L, B, Q, K + 1], the last class is "no object".
-    masks: [L, B, Q, h, w] mask logits over the padded images.
+    Attributes:
+        logits: [L, B, Q, K + 1], the last class is "no object".
+        masks: [L, B, Q, h, w] mask logits over the padded images.
     """
 
     logits: Tensor
@@ -188,18 +209,17 @@ class MaskPredictions:
 
     def as_dict(self, aux: bool = True) -> dict[str, Any]:
         """The official form: `pred_logits`, `pred_masks` and, for earlier layers, `aux_outputs`."""
-        layers = [{"pred_logits": c, "pred_masks": m} for c, m in zip(self.logits, self.masks, strict=True)]
-        return {**layers[-1], "aux_outputs": layers[:-1]} if aux else dict(layers[-1])
+        return _unstacked({"pred_logits": self.logits, "pred_masks": self.masks}, aux)
 
     @classmethod
     def from_dict(cls, outputs: Mapping[str, Any]) -> MaskPredictions:
         """Stacks the official form; `aux_outputs` may be absent."""
-        for key in ("pred_logits", "pred_masks"):
-            if key not in outputs:
-                raise ValueError(
-                    f"outputs: expected the keys 'pred_logits' and 'pred_masks'; got {sorted(outputs)}"
-                )
-        return cls(_stacked(outputs, "pred_logits"), _stacked(outputs, "pred_masks"))
+        return cls(*_stacked(outputs, "pred_logits", "pred_masks"))
+
+    @classmethod
+    def of(cls, outputs: MaskPredictions | Mapping[str, Any]) -> MaskPredictions:
+        """Predictions as they are, or the official form stacked."""
+        return outputs if isinstance(outputs, MaskPredictions) else cls.from_dict(outputs)
 
     def maps(self) -> tuple[Tensor, Tensor]:
         """The masks as [L * B, Q, h, w], and where in it those of each layer and image are, [L, B].
@@ -223,8 +243,9 @@ class MaskPredictions:
 class Matches:
     """The query that each target got, for every decoder layer.
 
-    query: [L, sumT] int64 in packed target order; -1 where an image has more targets than queries
-        and this target was left out.
+    Attributes:
+        query: [L, sumT] int64 in packed target order; -1 where an image has more targets than queries and
+            this target was left out.
     """
 
     query: Tensor
@@ -232,16 +253,27 @@ class Matches:
     def as_indices(self, targets: PackedTargets, layer: int = -1) -> list[tuple[Tensor, Tensor]]:
         """The official form of one layer: (query indices ascending, target indices) an image, on the CPU."""
         indices = []
-        for query in np.split(self.query[layer].cpu().numpy(), np.cumsum(targets.sizes)[:-1]):
+        for query in np.split(self.query[layer].cpu().numpy(), np.cumsum(targets.num_targets)[:-1]):
             order = np.argsort(query)[np.count_nonzero(query < 0) :]  # targets left out come first
             indices.append((torch.from_numpy(query[order]), torch.from_numpy(order)))
         return indices
 
 
-def _stacked(outputs: Mapping[str, Any], key: str) -> Tensor:
-    """One entry of the official form, all layers, without a copy where there is one layer."""
+def _unstacked(layers: Mapping[str, Tensor], aux: bool) -> dict[str, Any]:
+    """The official form of stacked predictions, with `aux` the earlier layers too."""
+    official = [dict(zip(layers, layer, strict=True)) for layer in zip(*layers.values(), strict=True)]
+    return {**official[-1], "aux_outputs": official[:-1]} if aux else official[-1]
+
+
+def _stacked(outputs: Mapping[str, Any], *keys: str) -> list[Tensor]:
+    """Entries of the official form, all layers; no copy where there is one."""
+    if any(key not in outputs for key in keys):
+        expected = " and ".join(map(repr, keys))
+        raise ValueError(f"outputs: expected the keys {expected}; got {sorted(outputs)}")
     aux = outputs.get("aux_outputs", ())
-    return torch.stack([layer[key] for layer in (*aux, outputs)]) if aux else outputs[key][None]
+    return [
+        torch.stack([layer[key] for layer in (*aux, outputs)]) if aux else outputs[key][None] for key in keys
+    ]
 
 
 def _packed_masks(targets: Sequence[Mapping[str, Tensor]], size: tuple[int, int] | None) -> Tensor | None:

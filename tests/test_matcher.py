@@ -53,11 +53,11 @@ def plain_cost(outputs: Outputs, target: dict[str, Tensor], image: int, focal: b
     )
 
 
-@pytest.mark.parametrize("class_cost", ["softmax", "focal"])
+@pytest.mark.parametrize("classification", ["softmax", "focal"])
 @pytest.mark.parametrize("sizes", [(3, 5), (0, 4, 0, 1), (0, 0), (25, 3, 20), (1,)])
-def test_matches_as_a_plain_loop(class_cost: Any, sizes: tuple[int, ...], rng: torch.Generator) -> None:
+def test_matches_as_a_plain_loop(classification: Any, sizes: tuple[int, ...], rng: torch.Generator) -> None:
     (outputs,), targets = random_problem(rng, sizes)
-    matcher = HungarianMatcher(2, 5, 2, class_cost=class_cost)
+    matcher = HungarianMatcher(2, 5, 2, classification=classification)
     result = matcher({**outputs, "aux_outputs": "ignored"}, targets)
     assert type(result) is list
     assert len(result) == len(sizes)
@@ -66,7 +66,7 @@ def test_matches_as_a_plain_loop(class_cost: Any, sizes: tuple[int, ...], rng: t
         assert query.device == target.device == torch.device("cpu")
         assert query.shape == target.shape == (min(20, size),)
         assert (query.diff() > 0).all()
-        cost = plain_cost(outputs, targets[image], image, class_cost == "focal")
+        cost = plain_cost(outputs, targets[image], image, classification == "focal")
         rows, columns = linear_sum_assignment(cost)
         # random costs have one best assignment, up to the rounding of float32
         torch.testing.assert_close(cost[query, target].sum(), cost[rows, columns].sum(), rtol=0, atol=1e-5)
@@ -93,9 +93,9 @@ def test_non_finite_predictions_still_match(bad: float, rng: torch.Generator) ->
     outputs["pred_boxes"][1, ::2] = bad
     outputs["pred_logits"][2, 5, 3] = bad
     outputs["pred_boxes"][3, :, 2] = bad
-    for class_cost in ("softmax", "focal"):
+    for classification in ("softmax", "focal"):
         for (query, target), size in zip(
-            HungarianMatcher(1, 5, 2, class_cost)(outputs, targets), (6, 20, 30, 4), strict=True
+            HungarianMatcher(1, 5, 2, classification)(outputs, targets), (6, 20, 30, 4), strict=True
         ):
             assert len(query) == len(query.unique()) == len(target.unique()) == min(20, size)
             assert query.min() >= 0
@@ -123,10 +123,10 @@ def test_defaults_and_repr() -> None:
 def test_bad_input(rng: torch.Generator) -> None:
     (outputs,), targets = random_problem(rng, (3, 2))
     matcher = HungarianMatcher()
-    with pytest.raises(ValueError, match="all costs cant be 0"):
+    with pytest.raises(ValueError, match="expected at least one other than 0; got 0 for each"):
         HungarianMatcher(0, 0, 0)
-    with pytest.raises(ValueError, match="class_cost: expected 'softmax' or 'focal'; got 'sigmoid'"):
-        HungarianMatcher(class_cost="sigmoid")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="classification: expected 'softmax' or 'focal'; got 'sigmoid'"):
+        HungarianMatcher(classification="sigmoid")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="outputs: expected the keys"):
         matcher({"pred_logits": outputs["pred_logits"]}, targets)
     with pytest.raises(ValueError, match="sizes: expected one target count for each of B = 2 images; got 1"):
@@ -179,7 +179,7 @@ def test_mask_matcher_survives_non_finite_masks(num_points: int, bad: float, rng
     predictions.masks[0, 2, 3] = bad
     mask_matcher = MaskMatcher(1, 20, 1, num_points=num_points, mask_cost="focal")
     for layer in mask_matcher.match(predictions, targets).query:
-        for query, size in zip(layer.split(targets.sizes), targets.sizes, strict=True):
+        for query, size in zip(layer.split(targets.num_targets), targets.num_targets, strict=True):
             matched = query[query >= 0]
             assert len(matched) == len(matched.unique()) == min(size, 6)
 
@@ -187,7 +187,7 @@ def test_mask_matcher_survives_non_finite_masks(num_points: int, bad: float, rng
 def test_mask_matcher_bad_input(rng: torch.Generator) -> None:
     predictions, targets = random_masks_problem(rng, (2, 3))
     assert "num_points=12544, mask_cost='bce'" in repr(MaskMatcher())
-    with pytest.raises(ValueError, match="all costs cant be 0"):
+    with pytest.raises(ValueError, match="expected at least one other than 0; got 0 for each"):
         MaskMatcher(0, 0, 0)
     with pytest.raises(ValueError, match="mask_cost: expected 'bce' or 'focal'; got 'l1'"):
         MaskMatcher(mask_cost="l1")  # type: ignore[arg-type]

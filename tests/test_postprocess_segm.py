@@ -21,7 +21,7 @@ def predictions(labels: list[int], masks: Tensor, certainty: float = 10.0) -> Pr
     logits = torch.zeros(1, 1, len(labels), CLASSES + 1)
     for query, label in enumerate(labels):
         logits[0, 0, query, label] = certainty
-    return Predictions(logits, torch.full((1, 1, len(labels), 4), 0.5), masks=masks[None])
+    return Predictions(logits, torch.full((1, 1, len(labels), 4), 0.5), masks=masks[None, None])
 
 
 def blocks(height: int, width: int, *areas: tuple[slice, slice], weight: float = 1.0) -> Tensor:
@@ -54,14 +54,17 @@ def test_instance_threshold(rng: torch.Generator) -> None:
     """Any threshold, any count of queries, against the plain formula."""
     masks, sizes = torch.randn(2, 11, 5, 6, generator=rng), [(17, 22), (20, 13)]
     outputs = [(31, 40), (9, 13)]
-    found = Predictions(torch.zeros(1, 2, 11, 5), torch.rand(1, 2, 11, 4, generator=rng), masks=masks)
+    found = Predictions(torch.zeros(1, 2, 11, 5), torch.rand(1, 2, 11, 4, generator=rng), masks=masks[None])
     results = postprocess_segm(found, (20, 22), sizes, outputs, threshold=0.3)
     full = torch.nn.functional.interpolate(masks, size=(20, 22), mode="bilinear").sigmoid() > 0.3
     for result, mask, (h, w), size in zip(results, full, sizes, outputs, strict=True):
         expected = torch.nn.functional.interpolate(mask[None, :, :h, :w].float(), size=size, mode="nearest")
         assert torch.equal(result["masks"], expected[0].bool())
     bf16 = postprocess_segm(
-        Predictions(found.logits.bfloat16(), found.boxes, masks=masks.bfloat16()), (20, 22), sizes, outputs
+        Predictions(found.logits.bfloat16(), found.boxes, masks=masks.bfloat16()[None]),
+        (20, 22),
+        sizes,
+        outputs,
     )
     assert bf16[0]["masks"].dtype == torch.bool
 
@@ -149,7 +152,7 @@ def test_wrong_input() -> None:
     found = predictions([0], torch.zeros(1, 4, 4))
     without = Predictions(found.logits, found.boxes)
     for process in (postprocess_segm, lambda *a: postprocess_detr_panoptic(*a, things=THINGS)):
-        with pytest.raises(ValueError, match=r"predictions: expected masks \[B, Q, h, w\].*got none"):
+        with pytest.raises(ValueError, match=r"predictions: expected masks \[1, B, Q, h, w\], .*got none"):
             process(without, (4, 4), [(4, 4)], [(4, 4)])
         with pytest.raises(ValueError, match=r"image_sizes: expected one .* for each of 1 images"):
             process(found, (4, 4), [], [(4, 4)])

@@ -98,7 +98,7 @@ def test_packed_targets_keep_image_order() -> None:
         {"labels": torch.tensor([7], dtype=torch.int32), "boxes": torch.rand(1, 4)},
     ]
     packed = PackedTargets.from_list(targets)
-    assert packed.sizes == (2, 0, 1)
+    assert packed.num_targets == (2, 0, 1)
     assert packed.labels.tolist() == [3, 1, 7]
     assert packed.labels.dtype == torch.int64
     assert packed.batch_index.tolist() == [0, 0, 2]
@@ -140,10 +140,11 @@ def test_predictions_round_trip_the_official_form(rng: torch.Generator) -> None:
 
 
 def test_masks_of_a_detector_round_trip(rng: torch.Generator) -> None:
-    boxes, masks = torch.rand(3, 2, 5, 4, generator=rng), torch.rand(2, 5, 6, 7, generator=rng)
+    boxes, masks = torch.rand(3, 2, 5, 4, generator=rng), torch.rand(1, 2, 5, 6, 7, generator=rng)
     predictions = Predictions(boxes, boxes, masks=masks)
     for found in (Predictions.from_dict(predictions.as_dict()), predictions.last()):
-        assert found.masks is masks
+        assert found.masks.data_ptr() == masks.data_ptr()
+        assert found.masks.shape == masks.shape
     assert Predictions.from_dict(Predictions(boxes, boxes).as_dict()).masks is None
 
 

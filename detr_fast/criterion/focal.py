@@ -30,15 +30,17 @@ class FocalSetCriterion(SetCriterion):
     `loss_ce_enc`, `loss_bbox_enc`, `loss_giou_enc` and `cardinality_error_enc`. As in the official code,
     `cardinality_error` takes the last class for "no object".
 
-    num_classes: K.
-    matcher: as in `SetCriterion`; the official one is `HungarianMatcher(2, 5, 2, class_cost="focal")`.
-    weight_dict: the weight of each named loss in `total`, such as `focal_weights()`.
-    alpha, gamma: of the focal loss.
-    losses: which of "labels", "boxes" and "cardinality" to compute.
+    Args:
+        num_classes: K.
+        matcher: as in `SetCriterion`; the official one is `HungarianMatcher(2, 5, 2, "focal")`.
+        weight_dict: the weight of each named loss in `total`, such as `focal_weights()`.
+        alpha: balance of the focal loss.
+        gamma: exponent of the focal loss.
+        losses: which of "labels", "boxes" and "cardinality" to compute.
     """
 
     known_losses = LOSSES
-    no_object = 0
+    extra_logits = 0
 
     def __init__(
         self,
@@ -62,17 +64,14 @@ class FocalSetCriterion(SetCriterion):
         outputs: Predictions | Mapping[str, Any],
         targets: PackedTargets | Sequence[Mapping[str, Tensor]],
         *,
-        joined_sizes: Sequence[int] | None = None,
+        joined_num_targets: Sequence[int] | None = None,
     ) -> dict[str, Tensor]:
         """As `SetCriterion.forward`, with K classes; the official dict may hold `enc_outputs`."""
-        if not isinstance(outputs, Predictions):
-            outputs = Predictions.from_dict(outputs)
-        if not isinstance(targets, PackedTargets):
-            targets = PackedTargets.from_list(targets)
-        losses = super().forward(outputs, targets, joined_sizes=joined_sizes)
-        if outputs.encoder is not None:
+        predictions, targets = Predictions.of(outputs), PackedTargets.of(targets)
+        losses = super().forward(predictions, targets, joined_num_targets=joined_num_targets)
+        if predictions.encoder is not None:
             objects = replace(targets, labels=torch.zeros_like(targets.labels))
-            proposed = super().forward(outputs.encoder, objects, joined_sizes=joined_sizes)
+            proposed = super().forward(predictions.encoder, objects, joined_num_targets=joined_num_targets)
             losses |= {f"{name}_enc": loss for name, loss in proposed.items() if name != "class_error"}
         return losses
 
@@ -88,7 +87,7 @@ class FocalSetCriterion(SetCriterion):
             logits,
             targets.labels,
             query,
-            targets.sizes,
+            targets.num_targets,
             kind="focal",
             alpha=self.alpha,
             gamma=self.gamma,

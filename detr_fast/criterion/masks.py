@@ -33,41 +33,28 @@ def mask_weights(
 class _MaskCriterion(StackedCriterion):
     """What both share; they differ in the mask losses."""
 
-    known_losses = LOSSES
-
-    def __init__(
-        self,
-        num_classes: int,
-        matcher: MaskMatcher,
-        weight_dict: Mapping[str, float],
-        eos_coef: float = 0.1,
-        losses: Sequence[str] = LOSSES,
-    ) -> None:
-        super().__init__(num_classes, weight_dict, eos_coef, losses)
-        self.matcher = matcher
+    known_losses = default_losses = LOSSES
+    matcher: MaskMatcher
 
     def _forward(
         self,
         outputs: MaskPredictions | Mapping[str, Any],
         targets: PackedTargets | Sequence[Mapping[str, Tensor]],
-        joined_sizes: Sequence[int] | None,
+        joined_num_targets: Sequence[int] | None,
         draws: PointDraws | None = None,
     ) -> dict[str, Tensor]:
-        if not isinstance(outputs, MaskPredictions):
-            outputs = MaskPredictions.from_dict(outputs)
-        if not isinstance(targets, PackedTargets):
-            targets = PackedTargets.from_list(targets)
-        self._check(outputs, targets)
-        logits = outputs.logits.to(torch.promote_types(outputs.logits.dtype, torch.float32))
-        query = self._match(MaskPredictions(logits, outputs.masks), targets, draws)
-        sizes = targets.sizes if joined_sizes is None else joined_sizes
-        num_masks, class_weight = self._normalizers(sizes, logits)
+        predictions, targets = MaskPredictions.of(outputs), PackedTargets.of(targets)
+        self._check_classes(predictions.logits, targets)
+        check_masks(predictions.masks, tuple(predictions.logits.shape[:3]), targets)
+        logits = predictions.logits.to(torch.promote_types(predictions.logits.dtype, torch.float32))
+        query = self._match(MaskPredictions(logits, predictions.masks), targets, draws)
+        num_masks, class_weight = self._normalizers(targets, joined_num_targets, logits)
         losses: dict[str, Tensor] = {}
         if "labels" in self.losses:
-            sums = class_loss(logits, targets.labels, query, targets.sizes, no_object=self.eos_coef)
+            sums = class_loss(logits, targets.labels, query, targets.num_targets, no_object=self.eos_coef)
             losses["loss_ce"] = sums / class_weight
         if "masks" in self.losses:
-            matched = Matched.of(outputs, targets, query, num_masks)
+            matched = Matched.of(predictions, targets, query, num_masks)
             losses["loss_mask"], losses["loss_dice"] = self._mask_losses(matched, draws)
         return by_name(losses)
 
@@ -79,24 +66,15 @@ class _MaskCriterion(StackedCriterion):
     def _mask_losses(self, matched: Matched, draws: PointDraws | None) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
-    def _check(self, outputs: MaskPredictions, targets: PackedTargets) -> None:
-        self._check_classes(outputs.logits, targets)
-        expected = outputs.logits.shape[:3]
-        if outputs.masks.ndim != 5 or outputs.masks.shape[:3] != expected:
-            raise ValueError(
-                f"outputs: expected masks [L, B, Q, h, w] with L, B, Q = {[*expected]}; "
-                f"got {list(outputs.masks.shape)}"
-            )
-        check_masks(outputs.masks, targets)
-
 
 @dataclass(frozen=True)
 class PointDraws:
     """The random points of one call of `MaskSetCriterion`, (x, y) uniform in 0..1.
 
-    match: [L, B, P, 2], where the matcher compares masks.
-    candidates: [L, sumT, int(oversample_ratio * P), 2], of which the least certain are kept.
-    extra: [L, sumT, P - int(importance_ratio * P), 2], the points beside them.
+    Attributes:
+        match: [L, B, P, 2], where the matcher compares masks.
+        candidates: [L, sumT, int(oversample_ratio * P), 2], of which the least certain are kept.
+        extra: [L, sumT, P - int(importance_ratio * P), 2], the points beside them.
     """
 
     match: Tensor
@@ -111,12 +89,15 @@ class MaskSetCriterion(_MaskCriterion):
     `importance_ratio * num_points`, and the rest is random (PointRend, arXiv:1912.08193). All decoder layers
     and images are matched together and every loss is one pass over them. Nothing is read back from a GPU.
 
-    num_classes: classes without "no object".
-    matcher: such as `MaskMatcher()`.
-    weight_dict: the weight of each named loss in `total`, such as `mask_weights()`.
-    eos_coef: the weight of "no object" in the cross-entropy.
-    losses: which of "labels" and "masks" to compute.
-    num_points: P, points of a mask.
+    Args:
+        num_classes: classes without "no object".
+        matcher: such as `MaskMatcher()`.
+        weight_dict: the weight of each named loss in `total`, such as `mask_weights()`.
+        eos_coef: the weight of "no object" in the cross-entropy.
+        losses: which of "labels" and "masks" to compute.
+        num_points: P, points of a mask.
+        oversample_ratio: random points drawn for each point of a mask.
+        importance_ratio: share of the points that are kept for their uncertainty.
     """
 
     def __init__(
@@ -140,26 +121,27 @@ class MaskSetCriterion(_MaskCriterion):
         outputs: MaskPredictions | Mapping[str, Any],
         targets: PackedTargets | Sequence[Mapping[str, Tensor]],
         *,
-        joined_sizes: Sequence[int] | None = None,
+        joined_num_targets: Sequence[int] | None = None,
         draws: PointDraws | None = None,
     ) -> dict[str, Tensor]:
+        """Named losses of one step, normalised by the joined batch of all ranks, as in `SetCriterion`.
+
+        Args:
+            outputs: predictions with K + 1 classes, or the official dict. Losses are float32 for half
+                precision; NaN predictions give NaN losses.
+            targets: packed with masks, or a list of dicts with `labels` [T] in [0, K), `boxes` [T, 4] and
+                `masks` [T, H, W], padded as the images are.
+            joined_num_targets: see `SetCriterion.forward`.
+            draws: the random points, instead of fresh ones.
+
+        Returns:
+            Scalars under the official names: `loss_ce`, `loss_mask` and `loss_dice` of the last prediction,
+            and with suffix `_0`, `_1`, ... of those before it.
+
+        Raises:
+            ValueError: see `SetCriterion.forward`.
         """
-        outputs: predictions with K + 1 classes, or the official dict. Losses are float32 for half precision.
-        targets: packed with masks, or a list of dicts with `labels` [T] in [0, K), `boxes` [T, 4] and `masks`
-            [T, H, W], padded as the images are.
-        joined_sizes: where gradients are accumulated, the number of targets of every image of the joined
-            batch; the losses are then this part's share, and their sum over the parts is the joined batch's.
-        draws: the random points, instead of fresh ones.
-
-        Losses are normalised by the joined batch of all ranks, as in `SetCriterion`.
-
-        Returns scalars under the official names: `loss_ce`, `loss_mask` and `loss_dice` of the last
-        prediction, and with suffix `_0`, `_1`, ... of those before it.
-
-        A label out of range raises ValueError on the CPU; on a GPU, where looking would stall the queue, it
-        makes `loss_ce` NaN. NaN predictions give NaN losses.
-        """
-        return self._forward(outputs, targets, joined_sizes, draws)
+        return self._forward(outputs, targets, joined_num_targets, draws)
 
     def _match(
         self, predictions: MaskPredictions, targets: PackedTargets, draws: PointDraws | None
@@ -185,12 +167,14 @@ class MaskFormerCriterion(_MaskCriterion):
     Predicted masks are upsampled bilinearly to the targets' size, a few at a time, forward and once more
     backward.
 
-    num_classes: classes without "no object".
-    matcher: such as `MaskMatcher(1, 20, 1, num_points=0, mask_cost="focal")`.
-    weight_dict: the weight of each named loss in `total`, such as `mask_weights(6, 1, 20, 1)`.
-    eos_coef: the weight of "no object" in the cross-entropy.
-    losses: which of "labels" and "masks" to compute.
-    alpha, gamma: of the focal loss.
+    Args:
+        num_classes: classes without "no object".
+        matcher: such as `MaskMatcher(1, 20, 1, num_points=0, mask_cost="focal")`.
+        weight_dict: the weight of each named loss in `total`, such as `mask_weights(6, 1, 20, 1)`.
+        eos_coef: the weight of "no object" in the cross-entropy.
+        losses: which of "labels" and "masks" to compute.
+        alpha: balance of the focal loss; negative: none.
+        gamma: exponent of the focal loss.
     """
 
     def __init__(
@@ -211,10 +195,10 @@ class MaskFormerCriterion(_MaskCriterion):
         outputs: MaskPredictions | Mapping[str, Any],
         targets: PackedTargets | Sequence[Mapping[str, Tensor]],
         *,
-        joined_sizes: Sequence[int] | None = None,
+        joined_num_targets: Sequence[int] | None = None,
     ) -> dict[str, Tensor]:
         """As `MaskSetCriterion.forward`; nothing is random."""
-        return self._forward(outputs, targets, joined_sizes)
+        return self._forward(outputs, targets, joined_num_targets)
 
     def _mask_losses(self, matched: Matched, draws: PointDraws | None) -> tuple[Tensor, Tensor]:
         return map_losses(matched, self.focal)

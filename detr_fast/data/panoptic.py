@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from detr_fast.boxes import tight_boxes
 from detr_fast.data.coco_json import category_names, field, images_by_id, read_coco
 from detr_fast.data.dataset import ImageDataset, OnBadImage, Transform
 from detr_fast.data.images import ImageError, load_pixels
 from detr_fast.data.semantic import IGNORED, class_masks
-from detr_fast.data.transforms import Target, mask_areas, tight_boxes
+from detr_fast.data.transforms import Target, mask_areas
 
 
 class CocoPanoptic(ImageDataset):

@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from detr_fast.boxes import tight_boxes
 from detr_fast.data.coco_json import read_json
 from detr_fast.data.dataset import ImageDataset, OnBadImage, Transform
 from detr_fast.data.images import ImageError, load_pixels
-from detr_fast.data.transforms import Target, mask_areas, tight_boxes
+from detr_fast.data.transforms import Target, mask_areas
 
 IGNORED = 255
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")

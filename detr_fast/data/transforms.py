@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from detr_fast.boxes import box_xyxy_to_cxcywh
+from detr_fast.boxes import box_xyxy_to_cxcywh, tight_boxes
 
 Target: TypeAlias = dict[str, Tensor]
 
@@ -190,18 +190,6 @@ def crop(image: Image.Image, target: Target, region: tuple[int, int, int, int]) 
     for key in keys:
         target[key] = target[key][keep]
     return image.crop((left, top, left + width, top + height)), target
-
-
-def tight_boxes(masks: Tensor) -> Tensor:
-    """Boxes around non-empty masks [T, h, w] bool -> [T, 4] (x0, y0, x1, y1) pixels, float32.
-
-    Right and bottom lie one past the last pixel, so that widths count pixels as in COCO's files.
-    """
-    # numpy's reductions of bool are ten times as fast as torch's
-    columns, rows = (np.logical_or.reduce(masks.numpy(), axis=axis) for axis in (1, 2))
-    sides = [(side.argmax(1), side.shape[1] - side[:, ::-1].argmax(1)) for side in (columns, rows)]
-    (x0, x1), (y0, y1) = sides
-    return torch.from_numpy(np.stack([x0, y0, x1, y1], 1).astype(np.float32))
 
 
 def mask_areas(masks: Tensor) -> Tensor:

@@ -180,7 +180,7 @@ class Trainer:
             PackedTargets.from_list(targets, mask_size=(images.tensors.shape[2], images.tensors.shape[3]))
             for images, targets in micro_batches
         ]
-        sizes = [size for targets in packed for size in targets.sizes]
+        num_targets = [count for targets in packed for count in targets.num_targets]
         terms: dict[str, Tensor] = {}
         for i, (images, _) in enumerate(micro_batches):
             synchronise = self._distributed is None or i == len(micro_batches) - 1
@@ -188,8 +188,8 @@ class Trainer:
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
                     predictions = model(images.to(self.device, non_blocking=True))
                 targets = packed[i].to(self.device, non_blocking=True)
-                self._warn_of_crowding(max(targets.sizes), predictions.logits.shape[2])
-                losses = self.criterion(predictions, targets, joined_sizes=sizes)
+                self._warn_of_crowding(max(targets.num_targets), predictions.logits.shape[2])
+                losses = self.criterion(predictions, targets, joined_num_targets=num_targets)
                 total = self.criterion.total(losses)
                 total.backward()
             for name, value in {"loss": total, **losses}.items():

@@ -37,7 +37,7 @@ def detr_segm_criterion(config: DETRSegmConfig) -> SetCriterion:
 
 def deformable_detr_criterion(config: DeformableDETRConfig) -> FocalSetCriterion:
     """Deformable DETR's."""
-    matcher = HungarianMatcher(cost_class=2, cost_bbox=5, cost_giou=2, class_cost="focal")
+    matcher = HungarianMatcher(cost_class=2, cost_bbox=5, cost_giou=2, classification="focal")
     weights = focal_weights(config.dec_layers, two_stage=config.two_stage)
     return FocalSetCriterion(config.num_classes, matcher, weights)
 

@@ -47,11 +47,6 @@ def no_padding(x: Tensor) -> Tensor:
     return x.new_zeros((1, *x.shape[-2:]), dtype=torch.bool)
 
 
-def resize_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
-    """[B, H, W] bool -> [B, h, w] bool, nearest."""
-    return F.interpolate(mask[:, None].to(torch.uint8), size=list(size))[:, 0].bool()
-
-
 def check_dimensions(
     config: Any,
     choices: Mapping[str, Iterable[str]],

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from detr_fast.checkpoints import describe
+from detr_fast.masks import resize_masks
 from detr_fast.models.backbones import BACKBONES, backbone_in, build_body, count_modules
-from detr_fast.models.common import MLP, check_dimensions, pixels_and_mask, resize_mask
+from detr_fast.models.common import MLP, check_dimensions, pixels_and_mask
 from detr_fast.models.deformable_transformer import DeformableTransformer, Levels
 from detr_fast.models.position_encoding import PositionEncodingSine
 from detr_fast.models.transformer import ACTIVATIONS
@@ -203,7 +204,7 @@ class DeformableDETR(nn.Module):
         if padding is None:
             masks = [x.new_zeros((len(x), *x.shape[2:]), dtype=torch.bool) for x in features]
         else:
-            masks = [resize_mask(padding, x.shape[2:]) for x in features]
+            masks = [resize_masks(padding, x.shape[2:]) for x in features]
         positions = [position_encoding(m).to(x.dtype) for m, x in zip(masks, features, strict=True)]
         return features, positions, Levels.from_masks(masks, padded=padding is not None)
 

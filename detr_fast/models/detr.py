@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from detr_fast.checkpoints import describe
+from detr_fast.masks import resize_masks
 from detr_fast.models.backbones import BACKBONES, backbone_in, build_body, count_modules
-from detr_fast.models.common import MLP, check_dimensions, no_padding, pixels_and_mask, resize_mask
+from detr_fast.models.common import MLP, check_dimensions, no_padding, pixels_and_mask
 from detr_fast.models.position_encoding import PositionEncodingLearned, PositionEncodingSine
 from detr_fast.models.transformer import ACTIVATIONS, Transformer
 from detr_fast.structures import PaddedImages, Predictions
@@ -156,7 +157,7 @@ class DETR(nn.Module):
         features = cnn(pixels)
         projected = self.input_proj(features[-1])
         queries = self.query_embed.weight
-        mask = None if mask is None else resize_mask(mask, projected.shape[2:])
+        mask = None if mask is None else resize_masks(mask, projected.shape[2:])
         position = position_encoding(no_padding(projected) if mask is None else mask)
         hs, memory = self.transformer(projected, queries, position.to(queries.dtype), mask)
         return Stages(features, projected, mask, memory, hs)

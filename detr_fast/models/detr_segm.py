@@ -83,25 +83,30 @@ class DETRSegm(nn.Module):
     def forward(
         self, images: PaddedImages | Tensor | Sequence[Tensor], *, min_score: float | None = None
     ) -> Predictions:
-        """
-        images: a padded batch, a [B, 3, H, W] tensor without padding, or [3, H_b, W_b] tensors; normalised.
-        min_score: most queries stand for nothing, and masks are what takes the time. With a score, the result
-            holds the last layer alone, and of its queries only as many as the image with the most has with a
-            class of a higher probability, for each image the best: at least 1, in their own order.
+        """Classes, boxes and masks.
 
-        Returns logits [L, B, Q, K + 1], boxes [L, B, Q, 4], relative to each image without its padding, and
-        mask logits [B, Q, h, w] over the padded images at the backbone's finest resolution (stride 4; 2 with
-        "conv_stem").
+        Args:
+            images: a padded batch, a [B, 3, H, W] tensor without padding, or [3, H_b, W_b] tensors;
+                normalised.
+            min_score: most queries stand for nothing, and masks are what takes the time. With a score, the
+                result holds the last layer alone, and of its queries only as many as the image with the most
+                has with a class of a higher probability, for each image the best: at least 1, in their own
+                order.
+
+        Returns:
+            Logits [L, B, Q, K + 1], boxes [L, B, Q, 4], relative to each image without its padding, and of
+            the last layer mask logits [1, B, Q, h, w] over the padded images, at the backbone's finest
+            resolution (stride 4; 2 with "conv_stem").
         """
         stages = self.detr.stages(images)
         found = self.detr.heads(stages.hs)
         if min_score is None:
-            return Predictions(found.logits, found.boxes, masks=self.masks(stages, stages.hs[-1]))
+            return Predictions(found.logits, found.boxes, masks=self.masks(stages, stages.hs[-1])[None])
         scores = found.logits[-1].softmax(-1)[..., :-1].amax(-1)
         count = max(1, int((scores > min_score).sum(1).max()))
         best = scores.topk(count, dim=1).indices.sort(dim=1).values[..., None]
         logits, boxes, hs = (x[-1].take_along_dim(best, 1) for x in (found.logits, found.boxes, stages.hs))
-        return Predictions(logits[None], boxes[None], masks=self.masks(stages, hs))
+        return Predictions(logits[None], boxes[None], masks=self.masks(stages, hs)[None])
 
     def masks(self, stages: Stages, queries: Tensor) -> Tensor:
         """Mask logits [B, Q, h, w] of the decoder's `queries` [B, Q, C]."""

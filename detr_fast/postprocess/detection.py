@@ -53,8 +53,7 @@ def postprocess_focal(
 
 def _last_layer(predictions: Predictions | Mapping[str, Any], target_sizes: Tensor) -> tuple[Tensor, Tensor]:
     """Logits [B, Q, K] and boxes [B, Q, 4] xyxy in pixels, float32 at least."""
-    if not isinstance(predictions, Predictions):
-        predictions = Predictions.from_dict(predictions)
+    predictions = Predictions.of(predictions)
     logits, boxes = predictions.logits[-1], predictions.boxes[-1]
     if target_sizes.shape != (logits.shape[0], 2):
         raise ValueError(

@@ -145,11 +145,12 @@ def _contest(
 
 def _with_masks(predictions: Predictions | Mapping[str, Any]) -> tuple[Predictions, Tensor]:
     """Predictions, and their masks apart."""
-    if not isinstance(predictions, Predictions):
-        predictions = Predictions.from_dict(predictions)
+    predictions = Predictions.of(predictions)
     if predictions.masks is None:
-        raise ValueError("predictions: expected masks [B, Q, h, w], as of a DETR for segmentation; got none")
-    return predictions, predictions.masks
+        raise ValueError(
+            "predictions: expected masks [1, B, Q, h, w], as of a DETR for segmentation; got none"
+        )
+    return predictions, predictions.masks[-1]
 
 
 def _bilinear(masks: Tensor, size: Size) -> Tensor:

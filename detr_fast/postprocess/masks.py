@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detr_fast.boxes import masks_to_boxes
+from detr_fast.boxes import tight_boxes
 from detr_fast.structures import MaskPredictions
 
 Size = tuple[int, int]
@@ -98,7 +98,7 @@ def postprocess_instance(
                 "labels": labels[order],
                 "queries": query[order],
                 "masks": inside[copy],
-                "boxes": _boxes(inside)[copy],
+                "boxes": tight_boxes(inside)[copy],
             }
         )
     return results
@@ -206,8 +206,7 @@ def _images(
     output_sizes: Sequence[Size],
 ) -> Iterator[tuple[Tensor, Tensor, Size, Size]]:
     """Class logits [Q, K + 1] and mask logits [Q, h, w], float32 at least, and both sizes of each image."""
-    if not isinstance(predictions, MaskPredictions):
-        predictions = MaskPredictions.from_dict(predictions)
+    predictions = MaskPredictions.of(predictions)
     logits, masks = predictions.logits[-1], predictions.masks[-1]
     sizes = checked_sizes(len(logits), padded_size, image_sizes, output_sizes)
     for image, (crop, size) in enumerate(sizes):
@@ -253,11 +252,3 @@ def _bilinear(maps: Tensor, size: Size) -> Tensor:
     if maps.shape[1:] == size or not len(maps):
         return maps if len(maps) else maps.new_zeros(0, *size)
     return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
-
-
-def _boxes(masks: Tensor) -> Tensor:
-    """[X, h, w] bool -> [X, 4] xyxy, right and bottom one past the last pixel; 0 for an empty mask."""
-    boxes = masks_to_boxes(masks)
-    # a single pixel in the corner has the box of an empty mask
-    boxes[:, 2:] += (boxes.any(1) | masks[:, 0, 0])[:, None]
-    return boxes

@@ -206,7 +206,7 @@ def test_parts_of_a_joined_batch_add_up(rng: torch.Generator) -> None:
         criterion(
             Predictions(predictions.logits[:, part], predictions.boxes[:, part]),
             targets[part],
-            joined_sizes=[3, 0, 5, 1],
+            joined_num_targets=[3, 0, 5, 1],
         )
         for part in (slice(0, 2), slice(2, 4))
     ]

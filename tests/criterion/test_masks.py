@@ -116,13 +116,13 @@ def losses_ref(batch: Batch, maps: bool, eos: float) -> dict[str, Tensor]:
     predictions, targets, draws = batch
     assert targets.masks is not None
     losses: dict[str, Tensor] = {}
-    num_masks, queries = max(1, sum(targets.sizes)), predictions.logits.shape[2]
-    starts = [sum(targets.sizes[:b]) for b in range(len(targets))]
+    num_masks, queries = max(1, sum(targets.num_targets)), predictions.logits.shape[2]
+    starts = [sum(targets.num_targets[:b]) for b in range(len(targets))]
     for layer in range(LAYERS):
         name = "" if layer == LAYERS - 1 else f"_{layer}"
         entropy = of_mask = of_dice = torch.zeros((), dtype=torch.float64)
         weight_sum = 0.0
-        for b, (start, size) in enumerate(zip(starts, targets.sizes, strict=True)):
+        for b, (start, size) in enumerate(zip(starts, targets.num_targets, strict=True)):
             logits, masks = predictions.logits[layer, b], predictions.masks[layer, b]
             labels, wanted = (x[start : start + size] for x in (targets.labels, targets.masks))
             with torch.no_grad():
@@ -195,7 +195,8 @@ def test_forms_of_input_agree(make, rng: torch.Generator) -> None:
     listed = [
         dict(zip(("labels", "boxes", "masks"), parts, strict=True))
         for parts in zip(
-            *(x.split(targets.sizes) for x in (targets.labels, targets.boxes, targets.masks)), strict=True
+            *(x.split(targets.num_targets) for x in (targets.labels, targets.boxes, targets.masks)),
+            strict=True,
         )
     ]
     found = losses_of(criterion, (predictions.as_dict(), listed, draws))
@@ -307,12 +308,12 @@ def test_parts_of_a_joined_batch_add_up(make, rng: torch.Generator) -> None:
                 targets.labels[rows],
                 targets.boxes[rows],
                 targets.batch_index[rows] - images.start,
-                targets.sizes[images],
+                targets.num_targets[images],
                 targets.masks[rows],
             ),
             PointDraws(draws.match[:, images], draws.candidates[:, rows], draws.extra[:, rows]),
         )
-        parts.append(losses_of(criterion, part, joined_sizes=sizes))
+        parts.append(losses_of(criterion, part, joined_num_targets=sizes))
     for name in criterion.weight_dict:
         torch.testing.assert_close(sum(part[name] for part in parts), whole[name], rtol=1e-5, atol=1e-6)
 
@@ -361,7 +362,7 @@ def test_nothing_is_read_back(make, rng: torch.Generator, monkeypatch: pytest.Mo
     single = MaskPredictions(
         *(x.detach().float().requires_grad_() for x in (predictions.logits, predictions.masks))
     )
-    monkeypatch.setattr(criterion, "_check", lambda outputs, targets: None)
+    monkeypatch.setattr(criterion, "_check_classes", lambda logits, targets: None)
 
     def unwatched(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def call(*args: object) -> Tensor:
@@ -404,7 +405,7 @@ def test_nothing_is_read_back_by_gpu_backends(make, rng: torch.Generator) -> Non
             stack.enter_context(use_backend(**{operator.name: "triton"}))
         losses_of(criterion, batch)  # modules are imported by a first call
         stack.enter_context(NoReadBack())
-        with patch.object(criterion, "_check"):  # looks at the labels, on the CPU only
+        with patch.object(criterion, "_check_classes"):  # looks at the labels, on the CPU only
             total = criterion.total(losses_of(criterion, batch))
         total.backward()
     torch.testing.assert_close(total, expected)
@@ -449,7 +450,7 @@ def test_masks_of_a_detector(sizes: list[int], rng: torch.Generator) -> None:
     assert targets.masks is not None
     targets = replace(targets, boxes=torch.rand(sum(sizes), 4, generator=rng))
     boxes = torch.rand(LAYERS, len(sizes), QUERIES, 4, generator=rng)
-    masks = predictions.masks[-1].detach().requires_grad_()
+    masks = predictions.masks[-1:].detach().requires_grad_()
     outputs = Predictions(predictions.logits, boxes, masks=masks)
     matcher = HungarianMatcher(1, 5, 2)
     weights = detection_weights(LAYERS, masks=True)
@@ -458,7 +459,7 @@ def test_masks_of_a_detector(sizes: list[int], rng: torch.Generator) -> None:
     assert weights["loss_mask"] == weights["loss_dice"] == 1
     assert losses.keys() == {*weights, "class_error"}
     query = matcher.match(outputs, targets).query[-1]
-    x = F.interpolate(masks, size=SIZE, mode="bilinear").flatten(2)[targets.batch_index, query]
+    x = F.interpolate(masks[0], size=SIZE, mode="bilinear").flatten(2)[targets.batch_index, query]
     t = targets.masks.flatten(1).double()
     expected = {"loss_mask": focal_ref(x, t).mean(1).sum(), "loss_dice": dice_ref(x, t).sum()}
     for name, value in expected.items():
@@ -471,8 +472,8 @@ def test_masks_of_a_detector(sizes: list[int], rng: torch.Generator) -> None:
     )
     torch.testing.assert_close(next(grads) * max(1, sum(sizes)), next(grads), rtol=1e-5, atol=1e-6)
     for wrong, message in (
-        (replace(outputs, masks=None), r"outputs: expected masks \[.*'h', 'w'\]; got None"),
-        (replace(outputs, masks=masks[:, 1:]), r"outputs: expected masks \[.*'h', 'w'\]; got \["),
+        (replace(outputs, masks=None), r"outputs: expected masks \[1, B, Q, h, w\]; got None"),
+        (replace(outputs, masks=masks[:, :, 1:]), r"outputs: expected masks \[L, B, Q, h, w\] .*; got \[1, "),
         (replace(outputs, masks=masks[..., 1:]), "targets: expected masks padded as the images"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from detr_fast.boxes import box_cxcywh_to_xyxy
+from detr_fast.boxes import box_cxcywh_to_xyxy, tight_boxes
 from detr_fast.data import EvalTransform, LargeScaleJitter, Target, TrainTransform
-from detr_fast.data.transforms import IMAGENET_MEAN, IMAGENET_STD, crop, hflip, resize, tight_boxes
+from detr_fast.data.transforms import IMAGENET_MEAN, IMAGENET_STD, crop, hflip, resize
 
 
 def discs(random_state: random.Random) -> tuple[Image.Image, Target]:

@@ -134,7 +134,7 @@ class Knows(nn.Module):
                 logits[0, b, q, label] = 20
                 masks[0, b, q, : mask.shape[0], : mask.shape[1]] = 40 * mask - 20.0
                 boxes[0, b, q] = box
-        return Predictions(logits, boxes, masks=masks[0]) if self.boxes else MaskPredictions(logits, masks)
+        return Predictions(logits, boxes, masks=masks) if self.boxes else MaskPredictions(logits, masks)
 
 
 @pytest.mark.parametrize(

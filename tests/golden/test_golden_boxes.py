@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from detr_fast import boxes
-from detr_fast.models.common import resize_mask
+from detr_fast.masks import resize_masks
 from detr_fast.models.position_encoding import PositionEncodingSine
 from detr_fast.structures import PaddedImages
 from tests.golden import case as golden
@@ -60,7 +60,7 @@ def test_masks_shrink(name: str, group: str) -> None:
     # the full size comes first, so that the others are padded to it
     padded = PaddedImages.from_list([torch.zeros(3, h, w) for h, w in (full, *valid)])
     for size in case.names(group):
-        small = resize_mask(padded.mask[1:], [int(side) for side in size.split("x")])
+        small = resize_masks(padded.mask[1:], [int(side) for side in size.split("x")])
         assert torch.equal(small, case[f"{group}{size}"].bool())
 
 

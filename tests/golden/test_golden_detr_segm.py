@@ -68,9 +68,8 @@ def test_panoptic_segments(name: str, group: str) -> None:
     found = re.fullmatch(r"category id <= (\d+)", settings["is_thing"])
     assert found is not None
     if stored:
-        predictions = Predictions(
-            case["syn/in/pred_logits"][None], case["syn/in/pred_boxes"][None], masks=case["syn/in/pred_masks"]
-        )
+        logits, boxes, masks = (case[f"syn/in/pred_{name}"][None] for name in ("logits", "boxes", "masks"))
+        predictions = Predictions(logits, boxes, masks=masks)
     else:
         predictions = predictions_of(name, group)
     results = postprocess_detr_panoptic(

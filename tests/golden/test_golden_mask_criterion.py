@@ -181,7 +181,7 @@ def test_costs(name: str, group: str) -> None:
             values,
             targets.labels,
             wanted,
-            targets.sizes,
+            targets.num_targets,
             mask_cost=matcher.mask_cost,
             w_class=matcher.cost_class,
             w_mask=matcher.cost_mask,
@@ -189,7 +189,7 @@ def test_costs(name: str, group: str) -> None:
             alpha=matcher.alpha,
             gamma=matcher.gamma,
         )
-        for image, cost in enumerate(costs.split(targets.sizes)):
+        for image, cost in enumerate(costs.split(targets.num_targets)):
             if f"{group}match/{head}{image}/cost" in case:
                 expected = case[f"{group}match/{head}{image}/cost"].T
                 torch.testing.assert_close(cost, expected, rtol=0, atol=COST_ATOL)

@@ -93,7 +93,7 @@ def test_costs_of_stored_outputs(name: str, group: str, backend: str) -> None:
         predictions.boxes,
         packed.labels,
         packed.boxes,
-        packed.sizes,
+        packed.num_targets,
         w_class=matcher.cost_class,
         w_l1=matcher.cost_bbox,
         w_giou=matcher.cost_giou,
@@ -101,7 +101,7 @@ def test_costs_of_stored_outputs(name: str, group: str, backend: str) -> None:
     )
     for layer, prefix in enumerate(layers_of(case, group, "match", "match_aux")):
         totals = []
-        for image, block in enumerate(costs[layer].split(packed.sizes)):
+        for image, block in enumerate(costs[layer].split(packed.num_targets)):
             expected = case[f"{prefix}{image}/cost_matrix"].T
             torch.testing.assert_close(block, expected, rtol=0, atol=COST_TOLERANCE)
             src, tgt = case[f"{prefix}{image}/src"], case[f"{prefix}{image}/tgt"]

@@ -66,7 +66,7 @@ def detr_segm_step(rng: torch.Generator) -> Step:
     weights = detection_weights(6, masks=True)
     criterion = SetCriterion(CLASSES, HungarianMatcher(1, 5, 2), weights, losses=losses)
     lead = (6, len(SIZES), QUERIES)
-    shapes = ((*lead, CLASSES + 1), (*lead, 4), (*lead[1:], SIDE // 4, SIDE // 4))
+    shapes = ((*lead, CLASSES + 1), (*lead, 4), (1, *lead[1:], SIDE // 4, SIDE // 4))
     logits, boxes, masks = (torch.randn(shape, generator=rng).to(DEVICE) for shape in shapes)
     inputs = [x.requires_grad_() for x in (logits, boxes.sigmoid(), masks)]
     return Step(

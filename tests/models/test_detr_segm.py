@@ -102,7 +102,7 @@ def test_shapes(backbone: str, rng: torch.Generator) -> None:
         assert found.logits.shape == (2, batch, 6, 6)
         assert found.boxes.shape == (2, batch, 6, 4)
         assert found.masks is not None
-        assert found.masks.shape == (batch, 6, height, width)
+        assert found.masks.shape == (1, batch, 6, height, width)
         assert all(x.isfinite().all() for x in (found.logits, found.boxes, found.masks))
 
 
@@ -122,7 +122,7 @@ def test_order_of_images_does_not_matter(model: DETRSegm, rng: torch.Generator) 
     found, backwards = model(batch).masks, model(batch[::-1]).masks
     assert found is not None
     assert backwards is not None
-    torch.testing.assert_close(backwards.flip(0), found, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(backwards.flip(1), found, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
@@ -144,7 +144,7 @@ def test_masks_of_sure_queries_alone(model: DETRSegm, rng: torch.Generator) -> N
             assert set(sure[image].nonzero()[:, 0].tolist()) <= set(best.tolist())
             torch.testing.assert_close(found.logits[0, image], every.logits[-1, image, best])
             torch.testing.assert_close(found.boxes[0, image], every.boxes[-1, image, best])
-            torch.testing.assert_close(found.masks[image], every.masks[image, best])
+            torch.testing.assert_close(found.masks[0, image], every.masks[0, image, best])
 
 
 def targets(rng: torch.Generator) -> list[dict[str, Tensor]]:
