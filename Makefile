@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-NATIVE := CMakeLists.txt setup.py $(shell find csrc -type f)
+NATIVE := CMakeLists.txt setup.py $(shell find cmake csrc -type f)
 CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .PHONY: demo test lint format bench gpu resources package release clean

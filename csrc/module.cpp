@@ -57,10 +57,10 @@ void bind_machine(py::module_& m) {
             for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512})
                 if (name == isa_name(isa)) {
                     if (set_isa(isa)) return;
-                    throw py::value_error("this machine cannot run " + name + "; its best is " +
-                                          isa_name(best_isa()));
+                    throw py::value_error("isa: expected at most " + std::string(isa_name(best_isa())) +
+                                          ", the best of this machine; got " + name);
                 }
-            throw py::value_error("isa: expected baseline, avx2 or avx512, got " + name);
+            throw py::value_error("isa: expected baseline, avx2 or avx512; got " + name);
         },
         "Restricts the CPU operators to an instruction set: baseline, avx2 or avx512.");
     m.def(

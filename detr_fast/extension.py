@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from types import ModuleType
 
 # torch comes first: its OpenMP runtime must be in the process before the extension asks for one.
@@ -14,6 +15,13 @@ try:
     _module = importlib.import_module("detr_fast._C")
 except ImportError as error:
     _error = f"the compiled extension did not import: {error}"
+
+_isa = os.environ.get("DETR_FAST_ISA")
+if _module is not None and _isa:
+    try:
+        _module.set_isa(_isa)
+    except ValueError as error:
+        raise ValueError(f"DETR_FAST_ISA: {str(error).removeprefix('isa: ')}") from None
 
 
 def why_not() -> str | None:

@@ -37,14 +37,24 @@ def test_instruction_set_can_be_restricted() -> None:
     C.set_isa("baseline")
     assert C.isa() == "baseline"
     C.set_isa(before)
-    with pytest.raises(ValueError, match="expected baseline, avx2 or avx512, got sse"):
+    with pytest.raises(ValueError, match="isa: expected baseline, avx2 or avx512; got sse"):
         C.set_isa("sse")
+    assert _isa_asked_for("baseline").stdout.strip() == "baseline"
+
+
+def test_unknown_instruction_set_in_the_environment_is_refused() -> None:
+    refused = _isa_asked_for("avx1024")
+    assert refused.returncode != 0
+    expected = "ValueError: DETR_FAST_ISA: expected baseline, avx2 or avx512; got avx1024"
+    assert refused.stderr.strip().endswith(expected)
+
+
+def _isa_asked_for(name: str) -> subprocess.CompletedProcess[str]:
     code = "from detr_fast.extension import extension; print(extension().isa())"
-    environment = {**os.environ, "DETR_FAST_ISA": "baseline"}
-    asked = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    environment = {**os.environ, "DETR_FAST_ISA": name}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
-    assert asked.stdout.strip() == "baseline"
 
 
 def test_links_no_torch_and_no_cuda_library() -> None:

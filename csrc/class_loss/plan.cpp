@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <new>
 #include <vector>
 
@@ -41,6 +42,8 @@ int64_t class_loss_fwd(const ClassLoss& args, float* loss) {
     std::vector<int32_t> wanted;
     const int64_t bad = wanted_classes(args, wanted);
     if (bad >= 0) return bad;
+    if (args.classes == 0) std::fill_n(loss, args.layers, 0.0f);
+    if (args.classes == 0) return -1;
     const int64_t chunks = (args.images * args.queries + kLossRows - 1) / kLossRows;
     std::vector<double> sums(args.layers * chunks);
     DETR_FAST_CPU(class_loss_fwd_kernel)(with_threads(args), wanted.data(), sums.data());
@@ -55,7 +58,7 @@ int64_t class_loss_fwd(const ClassLoss& args, float* loss) {
 int64_t class_loss_bwd(const ClassLoss& args, const float* grad_loss, void* grad_logits) {
     std::vector<int32_t> wanted;
     const int64_t bad = wanted_classes(args, wanted);
-    if (bad >= 0) return bad;
+    if (bad >= 0 || args.classes == 0) return bad;
     const size_t size = args.type == FloatType::f32 ? 4 : 2;
     prefer_huge_pages(grad_logits, args.layers * args.images * args.queries * args.classes * size);
     bool ok = true;

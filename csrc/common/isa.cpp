@@ -1,9 +1,5 @@
 #include "common/isa.h"
 
-#include <cstdlib>
-#include <cstring>
-#include <initializer_list>
-
 namespace detr_fast {
 namespace {
 
@@ -20,17 +16,8 @@ Isa detect() {
     return Isa::baseline;
 }
 
-Isa initial() {
-    const Isa best = best_isa();
-    const char* asked = std::getenv("DETR_FAST_ISA");
-    if (!asked) return best;
-    for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512})
-        if (std::strcmp(asked, isa_name(isa)) == 0 && isa <= best) return isa;
-    return best;
-}
-
 Isa& active() {
-    static Isa isa = initial();
+    static Isa isa = best_isa();
     return isa;
 }
 

@@ -9,8 +9,7 @@ namespace detr_fast {
 
 enum class Isa { baseline, avx2, avx512 };
 
-// The best instruction set of this machine, unless `set_isa` or the environment variable
-// DETR_FAST_ISA (baseline, avx2, avx512) asks for a lesser one.
+// The best instruction set of this machine, unless `set_isa` has asked for a lesser one.
 Isa active_isa();
 Isa best_isa();
 bool set_isa(Isa isa);  // false where the machine lacks it

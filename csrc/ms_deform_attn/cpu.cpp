@@ -3,19 +3,43 @@
 
 namespace detr_fast {
 namespace DETR_FAST_ISA {
+namespace {
+
+// Whether any sample reads any pixel into any channel.
+bool reads_nothing(const MsDeformAttnShape& s) {
+    return !(s.batch && s.queries && s.heads && s.channels && s.levels && s.points && s.pixels);
+}
+
+void zero(void* data, size_t bytes) {
+    if (data && bytes) std::memset(data, 0, bytes);
+}
+
+}  // namespace
 
 void ms_deform_attn_fwd(const MsDeformAttnInputs& in, void* out, bool& ok) {
-    if (in.bf16)
+    const MsDeformAttnShape& s = in.shape;
+    if (reads_nothing(s))
+        zero(out, s.batch * s.queries * s.heads * s.channels * (in.bf16 ? 2 : 4));
+    else if (in.bf16)
         forward(in, static_cast<uint16_t*>(out), ok);
     else
         forward(in, static_cast<float*>(out), ok);
 }
 
 void ms_deform_attn_bwd(const MsDeformAttnInputs& in, const MsDeformAttnGradients& grad, bool& ok) {
-    if (in.bf16)
+    const MsDeformAttnShape& s = in.shape;
+    if (!grad.grad_value && !grad.grad_coordinates && !grad.grad_weights && !grad.grad_references) return;
+    if (reads_nothing(s)) {
+        const int64_t tokens = s.batch * s.queries, samples = tokens * s.heads * s.levels * s.points;
+        zero(grad.grad_value, s.batch * s.pixels * s.heads * s.channels * (in.bf16 ? 2 : 4));
+        zero(grad.grad_coordinates, 2 * samples * sizeof(float));
+        zero(grad.grad_weights, samples * sizeof(float));
+        zero(grad.grad_references, tokens * s.levels * s.reference_dims * sizeof(float));
+    } else if (in.bf16) {
         backward<uint16_t>(in, grad, ok);
-    else
+    } else {
         backward<float>(in, grad, ok);
+    }
 }
 
 }  // namespace DETR_FAST_ISA

@@ -7,9 +7,10 @@
 namespace detr_fast {
 namespace ms_deform_attn_gpu {
 
-bool empty(const MsDeformAttnShape& s) {
-    return s.batch == 0 || s.queries == 0 || s.heads == 0 || s.channels == 0 || s.points == 0;
+bool no_rows(const MsDeformAttnShape& s) {
+    return s.batch == 0 || s.queries == 0 || s.heads == 0 || s.channels == 0;
 }
+bool no_samples(const MsDeformAttnShape& s) { return no_rows(s) || s.levels == 0 || s.points == 0; }
 
 // Lanes a row whose channels travel `vec` at a time.
 int group_of(int64_t channels, int vec) {
@@ -146,7 +147,7 @@ void with_constants(const MsDeformAttnCudaInputs& in, const Pass& pass) {
 
 void ms_deform_attn_cuda_fwd(const MsDeformAttnCudaInputs& in, void* out) {
     using namespace ms_deform_attn_gpu;
-    if (empty(in.shape)) return;
+    if (no_rows(in.shape)) return;
     const simt::UseDevice device(in.device);
     with_constants(in, [&](auto type, auto vec, auto fused) {
         forward<decltype(type), vec.value, fused.value>(in, out);
@@ -155,7 +156,7 @@ void ms_deform_attn_cuda_fwd(const MsDeformAttnCudaInputs& in, void* out) {
 
 void ms_deform_attn_cuda_bwd(const MsDeformAttnCudaInputs& in, const MsDeformAttnCudaGradients& grad) {
     using namespace ms_deform_attn_gpu;
-    if (empty(in.shape)) return;
+    if (no_samples(in.shape)) return;
     if (!grad.grad_value && !grad.grad_coordinates && !grad.grad_weights && !grad.reference_parts) return;
     const simt::UseDevice device(in.device);
     with_constants(in, [&](auto type, auto vec, auto fused) {
@@ -172,7 +173,7 @@ int64_t ms_deform_attn_cells(const MsDeformAttnShape& shape) {
 
 void ms_deform_attn_cuda_bin(const MsDeformAttnCudaInputs& in, int32_t* cells, MsDeformAttnSample* samples) {
     using namespace ms_deform_attn_gpu;
-    if (empty(in.shape)) return;
+    if (no_samples(in.shape)) return;
     const simt::UseDevice device(in.device);
     with_constants(
         in, [&](auto type, auto, auto fused) { bin<decltype(type), fused.value>(in, cells, samples); });
@@ -182,7 +183,7 @@ void ms_deform_attn_cuda_gather(const MsDeformAttnCudaInputs& in, const void* gr
                                 const int32_t* cell_starts, const int64_t* order,
                                 const MsDeformAttnSample* samples, void* grad_value) {
     using namespace ms_deform_attn_gpu;
-    if (empty(in.shape)) return;
+    if (no_samples(in.shape) || in.shape.pixels == 0) return;
     const simt::UseDevice device(in.device);
     with_constants(in, [&](auto type, auto vec, auto) {
         gather<decltype(type), vec.value>(in, grad_out, cell_starts, order, samples, grad_value);

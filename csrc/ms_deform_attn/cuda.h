@@ -31,6 +31,7 @@ struct MsDeformAttnCudaGradients {
     float* reference_parts;  // [B, Q, H, N, reference_dims]: the caller sums them over H
 };
 
+// Where there are no samples, the forward pass writes zeros and the others write nothing.
 void ms_deform_attn_cuda_fwd(const MsDeformAttnCudaInputs& in, void* out);
 void ms_deform_attn_cuda_bwd(const MsDeformAttnCudaInputs& in, const MsDeformAttnCudaGradients& grad);
 

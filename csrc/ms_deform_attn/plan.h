@@ -5,6 +5,7 @@
 // is bilinear interpolation inside, and pixels of the window that the sample does not touch get zero.
 #pragma once
 
+#include <cmath>
 #include <cstring>
 
 #include "common/scratch.h"
@@ -45,8 +46,8 @@ struct Plan {
 
     // constants of a row's samples
     float *last_x, *last_y;  // largest coordinate of the window's first pixel
-    float *next_x, *next_y;  // distance to its second pixel: 1, or out of reach where the level has but one
-    float *base_x, *base_y;
+    float *next_x, *next_y;  // distance to its second pixel: 1, or infinite where the level has but one
+    float *base_x, *base_y;  // -infinity where the level has no pixel
     int32_t *columns, *start;
 
     // [queries][row]; pixel coordinate = coordinate * scale + base
@@ -56,6 +57,8 @@ struct Plan {
     float* share[4];  // weight times bilinear share of the corners: top left, top right, bottom left, ...
     int32_t* pixel;   // the window's first pixel
 };
+
+inline bool has_pixels(const MsDeformAttnShape& s, int64_t n) { return s.sizes[2 * n] && s.sizes[2 * n + 1]; }
 
 // The smallest row of `heads` heads.
 inline int64_t plan_row(const MsDeformAttnShape& s, int64_t heads) {
@@ -90,7 +93,7 @@ inline float* make_plan(Plan& plan, const MsDeformAttnShape& s, int64_t heads, i
     for (float** field : varying) *field = take(block);
     plan.pixel = reinterpret_cast<int32_t*>(take(block + plan.samples));  // prefetching looks a head further
 
-    constexpr float out_of_reach = 1e30f;
+    constexpr float out_of_reach = HUGE_VALF;  // no finite coordinate is near it
     for (int64_t i = 0, head = 0; head < heads; ++head) {
         int64_t first = 0;
         for (int64_t n = 0; n < s.levels; ++n) {
@@ -100,9 +103,9 @@ inline float* make_plan(Plan& plan, const MsDeformAttnShape& s, int64_t heads, i
                 plan.last_y[i] = height > 1 ? static_cast<float>(height - 2) : 0;
                 plan.next_x[i] = width > 1 ? 1 : out_of_reach;
                 plan.next_y[i] = height > 1 ? 1 : out_of_reach;
-                plan.base_x[i] = plan.base_y[i] = -0.5f;
+                plan.base_x[i] = plan.base_y[i] = has_pixels(s, n) ? -0.5f : -out_of_reach;
                 plan.columns[i] = static_cast<int32_t>(width);
-                plan.start[i] = static_cast<int32_t>(first);
+                plan.start[i] = static_cast<int32_t>(has_pixels(s, n) ? first : 0);
                 for (int64_t q = 0; q < queries; ++q) {
                     plan.scale_x[q * plan.row + i] = s.reference_dims == 2 ? 1 : static_cast<float>(width);
                     plan.scale_y[q * plan.row + i] = s.reference_dims == 2 ? 1 : static_cast<float>(height);
@@ -122,7 +125,8 @@ inline void place_references(const Plan& plan, const MsDeformAttnShape& s, const
     for (int64_t n = 0; n < s.levels; ++n, reference += s.reference_dims) {
         const float height = static_cast<float>(s.sizes[2 * n]),
                     width = static_cast<float>(s.sizes[2 * n + 1]);
-        const float x = reference[0] * width - 0.5f, y = reference[1] * height - 0.5f;
+        const float x = has_pixels(s, n) ? reference[0] * width - 0.5f : -HUGE_VALF;
+        const float y = has_pixels(s, n) ? reference[1] * height - 0.5f : -HUGE_VALF;
         for (int64_t p = 0; p < s.points; ++p) {
             plan.base_x[i + p] = x;
             plan.base_y[i + p] = y;

@@ -26,14 +26,14 @@ inline float scalar(const uint16_t* from) { return bf16_to_float(*from); }
 inline void assign(float* to, float x) { *to = x; }
 inline void assign(uint16_t* to, float x) { *to = float_to_bf16(x); }
 
-// The row distances of a level's window; 0 where the level has only one column or line.
+// The row distances of a level's window; 0 where the level has only one column or line, or no pixel.
 struct Window {
     int64_t right, below;
 };
 
 inline Window window(const MsDeformAttnShape& s, int64_t n, int64_t stride) {
     const int64_t height = s.sizes[2 * n], width = s.sizes[2 * n + 1];
-    return {width > 1 ? stride : 0, height > 1 ? width * stride : 0};
+    return {width > 1 && height > 0 ? stride : 0, height > 1 ? width * stride : 0};
 }
 
 template <typename T>

@@ -193,6 +193,7 @@ void point_sample_fwd(const PointSampleForward& args) {
 void point_sample_bwd(const PointSampleBackward& args, bool& ok) {
     const PointSampleRows& at = args.at;
     const int64_t pixels = at.height * at.width, planes = at.maps * at.channels;
+    if (pixels * planes == 0) return;
     const size_t item = args.type == FloatType::f32 ? 4 : 2;
     prefer_huge_pages(args.grad_maps, planes * pixels * item);
     int enough = 1;

@@ -46,17 +46,17 @@ def _build() -> ModuleType:
     with (directory / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         _run(
-            _tool("cmake"),
+            tool("cmake"),
             *("-S", str(SOURCE), "-B", str(directory), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=None"),
-            f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}",
+            f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         )
-        _run(_tool("cmake"), "--build", str(directory))
+        _run(tool("cmake"), "--build", str(directory))
         return _import(directory / f"_simt{sysconfig.get_config_var('EXT_SUFFIX')}")
 
 
-def _tool(name: str) -> str:
+def tool(name: str) -> str:
     """The program beside this Python, where pip puts it, or else in PATH."""
     found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     if found is None:

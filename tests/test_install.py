@@ -1,0 +1,53 @@
+"""`cmake --install` leaves processes that have the old module loaded alive."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.paths import ROOT
+from tests.simt.build import tool
+
+PROJECT = f"""
+cmake_minimum_required(VERSION 3.24)
+project(answer LANGUAGES CXX)
+add_library(answer MODULE answer.cpp)
+include({ROOT}/cmake/install_by_rename.cmake)
+install_by_rename(answer package)
+"""
+
+
+def test_install_over_a_loaded_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "CMakeLists.txt").write_text(PROJECT)
+    monkeypatch.chdir(tmp_path)
+
+    def install(answer: int) -> Path:
+        Path("answer.cpp").write_text(f'extern "C" int answer() {{ return {answer}; }}')
+        cmake, ninja = tool("cmake"), tool("ninja")
+        configure = [cmake, "-S", ".", "-B", "build", "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+        for command in (
+            configure,
+            [cmake, "--build", "build"],
+            [cmake, "--install", "build", "--prefix", "."],
+        ):
+            subprocess.run(command, check=True, capture_output=True)
+        (module,) = Path("package").iterdir()
+        return module.resolve()
+
+    module = install(1)
+    old = ctypes.CDLL(str(module))
+    file = module.stat().st_ino
+    assert install(2) == module
+    assert module.stat().st_ino != file, "the file was rewritten in place"
+    assert old.answer() == 1
+    copy = module.with_name("copy.so")  # the loader would give the old one for the same path
+    module.rename(copy)
+    assert ctypes.CDLL(str(copy)).answer() == 2
+
+
+def test_the_extension_is_installed_so() -> None:
+    lines = (ROOT / "CMakeLists.txt").read_text().splitlines()
+    assert [line for line in lines if line.startswith("install")] == ["install_by_rename(_C detr_fast)"]
