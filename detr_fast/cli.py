@@ -80,9 +80,9 @@ Checkpoint = Annotated[Path, typer.Option(help="From `detr-fast train`, or an of
 Model = Annotated[
     str | None,
     typer.Option(
-        help="A family, alone or with one of its sizes, as in detr-r50: "
+        help="A family, alone or with one of its variants, as in detr-r50: "
         + "; ".join(
-            f"{family} ({', '.join(f'-{size}' for size in about.sizes)})"
+            f"{family} ({', '.join(f'-{variant}' for variant in about.variants)})"
             for family, about in FAMILIES.items()
         )
         + ". Default: what the checkpoint says, else detr-r50."

@@ -10,11 +10,11 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
-from torch import Tensor, nn
+from torch import Tensor
 
 from detr_fast.drawing.boxes import draw_detections
 from detr_fast.drawing.masks import draw_instances
-from detr_fast.models.decoder_attention import AttentionMaps, SamplingPoints, decoder_attention
+from detr_fast.models.decoder_attention import AttentionMaps, SamplingPoints
 from detr_fast.structures import PaddedImages
 
 GAP = 6
@@ -25,7 +25,7 @@ REFERENCE_COLOR = (40, 230, 60)
 
 
 def attention_pictures(
-    model: nn.Module,
+    attention: AttentionMaps | SamplingPoints,
     images: PaddedImages,
     image: Image.Image,
     queries: Sequence[int],
@@ -35,10 +35,10 @@ def attention_pictures(
     labels: Sequence[int] | None = None,
     captions: Sequence[str] | None = None,
 ) -> Image.Image:
-    """Runs the model and draws, for each of some queries, what it found beside where its last layer looked.
+    """Draws, for each of some queries, what it found beside where the last decoder layer looked for it.
 
     Args:
-        model: see `decoder_attention`.
+        attention: of all queries.
         images: one image, as the model takes it.
         image: the same, to draw on.
         queries: [X], which queries.
@@ -47,7 +47,6 @@ def attention_pictures(
         labels: [X], the classes, for colours.
         captions: [X].
     """
-    attention = decoder_attention(model, images)
     valid = ~images.mask[0]
     padded, size = images.mask.shape[1:], (int(valid[:, 0].sum()), int(valid[0].sum()))
     scale = min(max(max(image.size), PANEL[0]), PANEL[1]) / max(image.size)

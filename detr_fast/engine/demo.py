@@ -30,7 +30,8 @@ from detr_fast.engine.recipe import dataset_detector, evaluator
 from detr_fast.engine.report import Learnt, picture_grid, plot_losses, write_report
 from detr_fast.engine.train import Trainer
 from detr_fast.families import FAMILIES, model_config
-from detr_fast.families.criteria import detr_criterion, mask2former_criterion
+from detr_fast.families.detr import detr_criterion
+from detr_fast.families.mask2former import mask2former_criterion
 
 IMAGE_SIZE = 64
 TRAIN_IMAGES, VAL_IMAGES = 2048, 256

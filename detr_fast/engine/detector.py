@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from detr_fast.checkpoints import describe, load_state_dict, read_checkpoint, read_file
 from detr_fast.data.transforms import MAX_SIZE, SCALES
 from detr_fast.engine.coco_categories import coco_categories
-from detr_fast.families import FAMILIES, check_task, family_of, model_config
-from detr_fast.families.reading import Geometry, Reading, Result
+from detr_fast.families import FAMILIES, check_task, family_in, family_of, model_config
+from detr_fast.families.results import Geometry, Result, ResultOptions
 from detr_fast.structures import PaddedImages
 from detr_fast.tasks import TASKS, Task
 
@@ -83,9 +83,9 @@ class Detector:
 
         threshold: lowest class score of a panoptic segment; None is the family's own.
         """
-        read = FAMILIES[self.family].read[self.task_name]
+        decode = FAMILIES[self.family].decode[self.task_name]
         things = self.categories.keys() if self.things is None else self.things
-        return read(self.model(images), geometry, Reading(things, threshold, self.things is None))
+        return decode(self.model(images), geometry, ResultOptions(things, threshold, self.things is None))
 
     def description(self) -> dict[str, Any]:
         """All but the weights, as plain data for a checkpoint's "detector" entry."""
@@ -111,8 +111,8 @@ def load_detector(
 
     Args:
         path: the file. An official one tells its sizes by its `args` or, without them, by its shapes.
-        model: a name of `MODELS` that the file must fit: a family, or one of its sizes, which also tells what
-            an official file without `args` does not (dilation has no shape).
+        model: a name of `MODELS` that the file must fit: a family, or one of its variants, which also tells
+            what an official file without `args` does not (dilation has no shape).
         task: what to use it for; by default what it was trained for.
         device: where to put it.
 
@@ -137,13 +137,15 @@ def load_detector(
 
 def _described(about: Mapping[str, Any], model: str | None) -> Detector:
     """A detector from its `description`."""
+    if about["family"] not in FAMILIES:
+        raise ValueError(f"family: expected one of {', '.join(FAMILIES)}; got {about['family']!r}")
     family = FAMILIES[about["family"]]
     config = family.config(**about["config"])
     if model is not None:
         same = family_of(model) == about["family"]
         if not same or (model not in FAMILIES and model_config(model).backbone != config.backbone):
             raise ValueError(
-                f"model: the checkpoint holds {family.looks_like} with {config.backbone}; got {model!r}"
+                f"model: the checkpoint holds {family.name} with {config.backbone}; got {model!r}"
             )
     return Detector(
         family.model(config),
@@ -158,17 +160,15 @@ def _described(about: Mapping[str, Any], model: str | None) -> Detector:
 
 def _official(content: Any, state: Mapping[str, Tensor], model: str | None, task: str | None) -> Detector:
     """A detector from an official file. The class count tells its classes and task, or nobody does."""
-    kind = describe(state)
-    name = next((name for name, family in FAMILIES.items() if family.looks_like == kind), None)
-    if name is None or (model is not None and family_of(model) != name):
-        expected = "one of this package's models" if model is None else FAMILIES[family_of(model)].looks_like
-        raise ValueError(f"model: expected a checkpoint of {expected}; got what looks like {kind}")
+    name = family_in(state)
+    wanted = None if model is None else family_of(model)
+    if name is None or wanted not in (None, name):
+        expected = " or ".join(FAMILIES) if wanted is None else wanted
+        found = name or f"what looks like {describe(state)}"
+        raise ValueError(f"model: expected a checkpoint of {expected}; got {found}")
     family = FAMILIES[name]
-    config = family.config.from_state_dict(state)
-    if model is not None and model not in FAMILIES:
-        config = _with_named_options(config, model_config(model))
-    elif "args" in content and hasattr(family.config, "from_official_args"):
-        config = family.config.from_official_args(content["args"], config.num_classes)
+    variant = None if model in (None, name) else model.removeprefix(f"{name}-")
+    config = family.official_config(state, content.get("args"), variant)
     categories, things, likely = coco_categories(config.num_classes)
     if task is None and likely in family.tasks:
         task = likely
@@ -179,9 +179,3 @@ def _official(content: Any, state: Mapping[str, Tensor], model: str | None, task
         task_name=check_task(name, task),
         things=things,
     )
-
-
-def _with_named_options(config: Any, named: Any) -> Any:
-    """What no shape tells, from a named configuration."""
-    hidden = {name: getattr(named, name) for name in ("backbone", "dilation") if hasattr(named, name)}
-    return dataclasses.replace(config, **hidden)

@@ -8,7 +8,7 @@ from detr_fast.data import ImageDataset, build_loader
 from detr_fast.distributed import rank, world_size
 from detr_fast.engine.detector import Detector
 from detr_fast.engine.progress import progress
-from detr_fast.families.reading import Geometry
+from detr_fast.families.results import Geometry
 
 
 @torch.no_grad()

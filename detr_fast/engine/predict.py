@@ -16,7 +16,8 @@ from detr_fast.drawing.attention import attention_pictures
 from detr_fast.drawing.boxes import draw_detections
 from detr_fast.engine.detector import Detector
 from detr_fast.engine.progress import progress
-from detr_fast.families.reading import Geometry
+from detr_fast.families import decoder_attention
+from detr_fast.families.results import Geometry
 from detr_fast.structures import PaddedImages
 from detr_fast.tasks import Record
 
@@ -52,7 +53,8 @@ class Found:
         shown = self.detector.task.by_query(self.result, self.detector.categories, most)
         if not shown["queries"]:
             return None
-        return attention_pictures(self.detector.model, self.images, self.image, **shown)
+        attention = decoder_attention(self.detector.model, self.images)
+        return attention_pictures(attention, self.images, self.image, **shown)
 
 
 @torch.no_grad()

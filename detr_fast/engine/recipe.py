@@ -20,7 +20,6 @@ from detr_fast.engine.detector import Detector, load_detector
 from detr_fast.engine.evaluate import evaluate
 from detr_fast.engine.train import Trainer
 from detr_fast.families import FAMILIES, check_task, family_of, model_config
-from detr_fast.models import DETRSegm, DETRSegmConfig
 
 DEFAULT_MODEL = "detr-r50"
 
@@ -62,20 +61,23 @@ class ModelChoice:
         return StartingPoint(self, trained.family, task, trained.contiguous_labels, trained.model)
 
     def _around_frozen(self, path: Path) -> StartingPoint:
-        name = self.name or "detr-segm"
-        family = family_of(name)
-        if family != "detr-segm":
-            raise ValueError(f"frozen_weights: expected the model detr-segm around them; got {family}")
-        trained = load_detector(path, model=name.replace("detr-segm", "detr"))
-        config = DETRSegmConfig(**dataclasses.asdict(trained.config), frozen_detector=True)
-        model = DETRSegm(config)
-        model.load_detector(trained.model.state_dict())
-        return StartingPoint(self, family, check_task(family, self.task), trained.contiguous_labels, model)
+        outer = {name: family for name, family in FAMILIES.items() if family.frozen is not None}
+        name = self.name or next(iter(outer))
+        family = outer.get(family_of(name))
+        if family is None or family.frozen is None:
+            expected = " or ".join(outer)
+            raise ValueError(
+                f"frozen_weights: expected the model {expected} around them; got {family_of(name)}"
+            )
+        trained = load_detector(path, model=name.replace(family.name, family.frozen.family, 1))
+        model = family.frozen.around(trained.model)
+        task = check_task(family.name, self.task)
+        return StartingPoint(self, family.name, task, trained.contiguous_labels, model)
 
 
 @dataclass(frozen=True)
 class StartingPoint:
-    """A choice, looked up.
+    """A resolved `ModelChoice`.
 
     contiguous_labels: whether labels are 0, 1, ... rather than the category ids, as `trained` has it.
     trained: the model of the choice's weights.

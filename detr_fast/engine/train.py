@@ -27,7 +27,7 @@ from detr_fast.engine.config import FREE_ON_RESUME, TrainConfig
 from detr_fast.engine.ema import averaged
 from detr_fast.engine.logs import RunLog
 from detr_fast.engine.progress import progress
-from detr_fast.families import Groups, backbone_groups
+from detr_fast.families.family import Groups, backbone_groups
 from detr_fast.structures import PackedTargets
 
 logger = logging.getLogger(__name__)

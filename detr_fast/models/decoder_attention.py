@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from detr_fast.models import DETR, DeformableDETR, DETRSegm, Mask2Former, MaskFormer
 from detr_fast.models.deformable_attention import MSDeformAttn
 from detr_fast.models.transformer import MultiheadAttention
 from detr_fast.structures import PaddedImages
@@ -44,18 +43,24 @@ class SamplingPoints:
     reference: Tensor
 
 
-@torch.no_grad()
-def decoder_attention(model: nn.Module, images: PaddedImages) -> AttentionMaps | SamplingPoints:
-    """The attention of the last decoder layer from queries to the images.
+class AttentionSource(NamedTuple):
+    """Where a model's last decoder layer attends to the images.
 
-    Args:
-        model: one of this library's; it runs in evaluation mode and is left in the mode it was in.
-        images: on the model's device.
-
-    Raises:
-        TypeError: the model is of another kind.
+    attention: the module that does.
+    scope: a module around it, called with the features that it attends to.
+    features: from the first argument of `scope` to the map [B, C, h, w] that attention weights lie over.
     """
-    source = _source(model)
+
+    attention: MultiheadAttention | MSDeformAttn
+    scope: nn.Module
+    features: Callable[[Any], Tensor] = lambda argument: argument
+
+
+@torch.no_grad()
+def watch_attention(
+    model: nn.Module, images: PaddedImages, source: AttentionSource
+) -> AttentionMaps | SamplingPoints:
+    """Runs a model in evaluation mode and returns what its `source` attended to; its mode stays as it was."""
     training = model.training
     with _calls(source.attention) as attention_calls, _calls(source.scope) as scope_calls:
         try:
@@ -69,44 +74,8 @@ def decoder_attention(model: nn.Module, images: PaddedImages) -> AttentionMaps |
         # levels differ by the rounding of their sizes
         return SamplingPoints(locations, weights, reference[:, :, 0])
     query, key, _, *attend = attention_calls[-1]
-    size = source.map_size(scope_calls[-1])
+    size = source.features(scope_calls[-1][0]).shape[-2:]
     return AttentionMaps(attention.weights(query, key, *attend).mean(1).unflatten(-1, size))
-
-
-class _Source(NamedTuple):
-    """An attention to watch; `map_size` tells the size of its map from what `scope` is called with."""
-
-    attention: MultiheadAttention | MSDeformAttn
-    scope: nn.Module
-    map_size: Callable[[tuple[Any, ...]], tuple[int, int]] = lambda arguments: _size(arguments[0])
-
-
-def _source(model: Any) -> _Source:
-    if isinstance(model, DETRSegm):
-        model = model.detr
-    if isinstance(model, DeformableDETR):
-        decoder: Any = model.transformer.decoder
-        return _Source(decoder.layers[-1].cross_attn, decoder)
-    if isinstance(model, DETR | MaskFormer):
-        owner: Any = model if isinstance(model, DETR) else model.sem_seg_head["predictor"]
-        return _Source(owner.transformer.decoder.layers[-1].multihead_attn, owner.transformer)
-    if isinstance(model, Mask2Former):
-        predictor: Any = model.sem_seg_head["predictor"]
-        layers = predictor.transformer_cross_attention_layers
-
-        def map_size(arguments: tuple[Any, ...]) -> tuple[int, int]:
-            levels = arguments[0]
-            return _size(levels[(len(layers) - 1) % len(levels)])
-
-        return _Source(layers[-1].multihead_attn, predictor, map_size)
-    raise TypeError(
-        "model: expected a DETR, DETRSegm, DeformableDETR, MaskFormer or Mask2Former; "
-        f"got {type(model).__name__}"
-    )
-
-
-def _size(features: Tensor) -> tuple[int, int]:
-    return features.shape[-2], features.shape[-1]
 
 
 @contextmanager

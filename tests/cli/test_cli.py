@@ -118,7 +118,7 @@ def test_help_tells_the_commands_models_and_defaults() -> None:
     wide = CliRunner(env={"COLUMNS": "2000"}).invoke(cli.app, ["train", "--help"]).stdout
     assert "Learning rate. Default: 0.0001, deformable-detr 0.0002" in wide
     for family, about in FAMILIES.items():
-        assert f"{family} ({', '.join(f'-{size}' for size in about.sizes)})" in wide
+        assert f"{family} ({', '.join(f'-{variant}' for variant in about.variants)})" in wide
         assert f"{family}: {', '.join(about.tasks)}" in wide
 
 
@@ -159,7 +159,7 @@ def test_wrong_checkpoints(data: Path, trained: Path, tmp_path: Path) -> None:
     assert "could run code" in refused(*evaluate, tmp_path / "code.pt")
     torch.save({"model": {"layer4.0.conv1.weight": torch.zeros(2)}}, tmp_path / "resnet.pt")
     assert "resnet.pt" in refused(*evaluate, tmp_path / "resnet.pt")
-    assert "holds a DETR with resnet18" in refused(*evaluate, trained / "last.pt", "--model", "detr-r50")
+    assert "holds detr with resnet18" in refused(*evaluate, trained / "last.pt", "--model", "detr-r50")
     content = torch.load(trained / "last.pt")
     content["detector"]["config"]["num_classes"] = 3
     for name in ("class_embed.weight", "class_embed.bias"):

@@ -36,7 +36,7 @@ def test_own_checkpoint_needs_nothing_else(tmp_path: Path) -> None:
     loaded = load_detector(tmp_path / "a.pt")
     assert loaded.model.config == model.config
     assert (loaded.categories, loaded.image_size, loaded.max_size) == (detector.categories, 48, 96)
-    with pytest.raises(ValueError, match=r"a\.pt: model: the checkpoint holds a DETR with conv_stem"):
+    with pytest.raises(ValueError, match=r"a\.pt: model: the checkpoint holds detr with conv_stem"):
         load_detector(tmp_path / "a.pt", model="detr-r50")
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from detr_fast import DETR, DETRConfig
 from detr_fast.data import CocoDetection, build_detection_dataset, write_shapes_dataset
 from detr_fast.engine import Detector, TrainConfig, Trainer, dataset_detector
-from detr_fast.families.criteria import detr_criterion
+from detr_fast.families.detr import detr_criterion
 
 SIZE = 32
 CONFIG = TrainConfig(

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from detr_fast.drawing.attention import attention_pictures, draw_attention
+from detr_fast.families import decoder_attention
 from detr_fast.models import (
     DETR,
     DeformableDETR,
@@ -24,7 +25,7 @@ from detr_fast.models import (
     MaskFormer,
     MaskFormerConfig,
 )
-from detr_fast.models.decoder_attention import AttentionMaps, SamplingPoints, decoder_attention
+from detr_fast.models.decoder_attention import AttentionMaps, SamplingPoints
 from detr_fast.models.deformable_attention import MSDeformAttn
 from detr_fast.models.transformer import MultiheadAttention
 from detr_fast.ops import ms_deform_attn
@@ -136,17 +137,20 @@ def test_pictures(name: str, found: str, rng: torch.Generator) -> None:
     elif found == "masks":
         what = {"masks": torch.rand(4, 20, 35, generator=rng) < 0.5}
     before = image.tobytes()
-    grid = attention_pictures(MODELS[name](), first, image, [0, 4, 2, 2], **what)
+    attention = decoder_attention(MODELS[name](), first)
+    grid = attention_pictures(attention, first, image, [0, 4, 2, 2], **what)
     width, height = grid.size
     assert width == 6 * 256 + 3 * 6 + 2 * 12
     assert height == 2 * 146 + 12
     assert image.tobytes() == before
-    assert attention_pictures(MODELS[name](), first, image, []).size == (2 * 256 + 6, 146)
+    assert attention_pictures(attention, first, image, []).size == (2 * 256 + 6, 146)
 
 
 def test_large_images_shrink(rng: torch.Generator) -> None:
     first = PaddedImages.from_list([torch.randn(3, 32, 64, generator=rng)])
-    grid = attention_pictures(MODELS["detr"](), first, Image.new("RGB", (2000, 1000)), [0])
+    grid = attention_pictures(
+        decoder_attention(MODELS["detr"](), first), first, Image.new("RGB", (2000, 1000)), [0]
+    )
     assert grid.size == (2 * 480 + 6, 240)
 
 
@@ -172,7 +176,7 @@ def as_array(image: Image.Image) -> Any:
 
 
 def test_other_models(rng: torch.Generator) -> None:
-    with pytest.raises(TypeError, match=r"model: expected a DETR, .* or Mask2Former; got Linear"):
+    with pytest.raises(TypeError, match=r"model: expected DETR or .* or Mask2Former; got Linear"):
         decoder_attention(nn.Linear(2, 2), batch(rng))
 
 

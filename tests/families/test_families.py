@@ -13,6 +13,7 @@ from detr_fast.data import build_dataset
 from detr_fast.engine import (
     FAMILIES,
     MODELS,
+    TASKS,
     TrainConfig,
     dataset_detector,
     evaluate,
@@ -22,7 +23,7 @@ from detr_fast.engine import (
     train_config,
 )
 from detr_fast.engine.coco_categories import coco_categories
-from detr_fast.families import check_task, family_of, reading
+from detr_fast.families import check_task, family_in, family_of, results
 from detr_fast.structures import MaskPredictions, PackedTargets, PaddedImages, Predictions
 from tests.engine.tiny import SIZE, write_data
 
@@ -42,6 +43,7 @@ def test_every_name_is_a_model_of_its_family() -> None:
 
 
 def test_tasks_of_a_family() -> None:
+    assert {task for about in FAMILIES.values() for task in about.tasks} == TASKS.keys()
     assert check_task("detr-segm", None) == "panoptic"
     assert check_task("maskformer", "semantic") == "semantic"
     with pytest.raises(ValueError, match="task: deformable-detr does detection; got 'semantic'"):
@@ -98,8 +100,20 @@ def test_official_files_tell_their_family_and_task(
         assert torch.equal(value, model.state_dict()[name]), name
     for other in FAMILIES[family].tasks:
         assert load_detector(tmp_path / "official.pth", task=other).task_name == other
-    with pytest.raises(ValueError, match=r"official\.pth: model: expected a checkpoint of a "):
+    with pytest.raises(
+        ValueError, match=r"official\.pth: model: expected a checkpoint of (maskformer|detr); got "
+    ):
         load_detector(tmp_path / "official.pth", model="maskformer" if family != "maskformer" else "detr")
+
+
+@pytest.mark.parametrize("name", [*(f"{family}-tiny" for family in FAMILIES), "two-stage"])
+def test_a_signature_is_of_one_family(name: str) -> None:
+    family = "deformable-detr" if name == "two-stage" else family_of(name)
+    config = model_config(f"{family}-tiny", **({"two_stage": True} if name == "two-stage" else {}))
+    state = FAMILIES[family].model(config).state_dict()
+    assert [other for other, about in FAMILIES.items() if about.wrote(state)] == [family]
+    assert family_in({"sem_seg_head.predictor.static_query.weight": 0}) == "mask2former"
+    assert family_in({"fc.weight": 0}) is None
 
 
 def test_coco_has_gaps_that_labels_keep_or_close() -> None:
@@ -165,7 +179,7 @@ def test_semantic_scores_are_resized_as_officially(
         seen.append(resize)
         return [torch.zeros(7, SIZE, SIZE)]
 
-    monkeypatch.setattr(reading, "postprocess_semantic", record)
+    monkeypatch.setattr(results, "postprocess_semantic", record)
     images = build_dataset(data, "val", "panoptic", train=False, scales=(SIZE,), contiguous_labels=True)
     knows = Knows([images[0][1]], images.num_classes, boxes=False)
     detector = dataset_detector(knows, images, "mask2former", trained_for, SIZE, SIZE).with_task("semantic")
