@@ -58,7 +58,9 @@ class Trainer:
     the position alone.
 
     Args:
-        model: with `size_multiple` where the sides of a batch must be multiples of something.
+        model: with `size_multiple` where the sides of a batch must be multiples of something. One with
+            `takes_targets = True`, as denoising wants it, is called with (`PaddedImages`, `PackedTargets`) in
+            training, and with the images alone in evaluation.
         criterion: the losses, called as `SetCriterion` is, with its `total` and `weight_dict`.
         dataset: training images.
         config: see `TrainConfig`.
@@ -185,9 +187,11 @@ class Trainer:
         for i, (images, _) in enumerate(micro_batches):
             synchronise = self._distributed is None or i == len(micro_batches) - 1
             with nullcontext() if synchronise else self._distributed.no_sync():  # type: ignore[union-attr]
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
-                    predictions = model(images.to(self.device, non_blocking=True))
+                images = images.to(self.device, non_blocking=True)
                 targets = packed[i].to(self.device, non_blocking=True)
+                inputs = (images, targets) if getattr(self.model, "takes_targets", False) else (images,)
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
+                    predictions = model(*inputs)
                 self._warn_of_crowding(max(targets.num_targets), predictions.logits.shape[2])
                 losses = self.criterion(predictions, targets, joined_num_targets=num_targets)
                 total = self.criterion.total(losses)

@@ -15,12 +15,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from detr_fast import DETR
 from detr_fast.data import collate
-from detr_fast.engine import NonFiniteLossError, TrainConfig, load_detector
+from detr_fast.engine import NonFiniteLossError, TrainConfig, evaluate, load_detector
 from detr_fast.engine.checkpointing import read_training_checkpoint, write_checkpoint
 from detr_fast.engine.ema import averaged
 from detr_fast.engine.logs import read_log
-from tests.engine.tiny import dataset, detr, trainer, write_data
+from detr_fast.structures import PackedTargets, PaddedImages, Predictions
+from tests.engine.tiny import dataset, detector_of, detr, trainer, write_data
 from tests.paths import ROOT
 
 
@@ -65,6 +67,35 @@ def test_accumulated_gradients_are_those_of_the_joined_batch(data: Path, tmp_pat
         torch.testing.assert_close(terms[name], joined_terms[name])
     for name, gradient in joined.items():
         torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
+
+
+class Denoising(DETR):
+    """A DETR that asks for targets, and shifts its queries by how many there are."""
+
+    takes_targets = True
+
+    def forward(self, images: PaddedImages, targets: PackedTargets | None = None) -> Predictions:
+        self.seen.append(targets)
+        shift = 0 if targets is None else len(targets.labels)
+        return self.heads(self.stages(images).hs + shift)
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_targets_reach_a_model_that_asks_for_them(data: Path, tmp_path: Path, amp: bool) -> None:
+    images = dataset(data, train=False)
+    batches = [collate([images[i] for i in part]) for part in ((0, 1), (2,))]
+    model = Denoising(detr(images.num_classes).config)
+    model.seen = []
+    run = trainer(data, tmp_path, model, amp=amp)
+    run.accumulate_gradients(batches)
+    for targets, (padded, samples) in zip(model.seen, batches, strict=True):
+        expected = PackedTargets.from_list(samples, mask_size=padded.tensors.shape[2:])
+        assert torch.equal(targets.labels, expected.labels)
+        assert torch.equal(targets.boxes, expected.boxes)
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    model.seen.clear()
+    evaluate(detector_of(model, images), images)
+    assert model.seen == [None] * 6
 
 
 def test_learning_rate_warms_up_and_drops(data: Path, tmp_path: Path) -> None:
