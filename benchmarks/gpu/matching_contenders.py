@@ -28,13 +28,13 @@ from benchmarks.peers.peer import from_pairs, import_peer
 from detr_fast.criterion import MaskSetCriterion, SetCriterion, detection_weights
 from detr_fast.matcher import HungarianMatcher, MaskMatcher
 from detr_fast.ops import box_match_cost, linear_assignment, use_backend
-from detr_fast.ops.backend import ORDER, Operator
 from detr_fast.ops.box_loss import OPERATOR as BOX_LOSS
 from detr_fast.ops.box_match_cost import OPERATOR as MATCH_COST
 from detr_fast.ops.class_loss import OPERATOR as CLASS_LOSS
 from detr_fast.ops.linear_assignment import OPERATOR as ASSIGNMENT
 from detr_fast.ops.mask_match_cost import OPERATOR as MASK_MATCH_COST
 from detr_fast.ops.ms_deform_attn import OPERATOR as ATTENTION
+from detr_fast.ops.operator import ORDER, Operator
 from detr_fast.ops.point_sample import OPERATOR as POINT_SAMPLE
 from detr_fast.structures import MaskPredictions, PackedTargets, Predictions
 

@@ -1,6 +1,5 @@
 """The operators: multi-scale deformable attention, point sampling, matching costs, assignment."""
 
-from detr_fast.ops.backend import BackendUnavailable, Operator, use_backend
 from detr_fast.ops.box_loss import OPERATOR as _BOX_LOSS
 from detr_fast.ops.box_loss import box_loss
 from detr_fast.ops.box_match_cost import OPERATOR as _BOX_MATCH_COST
@@ -13,6 +12,7 @@ from detr_fast.ops.mask_match_cost import OPERATOR as _MASK_MATCH_COST
 from detr_fast.ops.mask_match_cost import mask_match_cost
 from detr_fast.ops.ms_deform_attn import OPERATOR as _MS_DEFORM_ATTN
 from detr_fast.ops.ms_deform_attn import ms_deform_attn, ms_deform_attn_classic, ms_deform_attn_fused
+from detr_fast.ops.operator import BackendUnavailable, Operator, check_environment, use_backend
 from detr_fast.ops.point_sample import OPERATOR as _POINT_SAMPLE
 from detr_fast.ops.point_sample import point_sample
 
@@ -41,3 +41,5 @@ OPERATORS: tuple[Operator, ...] = (
     _BOX_LOSS,
 )
 """The backend tables of all operators."""
+
+check_environment()

@@ -83,7 +83,7 @@ def test_doctor_names_every_operator_and_backend() -> None:
     text = ok("doctor")
     for operator in OPERATORS:
         assert f"{operator.name} on cpu" in text
-    for backend in ("cuda", "triton", "native", "reference"):
+    for backend in ("cuda", "triton", "cpu", "reference"):
         assert text.count(f"  {backend} ") >= len(OPERATORS)
     assert f"torch        {torch.__version__}" in text
 

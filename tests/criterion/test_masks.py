@@ -24,8 +24,8 @@ from detr_fast.criterion import (
 )
 from detr_fast.matcher import HungarianMatcher, MaskMatcher
 from detr_fast.ops import OPERATORS, use_backend
-from detr_fast.ops.mask_match_cost import native as mask_match_cost_native
-from detr_fast.ops.point_sample import native as point_sample_native
+from detr_fast.ops.mask_match_cost import cpu as mask_match_cost_cpu
+from detr_fast.ops.point_sample import cpu as point_sample_cpu
 from detr_fast.structures import MaskPredictions, PackedTargets, Predictions
 from tests.ops import interpreter
 from tests.ops.simulated import labels, simulated
@@ -356,7 +356,7 @@ def test_wrong_input(make, rng: torch.Generator) -> None:
 
 @pytest.mark.parametrize("make", [on_points, on_maps])
 def test_nothing_is_read_back(make, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Around the operators, whose native backends look at indices on the CPU."""
+    """Around the operators, whose CPU backends look at indices on the CPU."""
     predictions, targets, _ = random_batch([2, 0, 7], rng)
     criterion = make()
     single = MaskPredictions(
@@ -372,9 +372,9 @@ def test_nothing_is_read_back(make, rng: torch.Generator, monkeypatch: pytest.Mo
         return call
 
     for module, name in (
-        (point_sample_native, "forward"),
-        (point_sample_native, "backward"),
-        (mask_match_cost_native, "mask_match_cost"),
+        (point_sample_cpu, "forward"),
+        (point_sample_cpu, "backward"),
+        (mask_match_cost_cpu, "mask_match_cost"),
     ):
         monkeypatch.setattr(module, name, unwatched(getattr(module, name)))
     with NoReadBack():

@@ -35,7 +35,7 @@ def focal_options(notes: Mapping[str, Any], variant: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize(("name", "group"), CASES)
 def test_pairwise_costs(name: str, group: str, kind: str, backend: str) -> None:
     case = load(name)

@@ -83,7 +83,7 @@ def test_matches_of_stored_outputs(name: str, group: str) -> None:
     ("name", "group"),
     [p for p in CASES if f"{p.values[1]}match/0/cost_matrix" in load(p.values[0])],
 )
-@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_costs_of_stored_outputs(name: str, group: str, backend: str) -> None:
     case = load(name)
     predictions, matcher = predictions_of(case, group), matcher_of(case)

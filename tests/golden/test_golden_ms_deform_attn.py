@@ -15,7 +15,7 @@ from tests.golden.case import Case
 
 # backend, dtype, device
 RUNS = [
-    ("native", torch.float32, "cpu"),
+    ("cpu", torch.float32, "cpu"),
     ("reference", torch.float32, "cpu"),
     ("reference", torch.float64, "cpu"),
     *((name, torch.float32, "cuda") for name in ("cuda", "triton") if torch.cuda.is_available()),

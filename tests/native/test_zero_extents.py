@@ -15,7 +15,7 @@ from tests.ops.simulated import simulated
 
 @pytest.mark.parametrize("zero", ["B", "Q", "H", "D", "P", "BQ", "DP", "QP"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("backend", ["native", "host"])
+@pytest.mark.parametrize("backend", ["cpu", "host"])
 def test_deformable_attention(backend: str, dtype: torch.dtype, zero: str, rng: torch.Generator) -> None:
     b, q, h, d, p = (0 if letter in zero else 3 for letter in "BQHDP")
     levels = ((3, 4), (1, 2))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detr_fast.ops.backend import Operator
+from detr_fast.ops.operator import Operator
 
 Inputs = dict[str, Any]
 

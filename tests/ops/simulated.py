@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from detr_fast.ops.backend import Backend, Operator
+from detr_fast.ops.operator import Backend, Operator
 from tests.ops import interpreter
 from tests.ops.contract import Case, Contract
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import tests.ops.cases as case_modules
 from detr_fast.ops import BackendUnavailable, use_backend
-from detr_fast.ops.backend import ORDER
+from detr_fast.ops.operator import ORDER
 from tests.ops.contract import BadInput, Case, Contract, Inputs, convert, to_float64
 from tests.ops.simulated import SIMULATED, is_slow, labels, simulated
 from tests.ops.simulated import cases as simulated_cases
@@ -241,7 +241,7 @@ def test_runs_and_thread_counts_give_the_same_bits(
         inputs = convert(case.inputs(rng), contract, dtype, device)
         grad_out = _grad_out(contract, inputs, rng) if contract.differentiable else None
         seen: list[list[Tensor]] = []
-        for threads in (1, 2, 3, 1) if backend == "native" else (1, 1):
+        for threads in (1, 2, 3, 1) if backend == "cpu" else (1, 1):
             torch.set_num_threads(threads)
             results = [contract.function(**inputs, backend=backend)]
             if grad_out is not None:

@@ -80,7 +80,7 @@ def test_equals_the_official_formulas(
 
 @pytest.mark.parametrize(
     ("backend", "points", "scale"),
-    [("native", 12544, 1.0), ("native", 12544, 30.0), *((label, 2000, 1.0) for label in labels(OPERATOR))],
+    [("cpu", 12544, 1.0), ("cpu", 12544, 30.0), *((label, 2000, 1.0) for label in labels(OPERATOR))],
     indirect=["backend"],
 )
 def test_sums_over_many_points_stay_exact(
@@ -140,7 +140,7 @@ def test_non_finite_pairs_cost_more_than_any_assignment(
     assert not spoilt[linear_assignment(cost, inputs["sizes"])[0, :5]].any()
 
 
-@pytest.mark.parametrize("backend", ["native", *labels(OPERATOR)], indirect=True)
+@pytest.mark.parametrize("backend", ["cpu", *labels(OPERATOR)], indirect=True)
 def test_targets_of_any_kind_give_the_same_bits(backend: str, rng: torch.Generator) -> None:
     inputs = narrow(make(rng, (3, 4), 9, 67, layers=2, targets="bool"))
     expected = mask_match_cost(**inputs, backend=backend)
@@ -173,7 +173,7 @@ def test_every_instruction_set_at_the_edges_of_tiles(isa: str, mask_cost: str, r
         for targets in range(1, 9):
             inputs = narrow(make(rng, (targets,), 3, points, mask_cost=mask_cost))
             torch.testing.assert_close(
-                mask_match_cost(**inputs, backend="native").double(),
+                mask_match_cost(**inputs, backend="cpu").double(),
                 mask_match_cost(**to_float64(inputs)),
                 rtol=1e-6,
                 atol=1e-5,

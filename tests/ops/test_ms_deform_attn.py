@@ -14,7 +14,7 @@ from torch.nn.functional import grid_sample
 from detr_fast.extension import extension
 from detr_fast.integrations.ms_deform_attn import MSDeformAttnFunction
 from detr_fast.ops import ms_deform_attn, ms_deform_attn_classic, ms_deform_attn_fused
-from detr_fast.ops.ms_deform_attn import native
+from detr_fast.ops.ms_deform_attn import cpu
 from tests.ops.cases.ms_deform_attn import GEOMETRIES, Geometry, fused_inputs, plain_inputs, randn
 
 SHAPES = ((4, 8), (2, 4))  # powers of two: pixel coordinates are exact in float32
@@ -86,11 +86,11 @@ def test_reference_differentiates_twice(rng: torch.Generator) -> None:
     assert torch.autograd.gradgradcheck(function, leaves, eps=1e-7, atol=1e-3)
 
 
-def test_native_refuses_a_second_derivative(rng: torch.Generator) -> None:
+def test_cpu_refuses_a_second_derivative(rng: torch.Generator) -> None:
     given = plain_inputs(GEOMETRIES["tiny_levels"], rng)
     given = {k: v.float() if isinstance(v, Tensor) else v for k, v in given.items()}
     given["value"].requires_grad_()
-    out = ms_deform_attn(**given, backend="native")
+    out = ms_deform_attn(**given, backend="cpu")
     (gradient,) = torch.autograd.grad(out.square().sum(), given["value"], create_graph=True)
     with pytest.raises(RuntimeError, match="backend='reference' can"):
         gradient.sum().backward()
@@ -113,7 +113,7 @@ def test_every_instruction_set(isa: str, name: str, dtype: torch.dtype, rng: tor
         grads = torch.autograd.grad(out, list(leaves.values()), torch.ones_like(out))
         return [out.detach().double(), *(g.double() for g in grads)]
 
-    for actual, expected in zip(run(False, "native"), run(True, "reference"), strict=True):
+    for actual, expected in zip(run(False, "cpu"), run(True, "reference"), strict=True):
         assert (actual - expected).abs().max() <= tolerance * expected.abs().max()
 
 
@@ -218,7 +218,7 @@ def test_no_gradient_is_made_that_nobody_needs(rng: torch.Generator) -> None:
     sizes = [tuple(size) for size in given["spatial_shapes"]]
     grad_out = torch.ones(2, 10, 128)
     for needs in ((True, False, False, False), (False, True, False, False), (False, False, True, False)):
-        gradients = native.backward(grad_out, tensors[0], sizes, *tensors[1:], None, needs)
+        gradients = cpu.backward(grad_out, tensors[0], sizes, *tensors[1:], None, needs)
         assert [gradient is not None for gradient in gradients] == list(needs)
     leaf = tensors[0].requires_grad_()
     with torch.no_grad():

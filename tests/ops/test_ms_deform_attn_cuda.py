@@ -146,7 +146,7 @@ def test_ms_deform_attn_host_too_many_levels(rng: torch.Generator) -> None:
         ms_deform_attn_fused(**inputs, backend="cuda")
 
 
-@pytest.mark.parametrize("backend", ["host", "native"])
+@pytest.mark.parametrize("backend", ["host", "cpu"])
 def test_ms_deform_attn_host_absurd_sizes(backend: str) -> None:
     """Expanded views whose copies no machine could hold: an error, and nothing is touched."""
     value = torch.zeros(1).expand(2**20, 4, 2**20, 64)

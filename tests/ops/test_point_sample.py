@@ -17,12 +17,12 @@ from tests.ops import interpreter
 from tests.ops.cases.point_sample import SHAPES, edges
 from tests.ops.simulated import simulated
 
-BACKENDS = ["native", *(["triton"] if interpreter.why_not() is None else [])]
+BACKENDS = ["cpu", *(["triton"] if interpreter.why_not() is None else [])]
 
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "native":
+    if request.param == "cpu":
         yield request.param
     else:
         with simulated(OPERATOR, request.param) as name:

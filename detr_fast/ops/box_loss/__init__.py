@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detr_fast.ops.backend import Backend, Operator
-from detr_fast.ops.box_loss import native, reference, triton
+from detr_fast.ops.box_loss import cpu, reference, triton
 from detr_fast.ops.checks import check_devices, check_floats
 from detr_fast.ops.matched import check_matched
+from detr_fast.ops.operator import Backend, Operator
 
 OPERATOR = Operator(
     "box_loss",
     Backend("triton", triton, triton.why_not),
-    Backend("native", native, native.why_not),
+    Backend("cpu", cpu, cpu.why_not),
     Backend("reference", reference, lambda device, dtype: None),
 )
 

@@ -9,11 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from detr_fast.ops.backend import Backend, Operator
-from detr_fast.ops.box_match_cost import cuda, native, reference, triton
+from detr_fast.ops.box_match_cost import cpu, cuda, reference, triton
 from detr_fast.ops.box_match_cost.terms import Terms
 from detr_fast.ops.checks import check_devices, check_floats
 from detr_fast.ops.match_cost import check_packing
+from detr_fast.ops.operator import Backend, Operator
 
 ClassCost = Literal["softmax", "focal"]
 
@@ -21,7 +21,7 @@ OPERATOR = Operator(
     "box_match_cost",
     Backend("cuda", cuda.BACKEND, cuda.BACKEND.why_not),
     Backend("triton", triton, triton.why_not),
-    Backend("native", native, native.why_not),
+    Backend("cpu", cpu, cpu.why_not),
     Backend("reference", reference, lambda device, dtype: None),
 )
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detr_fast import extension
 from detr_fast.ops.box_match_cost.terms import Terms
-from detr_fast.ops.gpu import FLOAT_TYPES, device_and_stream, ready
+from detr_fast.ops.memory import FLOAT_TYPES, device_and_stream, ready
 
 
 class Cuda:

@@ -9,16 +9,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from detr_fast.ops.backend import Backend, Operator
 from detr_fast.ops.checks import check_devices
-from detr_fast.ops.class_loss import native, reference, triton
+from detr_fast.ops.class_loss import cpu, reference, triton
 from detr_fast.ops.class_loss.terms import Terms
 from detr_fast.ops.matched import check_matched
+from detr_fast.ops.operator import Backend, Operator
 
 OPERATOR = Operator(
     "class_loss",
     Backend("triton", triton, triton.why_not),
-    Backend("native", native, native.why_not),
+    Backend("cpu", cpu, cpu.why_not),
     Backend("reference", reference, lambda device, dtype: None),
 )
 

@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import Parameter
 
-from detr_fast.ops.backend import Backend, Operator
-from detr_fast.ops.linear_assignment import cuda, native, reference, triton
+from detr_fast.ops.linear_assignment import cpu, cuda, reference, triton
+from detr_fast.ops.operator import Backend, Operator
 
 __all__ = ["OPERATOR", "linear_assignment"]
 
@@ -26,7 +26,7 @@ __all__ = ["OPERATOR", "linear_assignment"]
 def _needs_cpu(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cpu":
         return f"it runs on CPU tensors, these are on {device.type}"
-    return native.why_not()
+    return cpu.why_not()
 
 
 Method = Literal["paths", "auction"]
@@ -35,7 +35,7 @@ OPERATOR = Operator(
     "linear_assignment",
     Backend("cuda", cuda.BACKEND, cuda.BACKEND.why_not),
     Backend("triton", triton, triton.why_not),
-    Backend("native", native, _needs_cpu),
+    Backend("cpu", cpu, _needs_cpu),
     Backend("reference", reference, lambda device, dtype: None),
 )
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from detr_fast import extension
-from detr_fast.ops.gpu import device_and_stream
+from detr_fast.ops.memory import device_and_stream
 
 _DEFAULT_SHARED_BYTES = 48 * 1024  # that every device offers a block
 

@@ -9,18 +9,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from detr_fast.ops.backend import Backend, Operator
 from detr_fast.ops.checks import FLOATS, check_devices, check_floats
-from detr_fast.ops.mask_match_cost import native, reference, triton
+from detr_fast.ops.mask_match_cost import cpu, reference, triton
 from detr_fast.ops.mask_match_cost.terms import Terms
 from detr_fast.ops.match_cost import check_packing
+from detr_fast.ops.operator import Backend, Operator
 
 MaskCost = Literal["bce", "focal"]
 
 OPERATOR = Operator(
     "mask_match_cost",
     Backend("triton", triton, triton.why_not),
-    Backend("native", native, native.why_not),
+    Backend("cpu", cpu, cpu.why_not),
     Backend("reference", reference, lambda device, dtype: None),
 )
 

@@ -41,7 +41,7 @@ def ms_deform_attn(
     differentiated twice.
 
     Backends, best first: "cuda" (NVIDIA GPUs, compiled in), "triton" (GPUs, needs the triton package),
-    "native" (CPU), "reference" (PyTorch on any device, alone with float64). A GPU backend waits for the
+    "cpu", "reference" (PyTorch on any device, alone with float64). A GPU backend waits for the
     device only to read `spatial_shapes` from it; all its work goes to the current stream of the tensors'
     device, which need not be the current device.
 
@@ -53,7 +53,7 @@ def ms_deform_attn(
         attention_weights: [B, Q, H, N, P] floating point, used as they are.
         deterministic: True: the GPU backends sum the gradient of value in a fixed order, bitwise equal
             between runs, in more time and memory (up to 0.8 GB). None: as
-            `torch.are_deterministic_algorithms_enabled()` says when backward runs. The native backend is
+            `torch.are_deterministic_algorithms_enabled()` says when backward runs. The CPU backend is
             always deterministic; the reference on a GPU follows torch's setting alone.
         backend: pins one of the backends above; None takes the best.
 

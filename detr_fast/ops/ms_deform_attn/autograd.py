@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detr_fast.ops.backend import Backend, Operator
-from detr_fast.ops.ms_deform_attn import cuda, native, reference, triton
+from detr_fast.ops.ms_deform_attn import cpu, cuda, reference, triton
 from detr_fast.ops.ms_deform_attn.checks import check, level_sizes
+from detr_fast.ops.operator import Backend, Operator
 
 LevelSizes = Sequence[tuple[int, int]]
 
@@ -22,7 +22,7 @@ OPERATOR = Operator(
     "ms_deform_attn",
     Backend("cuda", cuda.BACKEND, cuda.BACKEND.why_not),
     Backend("triton", triton, triton.why_not),
-    Backend("native", native, native.why_not),
+    Backend("cpu", cpu, cpu.why_not),
     Backend("reference", reference, lambda device, dtype: None),
 )
 

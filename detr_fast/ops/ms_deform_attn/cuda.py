@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from detr_fast import extension
-from detr_fast.ops.gpu import FLOAT_TYPES, device_and_stream, ready
+from detr_fast.ops.memory import FLOAT_TYPES, device_and_stream, ready
 from detr_fast.ops.ms_deform_attn.ordered import (
     check_countable,
     grad_value_in_order,

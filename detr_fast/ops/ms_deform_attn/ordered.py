@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from detr_fast.ops.gpu import is_aligned, ready
+from detr_fast.ops.memory import is_aligned, ready
 
 LevelSizes = Sequence[tuple[int, int]]
 Gather = Callable[[LevelSizes, Tensor, Tensor, Tensor, Tensor, "Tensor | None"], None]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from detr_fast.ops.gpu import ready
+from detr_fast.ops.memory import ready
 from detr_fast.ops.ms_deform_attn.ordered import (
     check_countable,
     grad_value_in_order,

@@ -33,7 +33,7 @@ def point_sample(
 
     Arithmetic is float32 (float64 for float64 maps), whatever the dtypes; autocast changes nothing. The
     result is linear in `maps`, and can be differentiated by them any number of times; gradients are summed
-    in float32 over all rows that share a map. The native backend gives the same bits for any number of
+    in float32 over all rows that share a map. The CPU backend gives the same bits for any number of
     threads.
 
     Args:
@@ -43,8 +43,8 @@ def point_sample(
         point_index: [R] int64, the points of each row; None: row r takes set r.
         deterministic: True: the Triton backend sums gradients in a fixed order, bitwise equal between runs,
             in more time. None: as `torch.are_deterministic_algorithms_enabled()` says when backward
-            runs. The native backend is always deterministic.
-        backend: "triton" (GPUs), "native" (CPU) or "reference" (PyTorch on any device, alone with float64);
+            runs. The CPU backend is always deterministic.
+        backend: "triton" (GPUs), "cpu" or "reference" (PyTorch on any device, alone with float64);
             None takes the best.
 
     Returns:

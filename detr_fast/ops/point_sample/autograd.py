@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detr_fast.ops.backend import Backend, Operator
-from detr_fast.ops.point_sample import native, reference, triton
+from detr_fast.ops.operator import Backend, Operator
+from detr_fast.ops.point_sample import cpu, reference, triton
 from detr_fast.ops.point_sample.checks import check, result_dtype, rows
 
 OPERATOR = Operator(
     "point_sample",
     Backend("triton", triton, triton.why_not),
-    Backend("native", native, native.why_not),
+    Backend("cpu", cpu, cpu.why_not),
     Backend("reference", reference, lambda device, dtype: None),
 )
 

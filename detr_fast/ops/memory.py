@@ -1,0 +1,52 @@
+"""What kernels take of a tensor: memory that holds what the tensor shows.
+
+Every CPU, CUDA and Triton call passes its tensors through `ready`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOAT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/common/float_types.h
+ALIGNMENT = 16  # bytes that a kernel loads and stores at once
+
+
+def ready(tensor: Tensor, dtype: torch.dtype | None = None, *, contiguous: bool = True) -> Tensor:
+    """The tensor as kernels read it: the tensor itself where its memory is so already, else a copy.
+
+    Args:
+        tensor: any strides; negative and conjugate bits and zero tensors without memory are resolved.
+        dtype: converts to this one; None leaves it alone.
+        contiguous: whether elements must lie side by side and begin at a multiple of 16 bytes.
+
+    Raises:
+        ValueError: the tensor has no memory: it is fake, on the meta device, or its storage was freed.
+    """
+    if dtype is not None and tensor.dtype != dtype:
+        tensor = tensor.to(dtype)
+    if contiguous:
+        tensor = tensor.contiguous()
+    if tensor.is_neg():  # conjugate bits are of complex numbers, which no operator takes
+        tensor = tensor.resolve_neg()
+    address = tensor.data_ptr()
+    if address == 0 and tensor.numel():
+        if not tensor._is_zerotensor():
+            raise ValueError(f"expected a tensor with memory; the storage of {list(tensor.shape)} is empty")
+        return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    if address % ALIGNMENT and contiguous:
+        return tensor.clone()
+    return tensor
+
+
+def is_aligned(tensor: Tensor) -> bool:
+    return tensor.data_ptr() % ALIGNMENT == 0
+
+
+def device_and_stream(tensor: Tensor) -> tuple[int, int]:
+    """The device's index and its current stream; zeros for a tensor on the CPU, where tests run kernels."""
+    if not tensor.is_cuda:
+        return 0, 0
+    device = tensor.device.index
+    # torch.cuda.current_stream(device).cuda_stream without the object in between
+    return device, torch._C._cuda_getCurrentRawStream(device)
