@@ -32,10 +32,10 @@ bench: $(VENV)/.peers
 
 # On a machine with an NVIDIA GPU, with the packages of $(PYTHON) as they are: build, tests, sanitizer, benchmark.
 gpu:
-	$(PYTHON) benchmarks/gpu/run.py
+	$(PYTHON) -m benchmarks gpu
 
 resources: $(VENV)/.installed
-	$(BIN)/python -m benchmarks.resources
+	$(BIN)/python -m benchmarks resources
 
 package: $(VENV)/.installed
 	sh tests/package.sh $(BIN)/python
@@ -54,7 +54,7 @@ $(VENV)/.torch: constraints.txt
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml $(NATIVE)
-	$(PIP) install -c constraints.txt -e ".[train,test,lint]"
+	$(PIP) install -c constraints.txt -e ".[test,lint]"
 	touch $@
 
 # torch-ms-deform-attn is compiled against the torch that is installed here, never taken from a cache.

@@ -6,29 +6,31 @@ benchmarks/results/, with the machine described.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import torch
 
-from benchmarks.cases import CASES, Case
-from benchmarks.contract import Contract, ContractFailed
-from benchmarks.peers import Contender, all_peers
-from benchmarks.suite import SEED, Comparison
+from benchmarks.contract import ContractFailed
+from benchmarks.runner import SEED, Plan, Subject
+from benchmarks.suite import Case, Contender, Suite, all_suites
 from detr_fast.machine import describe_machine, torch_threads
 
 
 class Entry(NamedTuple):
     """One contender of one case."""
 
+    suite: Suite
     case: Case
     pass_: str
     threads: int
     contender: Contender
-    contract: Contract
+
+    def __str__(self) -> str:
+        parts = (self.suite.operator, self.case.name, self.pass_, str(self.threads), self.contender.name)
+        return "-".join(parts).replace(" ", "_")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -49,39 +51,29 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "entry" not in metafunc.fixturenames:
         return
     threads = [int(count) for count in metafunc.config.getoption("--threads").split(",")]
-    entries = [entry for count in threads for entry in _entries(metafunc.module.OPERATORS, count)]
-    entries.sort(key=lambda entry: CASES.index(entry.case))
-    metafunc.parametrize("entry", entries, ids=map(_name, entries))
+    metafunc.parametrize("entry", found := entries(threads), ids=map(str, found))
 
 
-def _entries(operators: tuple[str, ...], threads: int) -> Iterator[Entry]:
-    for case in CASES:
-        peers = [p for p in all_peers() if p.operator == case.operator and p.operator in operators]
-        contenders = {
-            contender.name: (contender, peer.contract)
-            for peer in peers
-            if not peer.missing
-            for contender in (peer.ours, peer.theirs)
-        }
-        for pass_ in case.passes:
-            for contender, contract in contenders.values():
-                yield Entry(case, pass_, threads, contender, contract)
+def entries(threads: Sequence[int]) -> list[Entry]:
+    """All that can run here, in the order of the cases."""
+    return [
+        Entry(suite, case, pass_, count, contender)
+        for suite, case in Plan().chosen(all_suites())
+        for pass_ in case.passes
+        for count in threads
+        for contender in suite.contenders(case)
+        if not contender.missing
+    ]
 
 
-def _name(entry: Entry) -> str:
-    return f"{entry.case.name}-{entry.pass_}-{entry.threads}-{entry.contender.name}".replace(" ", "_")
+_latest: list[Subject] = []
 
 
-_latest: dict[tuple[str, str, str], Comparison] = {}
-
-
-def _comparison(case: Case, pass_: str) -> Comparison:
-    """The inputs and the reference of a case; only the latest is kept in memory."""
-    key = (case.operator, case.name, pass_)
-    if key not in _latest:
-        _latest.clear()
-        _latest[key] = Comparison(case, pass_, case.inputs(torch.Generator().manual_seed(SEED)))
-    return _latest[key]
+def _subject(suite: Suite, case: Case) -> Subject:
+    """The inputs and references of a case; only the latest are kept in memory."""
+    if not _latest or _latest[0].case is not case:
+        _latest[:] = [Subject(suite, case)]
+    return _latest[0]
 
 
 @pytest.fixture
@@ -89,24 +81,17 @@ def time_entry(benchmark: Any) -> Callable[[Entry], None]:
     """Checks an entry's result against the reference, then times it."""
 
     def run(entry: Entry) -> None:
-        case, contender = entry.case, entry.contender
-        comparison = _comparison(case, entry.pass_)
-        benchmark.group = f"{case.operator} {case.name}, {entry.pass_}, threads: {entry.threads}"
-        benchmark.extra_info.update(
-            {
-                "operator": case.operator,
-                "case": case.name,
-                "pass": entry.pass_,
-                "threads": entry.threads,
-                "contender": contender.name,
-            }
-        )
-        with torch_threads(entry.threads):
+        suite, case, pass_, threads, contender = entry
+        subject = _subject(suite, case)
+        benchmark.group = f"{suite.operator} {case.name}, {pass_}, threads: {threads}"
+        row = {"operator": suite.operator, "case": case.name, "pass": pass_, "threads": threads}
+        benchmark.extra_info.update(row, contender=contender.name)
+        with torch_threads(threads):
             try:
-                seconds = comparison.check(contender, entry.contract, entry.threads)
+                seconds = subject.check(contender, pass_)
             except ContractFailed as error:
                 pytest.fail(f"not timed: {error}", pytrace=False)
-            call = contender.prepare(comparison.inputs, entry.pass_, entry.threads)
+            call = contender.prepare(subject.inputs, pass_)
             if seconds > 0.05:
                 benchmark.pedantic(call, rounds=3 if seconds > 0.5 else 10)
             else:

@@ -1,39 +1,49 @@
-"""The speed-ups that the operators are held to, on two cores of an AVX2 machine."""
+"""What the operators are held to: ratios on a CPU stand in its rows, a GPU run is judged at its end."""
 
 from __future__ import annotations
 
-from benchmarks.cases import FORWARD
+from collections.abc import Sequence
+from typing import Any
 
-GRID_SAMPLE = "grid_sample path"
-TORCH_MS_DEFORM_ATTN = "torch-ms-deform-attn"
-SCIPY = "scipy, (Q, T) matrices"
-PY_LAP_SOLVER = "py-lap-solver"
-OFFICIAL_DETR = "facebookresearch/detr"
-OFFICIAL_MASK2FORMER = "facebookresearch/Mask2Former"
+from benchmarks.suite import Goal, Row, all_suites
 
-ASSIGNMENT_MEDIAN = 10.0
-
-_ATTENTION = {
-    (GRID_SAMPLE, "encoder"): (40.0, 35.0),
-    (GRID_SAMPLE, "Mask2Former"): (40.0, 35.0),
-    (GRID_SAMPLE, "decoder"): (30.0, 10.0),
-    (GRID_SAMPLE, "RF-DETR"): (30.0, 18.0),
-    (TORCH_MS_DEFORM_ATTN, "encoder"): (5.0, 7.0),
-    (TORCH_MS_DEFORM_ATTN, "Mask2Former"): (5.0, 7.0),
-    (TORCH_MS_DEFORM_ATTN, "decoder"): (5.0, 3.0),
-    (TORCH_MS_DEFORM_ATTN, "RF-DETR"): (5.0, 3.0),
-}
-_MATCHER = {"B=16 Q=100 L=6": 60.0, "B=16 Q=300 L=6": 120.0, "B=4 Q=900 L=7": 50.0}
+MET, MISSED, NOT_MEASURED = "met", "missed", "not measured"
+SIGNS = {"at_most": "<=", "at_least": ">="}
 
 
-def goal(operator: str, case: str, pass_: str, peer: str, threads: int) -> float | None:
-    """The least ratio peer time / ours that is asked for, or None where none is."""
-    if threads not in (1, 2):
-        return None
-    if operator == "ms_deform_attn" and (peer, case) in _ATTENTION:
-        return _ATTENTION[peer, case][pass_ != FORWARD]
-    if operator == "linear_assignment" and threads == 2 and case != "1x1 random":
-        return {SCIPY: 5.0, PY_LAP_SOLVER: 3.0}.get(peer)
-    if operator == "matcher" and peer == OFFICIAL_DETR:
-        return _MATCHER.get(case)
-    return None
+def judge(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """[{"goal", "unit", "at_most" or "at_least", "measured" (None where a row is absent), "verdict"}]."""
+    return [
+        _verdict(goal)
+        for suite in all_suites()
+        for goal in suite.gpu_goals([row for row in rows if row["operator"] == suite.operator])
+    ]
+
+
+def _verdict(goal: Goal) -> dict[str, Any]:
+    if goal.measured is None:
+        verdict = NOT_MEASURED
+    else:
+        reached = goal.measured <= goal.limit if goal.bound == "at_most" else goal.measured >= goal.limit
+        verdict = MET if reached else MISSED
+    return {
+        "goal": goal.goal,
+        "unit": goal.unit,
+        goal.bound: goal.limit,
+        "measured": goal.measured,
+        "verdict": verdict,
+    }
+
+
+def cells(goal: dict[str, Any]) -> tuple[str, str, str, str]:
+    """What, its limit, what was measured (empty where nothing was) and the verdict."""
+    bound = next(name for name in SIGNS if name in goal)
+    measured = "" if goal["measured"] is None else f"{goal['measured']:.3g} {goal['unit']}"
+    return goal["goal"], f"{SIGNS[bound]} {goal[bound]:g} {goal['unit']}", measured, goal["verdict"]
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """How many goals the rows of a CPU run reach."""
+    held = [row for row in rows if "goal" in row]
+    reached = [row for row in held if row["ratio"] is not None and row["ratio"] >= row["goal"]]
+    return f"{len(reached)} of {len(held)} goals reached; ratio = peer time / ours, medians"

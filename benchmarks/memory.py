@@ -1,9 +1,4 @@
-"""Peak memory of the mask criterion beside Mask2Former's own.
-
-    python -m benchmarks.memory [--json FILE]
-
-prints a line a pass and writes the rows with the machine (default: benchmarks/results/memory.json).
-"""
+"""Peak memory of the mask criterion beside Mask2Former's own: resident memory of a process of its own."""
 
 from __future__ import annotations
 
@@ -20,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.cases import FORWARD, FORWARD_BACKWARD, MOST_MASKS, MaskCase
-from benchmarks.peers.masks import peers
-from benchmarks.suite import SEED, Row
+from benchmarks.runner import SEED
+from benchmarks.suite import FORWARD, FORWARD_BACKWARD, Row
+from benchmarks.suites.mask_criterion import MOST_MASKS, Masks, contenders
 from detr_fast.machine import describe_machine
 
 RESULTS = Path(__file__).parent / "results"
@@ -35,7 +30,7 @@ def why_not() -> str | None:
 
 
 def run(
-    case: MaskCase = MOST_MASKS, passes: Sequence[str] = (FORWARD, FORWARD_BACKWARD), threads: int = 1
+    case: Masks = MOST_MASKS, passes: Sequence[str] = (FORWARD, FORWARD_BACKWARD), threads: int = 1
 ) -> list[Row]:
     """One row a pass, with ours_mib, peer_mib and their ratio, and the seconds that the calls took.
 
@@ -43,45 +38,33 @@ def run(
     """
     if reason := why_not():
         raise RuntimeError(reason)
+    names = [contender.name for contender in contenders(case)]
     rows: list[Row] = []
-    (peer,) = peers()
     for pass_ in passes:
         (ours_mib, ours_s), (peer_mib, peer_s) = (
-            _in_own_process(case, pass_, threads, official) for official in (False, True)
+            _in_own_process(case, pass_, threads, which) for which in range(2)
         )
-        rows.append(
-            {
-                "operator": case.operator,
-                "case": case.name,
-                "pass": pass_,
-                "threads": threads,
-                "peer": peer.name,
-                "ours_mib": ours_mib,
-                "peer_mib": peer_mib,
-                "ratio": peer_mib / ours_mib,
-                "ours_s": ours_s,
-                "peer_s": peer_s,
-            }
-        )
+        row: Row = {"operator": "mask_criterion", "case": case.name, "pass": pass_, "threads": threads}
+        row |= {"peer": names[1], "ours_mib": ours_mib, "peer_mib": peer_mib, "ratio": peer_mib / ours_mib}
+        rows.append(row | {"ours_s": ours_s, "peer_s": peer_s})
     return rows
 
 
-def _in_own_process(case: MaskCase, pass_: str, threads: int, official: bool) -> tuple[float, float]:
+def _in_own_process(case: Masks, pass_: str, threads: int, which: int) -> tuple[float, float]:
     # glibc then gives every larger block back when it is freed, so that resident memory is memory in use
     os.environ["MALLOC_MMAP_THRESHOLD_"] = str(1 << 16)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_measure, case, pass_, threads, official).result()
+        return pool.submit(_measure, case, pass_, threads, which).result()
 
 
-def _measure(case: MaskCase, pass_: str, threads: int, official: bool) -> tuple[float, float]:
+def _measure(case: Masks, pass_: str, threads: int, which: int) -> tuple[float, float]:
     """MiB at the peak above those before, and seconds, of a call after a small one."""
     torch.set_num_threads(threads)
-    (peer,) = peers()
-    contender = peer.theirs if official else peer.ours
+    contender = contenders(case)[which]
     small = replace(case, targets=(2,), layers=2, queries=5, size=64)
-    contender.prepare(small.inputs(torch.Generator().manual_seed(SEED)), pass_, threads)()
-    call = contender.prepare(case.inputs(torch.Generator().manual_seed(SEED)), pass_, threads)
+    contender.prepare(small.inputs(torch.Generator().manual_seed(SEED)), pass_)()
+    call = contender.prepare(case.inputs(torch.Generator().manual_seed(SEED)), pass_)
     gc.collect()
     _RESET.write_text("5")
     before = _mib("VmRSS")
@@ -95,12 +78,10 @@ def _mib(field: str) -> float:
     return int(line.split()[1]) / 1024
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, default=RESULTS / "memory.json")
-    path = parser.parse_args().json
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks memory", description=__doc__)
+    parser.add_argument("--json", type=Path, default=RESULTS / "memory.json", metavar="FILE")
+    path = parser.parse_args(arguments).json
     rows = run()
     for row in rows:
         print(
@@ -111,7 +92,4 @@ def main() -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"rows": rows, "machine": describe_machine()}, indent=1) + "\n")
     print(f"written: {path}")
-
-
-if __name__ == "__main__":
-    main()
+    return 0

@@ -1,6 +1,6 @@
 """Draws the README's chart of speed-ups from a results JSON.
 
-    python benchmarks/plot.py benchmarks/results/NAME.json --out docs/speed.png
+    python -m benchmarks plot benchmarks/results/NAME.json --out docs/speed.png
 
 It reads what `detr-fast bench --json` writes and what `pytest benchmarks/` saves.
 """
@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+
+matplotlib.use("Agg")
 
 Row = dict[str, Any]
 
@@ -181,16 +182,13 @@ def _draw_panel(
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks plot", description=__doc__.splitlines()[0])
     parser.add_argument(
         "results", type=Path, help="a JSON written by `detr-fast bench` or `pytest benchmarks/`"
     )
     parser.add_argument("--threads", type=int, default=2, help="which rows to draw")
     parser.add_argument("--out", type=Path, default=Path("docs/speed.png"))
-    arguments = parser.parse_args()
-    draw(json.loads(arguments.results.read_text()), arguments.threads, arguments.out)
-
-
-if __name__ == "__main__":
-    main()
+    options = parser.parse_args(arguments)
+    draw(json.loads(options.results.read_text()), options.threads, options.out)
+    return 0

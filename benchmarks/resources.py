@@ -1,6 +1,6 @@
 """What the CUDA kernels of the built extension ask of the hardware, read from their machine code.
 
-    python -m benchmarks.resources [EXTENSION] [--output FOLDER]
+    python -m benchmarks resources [EXTENSION] [--output FOLDER]
 
 writes `resources.json` (a row for each kernel and architecture) and `resources.md` (a row for each kernel).
 EXTENSION is any file that holds device code; without it, the extension that is installed.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -37,12 +37,14 @@ Written by `make resources` from the extension: {mb:.2f} MB, of which {device_mb
 """
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Resource report of the CUDA kernels.")
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks resources", description="Resource report of the CUDA kernels."
+    )
     parser.add_argument("extension", type=Path, nargs="?", help="default: the installed detr_fast._C")
     parser.add_argument("--output", type=Path, default=RESULTS)
-    arguments = parser.parse_args()
-    binary = arguments.extension or Path(str(extension().__file__))
+    options = parser.parse_args(arguments)
+    binary = options.extension or Path(str(extension().__file__))
     build, kernels = describe_build(binary), read_kernels(binary)
     if not kernels:
         parser.exit(1, f"{binary} holds no CUDA kernels: was it built without nvcc?\n")
@@ -50,11 +52,12 @@ def main() -> None:
     machine = describe_machine()
     about = {"commit": machine["commit"], "date": machine["date"], **build}
     rows = ",\n".join(json.dumps(asdict(kernel)) for kernel in kernels)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    path = arguments.output / "resources.json"
+    options.output.mkdir(parents=True, exist_ok=True)
+    path = options.output / "resources.json"
     path.write_text(f'{{"build": {json.dumps(about)},\n"kernels": [\n{rows}\n]}}\n')
     path.with_suffix(".md").write_text(report(build, kernels))
     print(f"{len(kernels)} kernels: {path} and {path.with_suffix('.md')}")
+    return 0
 
 
 def report(build: dict[str, Any], kernels: list[Kernel]) -> str:
@@ -92,7 +95,3 @@ def _row(name: str, kernels: list[Kernel], architectures: list[str]) -> list[str
 def _span(values: Iterable[int]) -> str:
     found = sorted(values)
     return "-".join(map(str, dict.fromkeys([found[0], found[-1]])))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,189 +1,257 @@
-"""Runs cases against peers: contract first, then the clock."""
+"""What a benchmark is made of: cases, contenders, a contract, a floor. `benchmarks/suites` holds them.
+
+Letters: `B` images, `L` decoder layers, `Q` queries, `T` targets of one image, `sumT` targets of the
+batch, `K` classes, `H` heads, `D` head channels, `S` value positions, `N` levels, `P` points.
+"""
 
 from __future__ import annotations
 
-import os
-import statistics
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any, Protocol
 
 import torch
+from torch import Generator, Tensor
 
-from benchmarks import goals
-from benchmarks.cases import CASES, AttentionInputs, Case, MaskInputs
-from benchmarks.contract import Contract, ContractFailed
-from benchmarks.peers import Contender, Peer, all_peers
-from benchmarks.timing import interleaved
-from detr_fast.machine import torch_threads
+from benchmarks.contract import Contract
+from detr_fast.ops import OPERATORS, use_backend
+from detr_fast.ops.operator import ORDER
 
 Row = dict[str, Any]
-SEED = 0
+Call = Callable[[], Any]
+
+FORWARD, BACKWARD, FORWARD_BACKWARD = "forward", "backward", "forward+backward"
+RECORDED = "forward, recorded for backward"
+OURS = "detr_fast"
+CUDA, TRITON = "cuda", "triton"
+
+
+class Case(Protocol):
+    """Sizes of one operator, and the passes that are timed. quick: whether the quick run has it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def passes(self) -> Sequence[str]: ...
+    @property
+    def quick(self) -> bool: ...
+    def inputs(self, generator: Generator) -> Any:
+        """Inputs of one call, drawn from `generator`, on its device."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to run and how long.
+class Contender:
+    """Something that can be timed.
 
-    threads: the thread counts, each for ours and the peer alike.
-    operators: the operators to run (None: all).
-    budget_s: seconds of samples for one comparison, within `min_rounds` (fewer where the deadline is near)
-        and `max_rounds` rounds.
-    patience_s: how long each sample waits for other processes to stop.
-    checked_queries: attention is compared with its reference for so many random queries (None: all).
-    quick: only the peers of the quick run.
-    deadline_s: seconds after which no further comparison begins.
+    prepare: (inputs, pass) -> the call that is timed, everything else done; threads are torch's.
+    canonical: (result, inputs) -> the form that the contract compares; not timed.
+    beside: the contender of ours that a peer is compared with, on the same inputs in the same layout.
+    quick: whether the quick run on a CPU has this peer.
+    missing: why it cannot run here, or None.
+    waits: it needs the host, so that no CUDA graph can hold it.
+    repeatable: two calls must agree bit for bit. passes: of a case, those that it takes part in.
+    needs_s: it begins only with so many seconds left, because compiling cannot be interrupted.
     """
 
-    threads: Sequence[int] = (1, 2)
-    operators: Sequence[str] | None = None
-    budget_s: float = 4.0
-    min_rounds: int = 3
-    max_rounds: int = 31
-    patience_s: float = 0.3
-    checked_queries: int | None = None
-    quick: bool = False
-    deadline_s: float = float("inf")
-
-    def __post_init__(self) -> None:
-        known = sorted({case.operator for case in CASES})
-        for operator in self.operators or ():
-            if operator not in known:
-                raise ValueError(f"operators: expected some of {', '.join(known)}; got {operator!r}")
+    name: str
+    prepare: Callable[[Any, str], Call]
+    canonical: Callable[[Any, Any], Any] = lambda result, inputs: result
+    ours: bool = False
+    beside: str = OURS
+    quick: bool = True
+    missing: str | None = None
+    waits: bool = False
+    repeatable: bool = False
+    passes: Sequence[str] = (FORWARD, BACKWARD, FORWARD_BACKWARD)
+    needs_s: float = 0.0
 
 
-def run(plan: Plan, cases: Sequence[Case] = CASES, peers: Sequence[Peer] | None = None) -> Iterator[Row]:
-    """One row a comparison.
+@dataclass(frozen=True)
+class Work:
+    """What a call must do at least.
 
-    A row has operator, case, pass, threads and peer. Timed rows add ours_ms, peer_ms and ratio = peer_ms /
-    ours_ms with the rest of `Timing`. Others have ratio None and say why: `failed` or `peer_failed` (our or
-    the peer's result broke the contract, so nothing was timed) or `left_out` (time was up). Rows with a
-    goal carry it.
+    bytes: read and written once. flops: of products and convolutions, at the rate of `unit`. gather: bytes of
+    rows that are read from, and in backward added to, the caches; None where that says nothing.
     """
-    started = time.perf_counter()
-    peers = all_peers() if peers is None else peers
-    for case in cases:
-        if plan.operators is not None and case.operator not in plan.operators:
+
+    bytes: int
+    flops: int = 0
+    unit: str = "fp32"
+    gather: int | None = None
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a row of a GPU run is held to. bound: at_most or at_least. measured: None where no row tells."""
+
+    goal: str
+    unit: str
+    bound: str
+    limit: float
+    measured: float | None
+
+
+def _no_goal(case: str, pass_: str, peer: str, threads: int) -> float | None:
+    return None
+
+
+def _as_timed(case: Any, inputs: Any, generator: Generator, queries: int | None) -> Any:
+    return inputs
+
+
+@dataclass(frozen=True)
+class Suite:
+    """All about one operator, matcher, criterion or model.
+
+    cases: on a CPU, where each peer is timed beside ours. gpu_cases: on a GPU, where each is timed alone.
+    contenders: of a case; ours first.
+    gpu_contenders: (case, device) -> those on a GPU; default: ours once for each backend, and the peers.
+    contract: what every result must meet. work: (inputs, pass) -> the floor.
+    parts: the names of the operators in it.
+    to_check: (case, inputs, generator, queries) -> the inputs of the call whose result is compared; queries:
+        of how many, where that is cheaper (None: all).
+    goal: (case, pass, peer, threads) -> the least ratio on a CPU, or None. gpu_goals: of a GPU run's rows.
+    summary: rows over all cases, from the rows of a CPU run.
+    details: (inputs) -> what a row of a CPU run adds about our call.
+    cold: on a GPU inputs rotate among copies, so that no call finds its own in the cache.
+    by_default: whether a run has it that names no operators.
+    """
+
+    operator: str
+    contenders: Callable[[Any], list[Contender]]
+    contract: Contract
+    work: Callable[[Any, str], Work]
+    parts: Sequence[str]
+    cases: Sequence[Case] = ()
+    gpu_cases: Sequence[Case] = ()
+    gpu_contenders: Callable[[Any, torch.device], list[Contender]] | None = None
+    to_check: Callable[[Any, Any, Generator, int | None], Any] = _as_timed
+    goal: Callable[[str, str, str, int], float | None] = _no_goal
+    gpu_goals: Callable[[Sequence[Row]], Iterable[Goal]] = lambda rows: ()
+    summary: Callable[[Sequence[Row]], list[Row]] = lambda rows: []
+    details: Callable[[Any], Row] = lambda inputs: {}
+    cold: bool = False
+    by_default: bool = True
+
+    def alone(self, case: Any, device: torch.device) -> list[Contender]:
+        """The contenders of a GPU run."""
+        if self.gpu_contenders is not None:
+            return self.gpu_contenders(case, device)
+        ours, *peers = self.contenders(case)
+        return [*pinned(ours, self.parts, device), *(peer for peer in peers if not peer.ours)]
+
+
+@cache
+def all_suites() -> tuple[Suite, ...]:
+    """Those of every module in `benchmarks/suites`, in the order of the modules' names."""
+    folder = importlib.import_module("benchmarks.suites")
+    modules = [
+        importlib.import_module(f"{folder.__name__}.{m.name}") for m in pkgutil.iter_modules(folder.__path__)
+    ]
+    return tuple(suite for module in modules for suite in module.SUITES)
+
+
+def backends(
+    parts: Sequence[str], device: torch.device, dtype: torch.dtype = torch.float32
+) -> Iterator[tuple[str, dict[str, str], str | None]]:
+    """(backend, its pins for the parts that have it, why it cannot run or None) for all but the reference.
+
+    GPU backends are always listed, the others where they serve the device. Parts without a kernel
+    compiled for CUDA take Triton's there.
+    """
+    for name in ORDER:
+        having = [part for part in OPERATORS if part.name in parts and name in part.backends]
+        if name == "reference" or not having:
             continue
-        chosen = [
-            p for p in peers if p.operator == case.operator and not p.missing and (p.quick or not plan.quick)
-        ]
-        if not chosen:
-            continue
-        inputs = case.inputs(torch.Generator().manual_seed(SEED))
-        for pass_ in case.passes:
-            comparison = Comparison(case, pass_, inputs, plan.checked_queries)
-            for threads in plan.threads:
-                for peer in chosen:
-                    remaining_s = plan.deadline_s - (time.perf_counter() - started)
-                    with torch_threads(threads):
-                        row = comparison.row(peer, plan, threads, remaining_s)
-                    yield row
+        reasons = (part.explain(device, dtype)[name] for part in having)
+        why = next((reason for reason in reasons if reason is not None), None)
+        if why is None or name in (CUDA, TRITON):
+            yield name, {part.name: name for part in having}, why
 
 
-def left_out_peers(plan: Plan, peers: Sequence[Peer] | None = None) -> dict[str, str]:
-    """The peers that this environment lacks, with the reasons."""
-    peers = all_peers() if peers is None else peers
-    wanted = [p for p in peers if plan.operators is None or p.operator in plan.operators]
-    return {peer.name: peer.missing for peer in wanted if peer.missing}
+def pinned(ours: Contender, parts: Sequence[str], device: torch.device) -> list[Contender]:
+    """Ours once for each backend, named after it."""
+    return [
+        replace(ours, name=name, prepare=partial(_prepare_pinned, pins, ours.prepare), missing=why)
+        for name, pins, why in backends(parts, device)
+    ]
 
 
-def median_rows(rows: Sequence[Row]) -> list[Row]:
-    """For each assignment peer and thread count the median ratio over all cases but the smallest."""
-    groups: dict[tuple[str, int], list[float | None]] = {}
+def _prepare_pinned(
+    pins: Mapping[str, str], prepare: Callable[[Any, str], Call], inputs: Any, pass_: str
+) -> Call:
+    with use_backend(**pins):
+        call = prepare(inputs, pass_)
+
+    def pinned_call() -> Any:
+        with use_backend(**pins):
+            return call()
+
+    return pinned_call
+
+
+def differentiable(name: str, bind: Callable[[Any], Callable[..., Tensor]], **options: Any) -> Contender:
+    """Of `bind(inputs)`, a function of `inputs.leaves`; its output has the gradient `inputs.grad_output`."""
+
+    def prepare(inputs: Any, pass_: str) -> Call:
+        function = bind(inputs)
+        if pass_ == FORWARD:
+            tensors = tuple(inputs.leaves.values())
+            return lambda: (function(*tensors),)
+        leaves = leaves_of(*inputs.leaves.values())
+        if pass_ == RECORDED:
+            return lambda: function(*leaves)
+        if pass_ == BACKWARD:
+            output = function(*leaves)
+            return lambda: torch.autograd.grad(output, leaves, inputs.grad_output, retain_graph=True)
+
+        def step() -> tuple[Tensor, ...]:
+            output = function(*leaves)
+            return output, *torch.autograd.grad(output, leaves, inputs.grad_output)
+
+        return step
+
+    def canonical(result: tuple[Tensor, ...], inputs: Any) -> dict[str, Tensor]:
+        keys = ("output", *(f"grad_{leaf}" for leaf in inputs.leaves))
+        return dict(zip(keys, (tensor.detach() for tensor in result), strict=False))
+
+    return Contender(name, prepare, canonical, **options)
+
+
+def reference(contender: Contender, inputs: Any, pass_: str) -> Any:
+    """The canonical result of one call, made with the operators' references."""
+    with use_backend("reference"):
+        return contender.canonical(contender.prepare(inputs, pass_)(), inputs)
+
+
+def leaves_of(*tensors: Tensor) -> list[Tensor]:
+    return [tensor.detach().requires_grad_() for tensor in tensors]
+
+
+def import_peer(module: str) -> tuple[Any, str | None]:
+    """A module and None, or None and why it does not import."""
+    try:
+        return importlib.import_module(module), None
+    except ImportError as error:
+        return None, str(error).splitlines()[0].rpartition("/")[2][:100]
+
+
+def size_of(*tensors: Tensor) -> int:
+    """Bytes."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def ratio(of: float | None, to: float | None) -> float | None:
+    return None if of is None or to is None else of / to
+
+
+def measured(rows: Sequence[Row], what: str = "kernel_us", **key: Any) -> float | None:
+    """The time in the first row with these values, or None where it was not measured."""
     for row in rows:
-        if row["operator"] == "linear_assignment" and row["case"] != "1x1 random":
-            groups.setdefault((row["peer"], row["threads"]), []).append(row["ratio"])
-    medians = []
-    for (peer, threads), ratios in groups.items():
-        timed = [ratio for ratio in ratios if ratio is not None]
-        if len(timed) != len(ratios):
-            continue
-        summary: Row = {
-            "operator": "linear_assignment",
-            "case": f"median of {len(timed)} cases",
-            "pass": "forward",
-            "threads": threads,
-            "peer": peer,
-            "ratio": statistics.median(timed),
-        }
-        if peer == goals.SCIPY and threads == 2:
-            summary["goal"] = goals.ASSIGNMENT_MEDIAN
-        medians.append(summary)
-    return medians
-
-
-class Comparison:
-    """One case and pass, whose reference is computed once for all peers and thread counts."""
-
-    def __init__(self, case: Case, pass_: str, inputs: Any, checked_queries: int | None = None) -> None:
-        self.case, self.pass_, self.inputs = case, pass_, inputs
-        self._to_check = inputs
-        if checked_queries is not None and isinstance(inputs, AttentionInputs):
-            self._to_check = inputs.sampled(checked_queries, torch.Generator().manual_seed(SEED))
-        if isinstance(inputs, MaskInputs):
-            self._to_check = inputs.drawn(torch.Generator().manual_seed(SEED))
-        self._expected: dict[int, Any] = {}
-
-    def row(self, peer: Peer, plan: Plan, threads: int, remaining_s: float) -> Row:
-        """Checks and times one peer and ours; see `run` for what the row holds."""
-        row: Row = {
-            "operator": self.case.operator,
-            "case": self.case.name,
-            "pass": self.pass_,
-            "threads": threads,
-            "peer": peer.name,
-        }
-        goal = goals.goal(self.case.operator, self.case.name, self.pass_, peer.name, threads)
-        if goal is not None:
-            row["goal"] = goal
-        if remaining_s <= 0:
-            return {**row, "ratio": None, "left_out": "time was up"}
-        try:
-            ours_s = self.check(peer.ours, peer.contract, threads)
-        except ContractFailed as error:
-            return {**row, "ratio": None, "failed": str(error)}
-        try:
-            peer_s = self.check(peer.theirs, peer.contract, threads)
-        except ContractFailed as error:
-            return {**row, "ratio": None, "peer_failed": str(error)}
-        affordable = remaining_s / (ours_s + peer_s)
-        if affordable < 1:
-            return {**row, "ratio": None, "left_out": "time was up"}
-        timing = interleaved(
-            peer.ours.prepare(self.inputs, self.pass_, threads),
-            peer.theirs.prepare(self.inputs, self.pass_, threads),
-            budget_s=plan.budget_s,
-            min_rounds=int(min(plan.min_rounds, affordable)),
-            max_rounds=plan.max_rounds,
-            patience_s=plan.patience_s,
-            first_s=(ours_s, peer_s),
-        )
-        return {
-            **row,
-            "ours_ms": timing.ours_ms,
-            "peer_ms": timing.peer_ms,
-            "ratio": timing.ratio,
-            "ours_spread": round(timing.ours_spread, 3),
-            "peer_spread": round(timing.peer_spread, 3),
-            "rounds": timing.rounds,
-            "busy": round(timing.busy, 3),
-        }
-
-    def check(self, contender: Contender, contract: Contract, threads: int) -> float:
-        """Seconds of a first call, whose result has met the contract; raises ContractFailed otherwise."""
-        if id(contract) not in self._expected:
-            with torch_threads(os.cpu_count() or 1):
-                self._expected[id(contract)] = contract.expected(self._to_check, self.pass_)
-        try:
-            call = contender.prepare(self._to_check, self.pass_, threads)
-            start = time.perf_counter()
-            result = call()
-            seconds = time.perf_counter() - start
-            contract.verify(self._expected[id(contract)], contender.canonical(result, self._to_check))
-        except ContractFailed as error:
-            raise ContractFailed(f"{contender.name}: {error}") from None
-        except Exception as error:  # a crash of one contender must not end the benchmark of the others
-            raise ContractFailed(f"{contender.name} raised {type(error).__name__}: {error}") from error
-        return seconds
+        if all(row.get(name) == value for name, value in key.items()) and what in row:
+            time: float | None = row[what]
+            return time
+    return None

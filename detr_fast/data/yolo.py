@@ -10,6 +10,7 @@ from shutil import copyfile
 from typing import Any, Literal
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from detr_fast.data.images import load_image, read_header
@@ -122,8 +123,6 @@ def _read_config(path: Path) -> tuple[dict[int, str], dict[str, list[Path]]]:
     """The class names and the image files of each split."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    import yaml
-
     try:
         config = yaml.safe_load(path.read_bytes())
     except yaml.YAMLError as error:

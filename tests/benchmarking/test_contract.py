@@ -9,131 +9,130 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.cases import (
-    FORWARD,
-    FORWARD_BACKWARD,
-    AssignmentCase,
-    AttentionCase,
-    DetectionCase,
-    MaskCase,
-    MaskCostCase,
-)
 from benchmarks.contract import ContractFailed
-from benchmarks.peers import Contender, Peer, all_peers
-from benchmarks.suite import Comparison, Plan, run
+from benchmarks.runner import Plan, Runner, Subject
+from benchmarks.suite import FORWARD, FORWARD_BACKWARD, Contender, Suite, all_suites
+from tests.benchmarking.tiny import ATTENTION, CASES, suite
 
-ATTENTION = AttentionCase("tiny", 1, None, ((6, 5), (3, 2)), heads=2, channels=8, points=2)
-ASSIGNMENT = AssignmentCase(9, 3, "clustered", images=2)
-MATCHER = DetectionCase("tiny", 2, 9, (3, 2), layers=2, classes=5)
-COST = replace(MATCHER, operator="box_match_cost")
-CRITERION = replace(MATCHER, operator="criterion", passes=(FORWARD_BACKWARD,))
-MASK_COSTS = [MaskCostCase("tiny", (3, 2), 70, kind, 6, 2, 5) for kind in ("bce", "focal")]
-MASK_CRITERION = MaskCase("tiny", (3, 2), queries=6, layers=2, classes=5, size=64)
-
-PAIRS = [
-    (case, peer)
-    for case in (ATTENTION, ASSIGNMENT, MATCHER, COST, *MASK_COSTS, CRITERION, MASK_CRITERION)
-    for peer in all_peers()
-    if peer.operator == case.operator and not peer.missing
+PLAN = Plan(threads=(1,), budget_s=0, patience_s=0)
+USABLE = [
+    (operator, case, contender.name)
+    for operator in CASES
+    if operator != "model"
+    for case in CASES[operator]
+    for contender in suite(operator).contenders(case)
+    if not contender.missing
 ]
 
 
-def wrong(contender: Contender, spoil: Callable[[Any], Any]) -> Contender:
+def spoilt(contender: Contender, spoil: Callable[[Any], Any]) -> Contender:
     """`contender` with its result spoilt."""
 
-    def prepare(inputs: Any, pass_: str, threads: int) -> Callable[[], Any]:
-        call = contender.prepare(inputs, pass_, threads)
+    def prepare(inputs: Any, pass_: str) -> Callable[[], Any]:
+        call = contender.prepare(inputs, pass_)
         return lambda: spoil(call())
 
     return replace(contender, prepare=prepare)
 
 
-@pytest.mark.parametrize(("case", "peer"), PAIRS, ids=[f"{c.operator}-{p.name}" for c, p in PAIRS])
-def test_right_results_pass(case: Any, peer: Peer, rng: torch.Generator) -> None:
+def with_spoilt(operator: str, ours: bool, spoil: Callable[[Any], Any]) -> Suite:
+    """The suite of the first case and peer with one side of it spoilt."""
+    whole = suite(operator)
+    found = whole.contenders(whole.cases[0])
+    mine = found[0]
+    peer = next(contender for contender in found if not contender.ours and contender.beside == mine.name)
+    pair = [spoilt(mine, spoil), peer] if ours else [mine, spoilt(peer, spoil)]
+    return replace(whole, cases=whole.cases[:1], contenders=lambda case: pair)
+
+
+def test_every_suite_is_tried() -> None:
+    assert CASES.keys() == {s.operator for s in all_suites()}
+
+
+@pytest.mark.parametrize(
+    ("operator", "case", "name"), USABLE, ids=[f"{o}-{c.name}-{n}" for o, c, n in USABLE]
+)
+def test_right_results_pass(operator: str, case: Any, name: str, rng: torch.Generator) -> None:
+    subject = Subject(suite(operator), case, seed=rng.initial_seed())
+    contender = next(c for c in subject.suite.contenders(case) if c.name == name)
     for pass_ in case.passes:
-        comparison = Comparison(case, pass_, case.inputs(rng))
-        assert comparison.check(peer.ours, peer.contract, 1) > 0
-        assert comparison.check(peer.theirs, peer.contract, 1) > 0
-
-
-def peer_of(operator: str) -> Peer:
-    return next(peer for peer in all_peers() if peer.operator == operator)
+        assert subject.check(contender, pass_) > 0
 
 
 def swapped(queries: torch.Tensor) -> torch.Tensor:
     """The first problem's first two targets trade their queries."""
-    spoilt = queries.clone()
-    spoilt[..., :2] = queries[..., :2].flip(-1)
-    return spoilt
+    other = queries.clone()
+    other[..., :2] = queries[..., :2].flip(-1)
+    return other
 
 
-SPOILS = {
-    "output": (ATTENTION, FORWARD, lambda r: (r[0] + 1e-2,)),
-    "output not finite": (ATTENTION, FORWARD, lambda r: (r[0] / 0,)),
-    "output shape": (ATTENTION, FORWARD, lambda r: (r[0][:, 1:],)),
-    "grad_value": (ATTENTION, FORWARD_BACKWARD, lambda r: (r[0], r[1] * 1.001, *r[2:])),
-    "grad_locations": (ATTENTION, FORWARD_BACKWARD, lambda r: (*r[:2], r[2].flip(1), r[3])),
-    "no gradients": (ATTENTION, FORWARD_BACKWARD, lambda r: r[:1]),
-    "dearer": (ASSIGNMENT, FORWARD, swapped),
-    "query twice": (ASSIGNMENT, FORWARD, torch.zeros_like),
-    "no such query": (ASSIGNMENT, FORWARD, lambda r: r + 9),
-    "unmatched": (ASSIGNMENT, FORWARD, lambda r: torch.full_like(r, -1)),
-    "cost": (COST, FORWARD, lambda r: r.flip(-1)),
-    "mask cost": (MASK_COSTS[0], FORWARD, lambda r: r * 1.001),
-    "dearer match": (MATCHER, FORWARD, lambda r: replace(r, query=swapped(r.query))),
-    "loss": (CRITERION, FORWARD_BACKWARD, lambda r: {**r, "loss_ce": r["loss_ce"] * 1.001}),
-    "mask gradient": (
-        MASK_CRITERION,
-        FORWARD_BACKWARD,
-        lambda r: {**r, "grad_masks": r["grad_masks"] * 1.1},
-    ),
+SPOILS: dict[str, tuple[str, str, Callable[[Any], Any]]] = {
+    "output": ("ms_deform_attn", FORWARD, lambda r: (r[0] + 1e-2,)),
+    "output not finite": ("ms_deform_attn", FORWARD, lambda r: (r[0] / 0,)),
+    "output shape": ("ms_deform_attn", FORWARD, lambda r: (r[0][:, 1:],)),
+    "grad_value": ("ms_deform_attn", FORWARD_BACKWARD, lambda r: (r[0], r[1] * 1.001, *r[2:])),
+    "grad_locations": ("ms_deform_attn", FORWARD_BACKWARD, lambda r: (*r[:2], r[2].flip(1), r[3])),
+    "no gradients": ("ms_deform_attn", FORWARD_BACKWARD, lambda r: r[:1]),
+    "dearer": ("linear_assignment", FORWARD, swapped),
+    "query twice": ("linear_assignment", FORWARD, torch.zeros_like),
+    "no such query": ("linear_assignment", FORWARD, lambda r: r + 9),
+    "unmatched": ("linear_assignment", FORWARD, lambda r: torch.full_like(r, -1)),
+    "cost": ("box_match_cost", FORWARD, lambda r: r.flip(-1)),
+    "mask cost": ("mask_match_cost", FORWARD, lambda r: r * 1.001),
+    "dearer match": ("matcher", FORWARD, lambda r: replace(r, query=swapped(r.query))),
+    "loss": ("criterion", FORWARD_BACKWARD, lambda r: {**r, "loss_ce": r["loss_ce"] * 1.001}),
     "missing loss": (
-        CRITERION,
+        "criterion",
         FORWARD_BACKWARD,
         lambda r: {k: v for k, v in r.items() if k != "loss_giou_0"},
     ),
+    "mask gradient": (
+        "mask_criterion",
+        FORWARD_BACKWARD,
+        lambda r: {**r, "grad_masks": r["grad_masks"] * 1.1},
+    ),
+    "gradient of a loss": ("class_loss", FORWARD_BACKWARD, lambda r: {**r, "gradient": -r["gradient"]}),
+    "a crash": ("linear_assignment", FORWARD, lambda r: 1 / 0),
 }
 
 
 @pytest.mark.parametrize("name", SPOILS)
 def test_wrong_results_are_refused(name: str, rng: torch.Generator) -> None:
-    case, pass_, spoil = SPOILS[name]
-    peer = peer_of(case.operator)
-    comparison = Comparison(case, pass_, case.inputs(rng))
+    operator, pass_, spoil = SPOILS[name]
+    wrong = with_spoilt(operator, True, spoil)
+    subject = Subject(wrong, wrong.cases[0], seed=rng.initial_seed())
     with pytest.raises(ContractFailed, match="detr_fast"):
-        comparison.check(wrong(peer.ours, spoil), peer.contract, 1)
+        subject.check(wrong.contenders(None)[0], pass_)
 
 
-@pytest.mark.parametrize(("side", "reason"), [("ours", "failed"), ("theirs", "peer_failed")])
-def test_a_wrong_side_leaves_a_failed_row_without_a_time(side: str, reason: str) -> None:
-    peer = peer_of("ms_deform_attn")
-    spoilt = replace(peer, **{side: wrong(getattr(peer, side), lambda r: (r[0] * 2, *r[1:]))})
-    (row, _) = run(Plan(threads=(1,), budget_s=0, patience_s=0), [ATTENTION], [spoilt])
+@pytest.mark.parametrize(("ours", "reason"), [(True, "failed"), (False, "peer_failed")])
+def test_a_wrong_side_leaves_a_failed_row_without_a_time(ours: bool, reason: str) -> None:
+    wrong = with_spoilt("ms_deform_attn", ours, lambda r: (r[0] * 2, *r[1:]))
+    row, _ = Runner(PLAN, [wrong]).run()
     assert row["ratio"] is None
     assert "relative error" in row[reason]
     assert "ours_ms" not in row
 
 
-def test_a_crash_leaves_a_failed_row() -> None:
-    def crash(result: Any) -> Any:
-        raise RuntimeError("segments out of order")
-
-    peer = peer_of("linear_assignment")
-    (row,) = run(
-        Plan(threads=(1,), budget_s=0, patience_s=0),
-        [ASSIGNMENT],
-        [replace(peer, theirs=wrong(peer.theirs, crash))],
-    )
-    assert row["ratio"] is None
-    assert "RuntimeError: segments out of order" in row["peer_failed"]
-
-
-def test_sampled_check_sees_the_checked_queries(rng: torch.Generator) -> None:
-    peer = peer_of("ms_deform_attn")
-    inputs = ATTENTION.inputs(rng)
-    comparison = Comparison(ATTENTION, FORWARD_BACKWARD, inputs, checked_queries=7)
-    assert comparison.check(peer.ours, peer.contract, 1) > 0
-    leaky = wrong(peer.ours, lambda r: (r[0], r[1], r[2] + 1e-6, r[3]))
+def test_sampled_check_sees_the_checked_queries() -> None:
+    subject = Subject(suite("ms_deform_attn"), ATTENTION, queries=7)
+    ours = subject.suite.contenders(ATTENTION)[0]
+    assert subject.check(ours, FORWARD_BACKWARD) > 0
+    leaky = spoilt(ours, lambda r: (r[0], r[1], r[2] + 1e-6, r[3]))
     with pytest.raises(ContractFailed, match="grad_locations"):
-        comparison.check(leaky, peer.contract, 1)
-    assert inputs.sampled(10_000, rng) is inputs
+        subject.check(leaky, FORWARD_BACKWARD)
+    assert Subject(subject.suite, ATTENTION, queries=10_000).to_check.checked is None
+
+
+def test_results_that_must_repeat_are_called_twice() -> None:
+    calls: list[int] = []
+
+    def wobble(result: Any) -> Any:
+        calls.append(0)
+        return (result[0] * (1 + 1e-6 * len(calls)), *result[1:])
+
+    subject = Subject(suite("ms_deform_attn"), ATTENTION)
+    ours = replace(subject.suite.contenders(ATTENTION)[0], repeatable=True)
+    subject.check(ours, FORWARD_BACKWARD)
+    with pytest.raises(ContractFailed, match="output: two runs differ"):
+        subject.check(spoilt(ours, wobble), FORWARD_BACKWARD)

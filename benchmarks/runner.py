@@ -1,0 +1,340 @@
+"""Runs suites, contract first, then the clock: on a CPU each peer beside ours, on a GPU each by itself."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from benchmarks.clocks import CudaClock, WallClock, interleaved, make_clock
+from benchmarks.contract import ContractFailed
+from benchmarks.suite import (
+    BACKWARD,
+    FORWARD,
+    FORWARD_BACKWARD,
+    RECORDED,
+    Case,
+    Contender,
+    Row,
+    Suite,
+    Work,
+    all_suites,
+)
+from detr_fast.machine import torch_threads
+
+SEED = 0
+WEIGHTY_US = 5000.0  # of a slower kernel the call time says nothing
+TIME_WAS_UP = "time was up"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run and how long.
+
+    paired: each peer beside ours; else each contender alone, as on a GPU.
+    threads: of paired runs, the thread counts, each for ours and the peer alike.
+    operators: the suites to run (None: all that run by default).
+    budget_s: seconds of samples for one row, within `min_rounds` (fewer where the deadline is near) and
+        `max_rounds` rounds where it is a pair.
+    patience_s: how long each sample of a pair waits for other processes to stop.
+    checked_queries: attention is compared with its reference for so many random queries (None: all).
+    quick: only the cases and peers of the quick run.
+    deadline_s: seconds after which nothing further begins.
+    """
+
+    device: str = "cpu"
+    paired: bool = True
+    threads: Sequence[int] = (1, 2)
+    operators: Sequence[str] | None = None
+    budget_s: float = 4.0
+    min_rounds: int = 3
+    max_rounds: int = 31
+    patience_s: float = 0.3
+    checked_queries: int | None = None
+    quick: bool = False
+    deadline_s: float = math.inf
+
+    def __post_init__(self) -> None:
+        known = sorted(suite.operator for suite in all_suites())
+        for operator in self.operators or ():
+            if operator not in known:
+                raise ValueError(f"operators: expected some of {', '.join(known)}; got {operator!r}")
+
+    @staticmethod
+    def of(device: str, quick: bool, operators: Sequence[str] | None = None) -> Plan:
+        """Everything, or the most telling within 50 seconds (on a CPU, one or two threads)."""
+        if device != "cpu":
+            limits: Row = {"checked_queries": 128, "deadline_s": 40.0} if quick else {"deadline_s": 240.0}
+            limits = {"checked_queries": 256, "budget_s": 0.1, **limits}
+            return Plan(device, paired=False, operators=operators, quick=quick, **limits)
+        if not quick:
+            return Plan(operators=operators)
+        return Plan(
+            threads=(min(2, os.cpu_count() or 1),),
+            operators=operators,
+            budget_s=0.12,
+            min_rounds=2,
+            max_rounds=9,
+            patience_s=0.0,
+            checked_queries=512,
+            quick=True,
+            deadline_s=40.0,
+        )
+
+    def chosen(self, suites: Sequence[Suite]) -> list[tuple[Suite, Case]]:
+        """The suites with their cases, in the order of the run: alone, those of the quick run come first."""
+        named = self.operators
+        wanted = [
+            s for s in suites if (s.by_default or not self.paired if named is None else s.operator in named)
+        ]
+        cases = [
+            (suite, case) for suite in wanted for case in (suite.cases if self.paired else suite.gpu_cases)
+        ]
+        if self.quick:
+            cases = [(suite, case) for suite, case in cases if case.quick]
+        return cases if self.paired else sorted(cases, key=lambda chosen: not chosen[1].quick)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Bytes a second of a large and of a cached copy; operations a second of products, by precision."""
+
+    copy: float
+    cached_copy: float
+    products: Mapping[str, float]
+
+    def floor_us(self, work: Work) -> float:
+        """The longer of moving the bytes and computing the products."""
+        moved = 1e6 * work.bytes / self.copy
+        return max(moved, 1e6 * work.flops / self.products[work.unit]) if work.flops else moved
+
+
+class Subject:
+    """A case's inputs, and the references that results are compared with; made when first asked for."""
+
+    def __init__(
+        self, suite: Suite, case: Case, device: str = "cpu", queries: int | None = None, seed: int = SEED
+    ) -> None:
+        self.suite, self.case, self.device = suite, case, torch.device(device)
+        self.queries, self.seed = queries, seed
+        self._expected: dict[str, Any] = {}
+        self._work: dict[str, Work] = {}
+
+    @cached_property
+    def inputs(self) -> Any:
+        """Of the timed calls."""
+        return self.case.inputs(self._generator())
+
+    @cached_property
+    def to_check(self) -> Any:
+        """Of the call whose result is compared."""
+        return self.suite.to_check(self.case, self.inputs, self._generator(), self.queries)
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(self.seed)
+
+    def check(self, contender: Contender, pass_: str) -> float:
+        """Seconds of a first call, whose result has met the contract; raises ContractFailed otherwise."""
+        pass_ = FORWARD_BACKWARD if pass_ == BACKWARD else pass_
+        try:
+            if pass_ not in self._expected:
+                with torch_threads(os.cpu_count() or 1):
+                    self._expected[pass_] = self.suite.contract.expected(self.to_check, pass_)
+            call = contender.prepare(self.to_check, pass_)
+            start = time.perf_counter()
+            result = call()
+            seconds = time.perf_counter() - start
+            found = contender.canonical(result, self.to_check)
+            self.suite.contract.verify(self._expected[pass_], found)
+            if contender.repeatable:
+                again = contender.canonical(call(), self.to_check)
+                if different := [name for name in found if not torch.equal(found[name], again[name])]:
+                    raise ContractFailed(f"{', '.join(different)}: two runs differ")
+        except ContractFailed as error:
+            raise ContractFailed(f"{contender.name}: {error}") from None
+        except Exception as error:  # a crash of one contender must not end the benchmark of the others
+            reason = (str(error).splitlines() or [""])[0][:300]
+            raise ContractFailed(f"{contender.name} raised {type(error).__name__}: {reason}") from error
+        return seconds
+
+    def work(self, pass_: str) -> Work:
+        """The floor of the timed call."""
+        if pass_ not in self._work:
+            self._work[pass_] = self.suite.work(self.inputs, pass_)
+        return self._work[pass_]
+
+    def copies(self, cache_bytes: int) -> list[Any]:
+        """The inputs and copies to rotate among, so that no call finds its own in a cache of that size.
+
+        Together they hold three times the cache; a call that alone moves eight times as much needs no copy.
+        """
+        size = sum(t.numel() * t.element_size() for t in self.inputs.tensors()) if self.suite.cold else 0
+        if not size or size >= 8 * cache_bytes:
+            return [self.inputs]
+        count = min(96, max(2, math.ceil(3 * cache_bytes / size)))
+        return [self.inputs, *(self.inputs.copy() for _ in range(count - 1))]
+
+
+class Runner:
+    """One run of a plan. rates: of the device, for the floors of a run of contenders alone."""
+
+    def __init__(self, plan: Plan, suites: Sequence[Suite] | None = None) -> None:
+        self.plan = plan
+        self.chosen = plan.chosen(all_suites() if suites is None else suites)
+        self.clock: CudaClock | WallClock = make_clock(torch.device(plan.device))
+        self.started = time.perf_counter()
+        self.lost = ""
+        self.rates = Rates(1.0, 1.0, {})
+        if not plan.paired:
+            self.rates = Rates(*self.clock.copy_rates(), self.clock.product_rates())
+
+    def run(self) -> Iterator[Row]:
+        """A row for each pair or contender of each case and pass.
+
+        Rows of pairs have operator, case, pass, threads and peer, and a goal where there is one; timed ones
+        add ours_ms, peer_ms and ratio = peer_ms / ours_ms with the rest of `Pair`. Rows of one contender have
+        operator, case, dtype, form, pass and contender; timed ones add kernel_us (the device's work), wall_us
+        (a call until the device has done its work), floor_us and how they were timed.
+
+        Others (ratio: None in pairs) say why: `failed` or `peer_failed` (the result broke the contract, so
+        that nothing was timed), `missing` (not usable here) or `left_out` (time was up).
+        """
+        for suite, case in self.chosen:
+            subject = Subject(suite, case, self.plan.device, self.plan.checked_queries)
+            if self.plan.paired:
+                yield from self._pairs(subject)
+            else:
+                # The stream stays current between rows only here: a consumer of the rows has its own.
+                with self.clock.context():
+                    rows = list(self._each(subject))
+                yield from rows
+
+    def missing(self) -> dict[str, str]:
+        """The peers of a paired run that this environment lacks, with the reasons."""
+        found = {}
+        for suite, case in self.chosen:
+            found |= {peer.name: peer.missing for peer in suite.contenders(case) if peer.missing}
+        return found
+
+    def _remaining_s(self) -> float:
+        return self.plan.deadline_s - (time.perf_counter() - self.started)
+
+    def _pairs(self, subject: Subject) -> Iterator[Row]:
+        contenders = subject.suite.contenders(subject.case)
+        ours = {contender.name: contender for contender in contenders if contender.ours}
+        peers = [
+            contender
+            for contender in contenders
+            if not contender.ours and not contender.missing and (contender.quick or not self.plan.quick)
+        ]
+        for pass_ in subject.case.passes:
+            for threads in self.plan.threads:
+                for peer in peers:
+                    with torch_threads(threads):
+                        row = self._pair(subject, pass_, threads, ours[peer.beside], peer)
+                    yield row
+
+    def _pair(self, subject: Subject, pass_: str, threads: int, ours: Contender, peer: Contender) -> Row:
+        suite, plan = subject.suite, self.plan
+        row: Row = {"operator": suite.operator, "case": subject.case.name, "pass": pass_}
+        row |= {"threads": threads, "peer": peer.name}
+        goal = suite.goal(subject.case.name, pass_, peer.name, threads)
+        row |= {} if goal is None else {"goal": goal}
+        if self._remaining_s() <= 0:
+            return {**row, "ratio": None, "left_out": TIME_WAS_UP}
+        whose = "failed"
+        try:
+            ours_s = subject.check(ours, pass_)
+            whose = "peer_failed"
+            peer_s = subject.check(peer, pass_)
+        except ContractFailed as error:
+            return {**row, "ratio": None, whose: str(error)}
+        affordable = self._remaining_s() / (ours_s + peer_s)
+        if affordable < 1:
+            return {**row, "ratio": None, "left_out": TIME_WAS_UP}
+        pair = interleaved(
+            ours.prepare(subject.inputs, pass_),
+            peer.prepare(subject.inputs, pass_),
+            budget_s=plan.budget_s,
+            min_rounds=int(min(plan.min_rounds, affordable)),
+            max_rounds=plan.max_rounds,
+            patience_s=plan.patience_s,
+            first_s=(ours_s, peer_s),
+        )
+        return {
+            **row,
+            "ours_ms": pair.ours_ms,
+            "peer_ms": pair.peer_ms,
+            "ratio": pair.ratio,
+            "ours_spread": round(pair.ours_spread, 3),
+            "peer_spread": round(pair.peer_spread, 3),
+            "rounds": pair.rounds,
+            "busy": round(pair.busy, 3),
+            **suite.details(subject.inputs),
+        }
+
+    def _each(self, subject: Subject) -> Iterator[Row]:
+        contenders = subject.suite.alone(subject.case, torch.device(self.plan.device))
+        for pass_ in subject.case.passes:
+            for contender in contenders:
+                if pass_ in contender.passes:
+                    yield self._alone(subject, pass_, contender)
+
+    def _alone(self, subject: Subject, pass_: str, contender: Contender) -> Row:
+        case = subject.case
+        row: Row = {"operator": subject.suite.operator, "case": case.name}
+        row |= {name: getattr(case, name, default) for name, default in (("dtype", "fp32"), ("form", ""))}
+        row |= {"pass": pass_, "contender": contender.name}
+        if contender.missing:
+            return {**row, "missing": contender.missing}
+        if self.lost:
+            return {**row, "left_out": f"the device failed in {self.lost}"}
+        if self._remaining_s() <= contender.needs_s:
+            return {**row, "left_out": TIME_WAS_UP}
+        try:
+            subject.check(contender, pass_)
+            return {**row, **self._times(subject, pass_, contender)}
+        except Exception as error:
+            if not self.clock.works():
+                self.lost = contender.name
+            name = "" if isinstance(error, ContractFailed) else f"{type(error).__name__}: "
+            reason = f"{name}{error}".splitlines()[0][:300]
+            return {**row, "failed" if contender.ours else "peer_failed": reason}
+
+    def _times(self, subject: Subject, pass_: str, contender: Contender) -> Row:
+        """The timed part of a contender's row."""
+        budget_s = min(self.plan.budget_s, max(0.02, self._remaining_s() / 4))
+        sets = subject.copies(self.clock.cache_bytes)
+        calls = [contender.prepare(inputs, pass_) for inputs in sets]
+        calls[0]()
+        wall = self.clock.step(calls[0], budget_s / 4)
+        kernel = wall if contender.waits else self.clock.kernel(calls, budget_s)
+        call_us = None
+        if subject.suite.cold and kernel.us < WEIGHTY_US:
+            # until a call returns to Python, what autograd records included
+            recorded = contender.prepare(sets[0], RECORDED) if pass_ == FORWARD else calls[0]
+            call_us = self.clock.call(recorded, kernel.us)
+        work = subject.work(pass_)
+        floor_us = self.rates.floor_us(work)
+        gather_us = None if work.gather is None else 1e6 * work.gather / self.rates.cached_copy
+        return {
+            "kernel_us": kernel.us,
+            "wall_us": wall.us,
+            "call_us": call_us,
+            "spread": round(kernel.spread, 3),
+            "samples": kernel.samples,
+            "timed_by": kernel.how,
+            **({"note": kernel.note} if kernel.note else {}),
+            "input_sets": len(sets),
+            "device_bytes": work.bytes,
+            **({"flops": work.flops} if work.flops else {}),
+            "floor_us": floor_us,
+            "over_floor": kernel.us / floor_us,
+            **({} if gather_us is None else {"gather_bytes": work.gather, "gather_us": gather_us}),
+        }

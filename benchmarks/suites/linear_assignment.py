@@ -1,0 +1,286 @@
+"""Batched assignment beside scipy in both orientations, py-lap-solver, lapx and lap, and solvers for GPUs."""
+
+from __future__ import annotations
+
+import ctypes
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Generator, Tensor
+
+from benchmarks.contract import Contract, Matching, from_pairs, verify_matching
+from benchmarks.peers.gpu_assignment import BIRDER, TORCH_LINEAR_ASSIGNMENT, Solver, gpu_solvers
+from benchmarks.suite import (
+    CUDA,
+    FORWARD,
+    OURS,
+    Call,
+    Contender,
+    Goal,
+    Row,
+    Suite,
+    Work,
+    import_peer,
+    measured,
+    pinned,
+    ratio,
+    size_of,
+)
+from benchmarks.suites.detection import Detection
+from detr_fast.ops import box_match_cost, linear_assignment
+
+OPERATOR = "linear_assignment"
+QUERY_MAJOR, TARGET_MAJOR = "(Q, T) matrices", "(T, Q) matrices"
+SCIPY, PY_LAP_SOLVER = f"scipy, {QUERY_MAJOR}", "py-lap-solver"
+SCIPY_ON_HOST, AUCTION = "scipy on the host, copies included", ", auction"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The same costs in both layouts: query_major [B, Q, T] as models make them, target_major [B*T, Q]."""
+
+    query_major: Tensor
+    target_major: Tensor
+    num_targets: tuple[int, ...]
+
+    def batch(self) -> Tensor:
+        """[B, T, Q]: problems of one size need no padding."""
+        return self.target_major.view(len(self.num_targets), self.num_targets[0], -1)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A batch of equally sized problems.
+
+    random: independent uniform costs. clustered: DETR's costs of predictions jittered around the
+    targets, as late in training. early: DETR's costs of nearly identical predictions, as at its start.
+    """
+
+    queries: int
+    targets: int
+    kind: str
+    images: int = 16
+    quick: bool = True
+    passes: tuple[str, ...] = (FORWARD,)
+
+    @property
+    def name(self) -> str:
+        return f"{self.queries}x{self.targets} {self.kind}" + (
+            f" B={self.images}" if self.images > 16 else ""
+        )
+
+    def inputs(self, generator: Generator) -> Inputs:
+        B, Q, T = self.images, self.queries, self.targets
+        if self.kind == "random":
+            costs = torch.rand(B, T, Q, generator=generator, device=generator.device)
+        else:
+            made = Detection("", Q, (T,) * B, layers=1, kind=self.kind).inputs(generator)
+            logits, boxes = made.predictions.logits[0], made.predictions.boxes[0]
+            costs = box_match_cost(logits, boxes, made.labels, made.boxes, made.num_targets).view(B, T, Q)
+        return Inputs(costs.mT.contiguous(), costs.reshape(B * T, Q).contiguous(), (T,) * B)
+
+
+def _queries(result: Tensor, inputs: Inputs) -> Sequence[Tensor]:
+    return result.long().cpu().flatten().split(inputs.num_targets)
+
+
+def _pairs(result: Any, inputs: Inputs) -> list[Tensor]:
+    return from_pairs(result, inputs.num_targets)
+
+
+def _ours(inputs: Inputs, pass_: str, **options: Any) -> Call:
+    costs, num_targets = inputs.target_major, inputs.num_targets
+    return lambda: linear_assignment(costs, num_targets, **options)
+
+
+def _ours_query_major(inputs: Inputs, pass_: str) -> Call:
+    costs, num_targets = inputs.query_major, inputs.num_targets[:1]
+    return lambda: linear_assignment(costs.transpose(1, 2), num_targets)
+
+
+def _solve_each(of: Callable[[Inputs], Tensor], solve: Callable[[Any], Any]) -> Callable[[Inputs, str], Call]:
+    """`solve` on one NumPy matrix after the other."""
+
+    def prepare(inputs: Inputs, pass_: str) -> Call:
+        costs = of(inputs).numpy()
+        return lambda: [solve(cost) for cost in costs]
+
+    return prepare
+
+
+def _solve_batch(bind: Callable[[], Callable[[Any], Any]]) -> Callable[[Inputs, str], Call]:
+    """A solver of NumPy's [B, T, Q], bound to torch's number of threads."""
+
+    def prepare(inputs: Inputs, pass_: str) -> Call:
+        costs, solve = inputs.batch().numpy(), bind()
+        return lambda: solve(costs)
+
+    return prepare
+
+
+def _py_lap_solver(module: Any) -> Callable[[Any], Any]:
+    threads = torch.get_num_threads()
+    if threads > 1:  # of the OpenMP runtime that the wheel brings along
+        for library in Path(module.__file__).parents[2].glob("py_lap_solver.libs/libgomp*"):
+            ctypes.CDLL(str(library)).omp_set_num_threads(threads)
+    solve: Callable[[Any], Any] = module.BatchedScipySolver(use_openmp=threads > 1).batch_solve
+    return solve
+
+
+def _lapx(module: Any) -> Callable[[Any], Any]:
+    """Its Rust batch solver, the only one of its solvers that does not pad to a square."""
+    threads = torch.get_num_threads()
+    return lambda costs: module.lapjvr_batch(costs, extend_cost=True, return_cost=False, n_threads=threads)
+
+
+def _contenders(case: Assignment) -> list[Contender]:
+    lap, no_lap = import_peer("lap")
+    # lap and lapx install into the same folder; where lap came last, lapx's solver is still beneath it
+    lapx, no_lapx = (lap, None) if hasattr(lap, "lapjvr_batch") else import_peer("lap._lapjv_rh")
+    pls, no_pls = import_peer("py_lap_solver.solvers")
+
+    def swapped(result: Any, inputs: Inputs) -> list[Tensor]:
+        return _pairs([(columns, rows) for rows, columns in result], inputs)
+
+    def as_it_is(result: Any, inputs: Inputs) -> list[Tensor]:
+        return [torch.as_tensor(queries, dtype=torch.int64) for queries in result]
+
+    def joined(result: Any, inputs: Inputs) -> list[Tensor]:
+        return _pairs(zip(*result, strict=True), inputs)
+
+    def by_lap(cost: Any) -> Any:
+        return lap.lapjv(cost, extend_cost=True, return_cost=False)[0]
+
+    ours = f"{OURS}, {QUERY_MAJOR}"
+    scipy, each = linear_sum_assignment, _solve_each
+    return [
+        Contender(OURS, _ours, _queries, ours=True),
+        Contender(ours, _ours_query_major, _queries, ours=True),
+        Contender(SCIPY, each(lambda i: i.query_major, scipy), swapped, beside=ours),
+        Contender(f"scipy, {TARGET_MAJOR}", each(Inputs.batch, scipy), _pairs, quick=False),
+        Contender(PY_LAP_SOLVER, _solve_batch(lambda: _py_lap_solver(pls)), as_it_is, missing=no_pls),
+        Contender("lapx", _solve_batch(lambda: _lapx(lapx)), joined, missing=no_lapx),
+        Contender("lap", each(Inputs.batch, by_lap), as_it_is, missing=no_lap, quick=False),
+    ]
+
+
+def _scipy_on_host(inputs: Inputs, pass_: str) -> Call:
+    """Costs to the host in one copy, a problem after the other there, the queries back in one copy."""
+    costs = inputs.batch()
+
+    def call() -> list[tuple[Any, Any]]:
+        pairs = [linear_sum_assignment(cost) for cost in costs.cpu().numpy()]
+        torch.cat([torch.from_numpy(query) for _, query in pairs]).to(costs.device)
+        return pairs
+
+    return call
+
+
+def _gpu_contenders(case: Assignment, device: torch.device) -> list[Contender]:
+    ours = pinned(Contender("", _ours, _queries, ours=True), (OPERATOR,), device)
+    cuda = next(contender for contender in ours if contender.name == CUDA)
+    by_auction = partial(_ours, backend=CUDA, method="auction")
+
+    def solve(solver: Solver, inputs: Inputs, pass_: str) -> Call:
+        costs = inputs.batch()
+        return lambda: solver(costs)
+
+    return [
+        *ours,
+        replace(cuda, name=CUDA + AUCTION, prepare=by_auction),
+        *gpu_solvers("", solve, _queries, device),
+        Contender(SCIPY_ON_HOST, _scipy_on_host, _pairs, waits=True),
+    ]
+
+
+def _expected(inputs: Inputs, pass_: str) -> Matching:
+    return Matching.of(inputs.target_major.split(inputs.num_targets), 1e-6)
+
+
+def _work(inputs: Inputs, pass_: str) -> Work:
+    return Work(size_of(inputs.target_major) + 8 * len(inputs.target_major))
+
+
+def _goal(case: str, pass_: str, peer: str, threads: int) -> float | None:
+    held = threads == 2 and case in {c.name for c in BATCHES}
+    return {SCIPY: 5.0, PY_LAP_SOLVER: 3.0}.get(peer) if held else None
+
+
+def median_rows(rows: Sequence[Row]) -> list[Row]:
+    """For each peer and thread count the median ratio over the batches of 16, where all were measured."""
+    names = {case.name for case in BATCHES}
+    groups: dict[tuple[str, int], list[float | None]] = {}
+    for row in rows:
+        if row["operator"] == OPERATOR and row["case"] in names:
+            groups.setdefault((row["peer"], row["threads"]), []).append(row["ratio"])
+    medians = []
+    for (peer, threads), ratios in groups.items():
+        timed = [ratio for ratio in ratios if ratio is not None]
+        if len(timed) == len(ratios):
+            summary: Row = {"operator": OPERATOR, "case": f"median of {len(timed)} cases", "pass": FORWARD}
+            summary |= {"threads": threads, "peer": peer, "ratio": statistics.median(timed)}
+            medians.append(summary | ({"goal": 10.0} if peer == SCIPY and threads == 2 else {}))
+    return medians
+
+
+def _gpu_goals(rows: Sequence[Row]) -> Iterator[Goal]:
+    """On an H100."""
+    for images in (16, 96):
+        for title, peers, limit in (
+            ("best peer on the device / ours", (TORCH_LINEAR_ASSIGNMENT, BIRDER), 5.0),
+            ("scipy with copies / ours", (SCIPY_ON_HOST,), 50.0),
+        ):
+            names = {case.name for case in BATCHES + STEPS if case.images == images}
+            worst, where = _worst([row for row in rows if row["case"] in names], peers)
+            yield Goal(f"assignment B={images}, {title}, worst case{where}", "x", "at_least", limit, worst)
+    early = measured(rows, case="900x300 early", contender=CUDA)
+    yield Goal("assignment 900x300 early", "us", "at_most", 2000.0, early)
+
+
+def _worst(rows: Sequence[Row], peers: Sequence[str]) -> tuple[float | None, str]:
+    """The least ratio of the fastest of `peers` to ours, and where it was found."""
+    found = []
+    for case in dict.fromkeys(row["case"] for row in rows):
+        times = [measured(rows, case=case, contender=peer) for peer in peers]
+        best = min((time for time in times if time is not None), default=None)
+        worst = ratio(best, measured(rows, case=case, contender=CUDA))
+        if worst is not None:
+            found.append((worst, case))
+    least, where = min(found, default=(None, ""))
+    return least, f" ({where}, of {len(found)})" if found else ""
+
+
+BATCHES = tuple(
+    Assignment(queries, targets, kind)
+    for queries, targets in ((100, 7), (100, 20), (300, 30), (300, 100), (900, 50), (900, 300))
+    for kind in ("random", "clustered", "early")
+)
+# the layers and images of one step together
+STEPS = tuple(replace(case, images=96, quick=False) for case in BATCHES)
+SUITES = [
+    Suite(
+        OPERATOR,
+        _contenders,
+        Contract(_expected, verify_matching),
+        _work,
+        parts=(OPERATOR,),
+        cases=(Assignment(1, 1, "random", images=1), *BATCHES),
+        gpu_cases=(
+            *(
+                replace(case, quick=case.name in ("300x30 clustered", "300x100 clustered", "900x300 early"))
+                for case in BATCHES
+            ),
+            *STEPS,
+        ),
+        gpu_contenders=_gpu_contenders,
+        goal=_goal,
+        gpu_goals=_gpu_goals,
+        summary=median_rows,
+    )
+]

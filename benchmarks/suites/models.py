@@ -1,0 +1,200 @@
+"""Whole models at random weights: inference at the size of a COCO image beside transformers'."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.contract import Contract, compare_norm
+from benchmarks.peers import transformers_models
+from benchmarks.suite import FORWARD, OURS, Call, Contender, Row, Suite, Work
+from detr_fast.models import (
+    DeformableDETR,
+    DeformableDETRConfig,
+    Mask2Former,
+    Mask2FormerConfig,
+    deformable_attention,
+)
+from detr_fast.models.deformable_attention import MSDeformAttn
+from detr_fast.ops import use_backend
+
+OPERATOR, TRANSFORMERS = "model", "transformers"
+DEFORMABLE_DETR_R50, MASK2FORMER_R50 = "Deformable DETR R50", "Mask2Former R50"
+Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
+# Largest error, of the Euclidean norm; float32 convolutions are TF32's on a GPU that has it.
+TOLERANCES = {"fp32": 5e-3, "bf16": 1e-1}
+
+
+def random_model(name: str) -> nn.Module:
+    """For inference; sampling points spread over a few pixels, as trained ones do."""
+    model: nn.Module
+    if name == DEFORMABLE_DETR_R50:
+        model = DeformableDETR(DeformableDETRConfig())
+    else:
+        model = Mask2Former(Mask2FormerConfig())
+    for module in model.modules():
+        if isinstance(module, MSDeformAttn):
+            nn.init.normal_(module.sampling_offsets.weight, std=0.1)
+            nn.init.normal_(module.attention_weights.weight, std=0.05)
+    return model.eval().requires_grad_(False)
+
+
+@lru_cache(maxsize=1)  # cases of one model follow each other
+def _model(name: str, device: torch.device) -> nn.Module:
+    with torch.random.fork_rng(), torch.device("cpu"):
+        torch.manual_seed(0)
+        return random_model(name).to(device)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """dtype: "fp32", or "bf16" for autocast to bfloat16. pixels: [B, 3, H, W]."""
+
+    dtype: str
+    model: nn.Module
+    pixels: Tensor
+
+    def call(self, forward: Forward) -> Call:
+        """The last layer's classes, and its boxes or masks."""
+
+        def call() -> dict[str, Tensor]:
+            autocast = torch.autocast(self.pixels.device.type, torch.bfloat16, enabled=self.dtype == "bf16")
+            with torch.inference_mode(), autocast:
+                classes, places = forward(self.pixels)
+            return {"classes": classes, "boxes or masks": places}
+
+        return call
+
+
+@dataclass(frozen=True)
+class Model:
+    model: str
+    images: int = 1
+    dtype: str = "fp32"
+    size: tuple[int, int] = (800, 1066)
+    quick: bool = True
+    passes: tuple[str, ...] = (FORWARD,)
+
+    @property
+    def name(self) -> str:
+        height, width = self.size
+        return f"{self.model} {height}x{width} B={self.images}"
+
+    def inputs(self, generator: Generator) -> Inputs:
+        pixels = torch.randn(self.images, 3, *self.size, generator=generator, device=generator.device)
+        return Inputs(self.dtype, _model(self.model, generator.device), pixels)
+
+
+def _ours(inputs: Inputs, pass_: str = FORWARD) -> Call:
+    def forward(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        found = inputs.model(pixels)
+        return found.logits[-1], found.boxes[-1] if hasattr(found, "boxes") else found.masks[-1]
+
+    return inputs.call(forward)
+
+
+def _contenders(case: Model) -> list[Contender]:
+    def theirs(inputs: Inputs, pass_: str) -> Call:
+        return inputs.call(transformers_models.forward_of(inputs.model))
+
+    why_not = transformers_models.why_not()
+    return [Contender(OURS, _ours, ours=True), Contender(TRANSFORMERS, theirs, missing=why_not)]
+
+
+@dataclass(frozen=True)
+class Expected:
+    dtype: str
+    values: dict[str, Tensor]
+
+
+def _expected(inputs: Inputs, pass_: str) -> Expected:
+    """In float32, with the operators' references."""
+    with use_backend("reference"):
+        return Expected(inputs.dtype, _ours(replace(inputs, dtype="fp32"))())
+
+
+def _verify(expected: Expected, result: Mapping[str, Tensor]) -> None:
+    for name, want in expected.values.items():
+        compare_norm(name, want, result[name], TOLERANCES[expected.dtype])
+
+
+def _work(inputs: Inputs, pass_: str) -> Work:
+    """Weights and pixels once; convolutions and products as torch counts them, without our operators."""
+    with FlopCounterMode(display=False) as counter:
+        _ours(replace(inputs, dtype="fp32"))()
+    element = 2 if inputs.dtype == "bf16" else 4
+    elements = inputs.pixels.numel() + sum(p.numel() for p in inputs.model.parameters())
+    # in float32 torch convolves in TF32 on a GPU that has it
+    unit = "bf16" if inputs.dtype == "bf16" else "tf32"
+    return Work(element * elements, int(counter.get_total_flops()), unit)
+
+
+def _shares(inputs: Inputs) -> Row:
+    """Where the time of our call goes: the attention operator, the backbone, the rest."""
+    spent: Counter[str] = Counter()
+    with _timed(inputs.model, spent):
+        started = time.perf_counter()
+        _ours(inputs)()
+        total = time.perf_counter() - started
+    shares = {part: round(seconds / total, 3) for part, seconds in spent.items()}
+    return {"shares_of_ours": {**shares, "rest": round(1 - sum(shares.values()), 3)}}
+
+
+@contextmanager
+def _timed(model: nn.Module, spent: Counter[str]) -> Iterator[None]:
+    operator = deformable_attention.ms_deform_attn_fused
+
+    def timed_operator(*args: Any, **kwargs: Any) -> Tensor:
+        started = time.perf_counter()
+        result = operator(*args, **kwargs)
+        spent["deformable attention operator"] += time.perf_counter() - started  # type: ignore[assignment]
+        return result
+
+    backbone = model.backbone[0] if isinstance(model, DeformableDETR) else model.backbone
+    begun: list[float] = []
+    hooks = [
+        backbone.register_forward_pre_hook(lambda *_: begun.append(time.perf_counter())),
+        backbone.register_forward_hook(lambda *_: spent.update(backbone=time.perf_counter() - begun.pop())),
+    ]
+    try:
+        with patch.object(deformable_attention, "ms_deform_attn_fused", timed_operator):
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _goal(case: str, pass_: str, peer: str, threads: int) -> float | None:
+    return 3.0 if case.startswith(DEFORMABLE_DETR_R50) else 2.5
+
+
+_MODELS = (DEFORMABLE_DETR_R50, MASK2FORMER_R50)
+SUITES = [
+    Suite(
+        OPERATOR,
+        _contenders,
+        Contract(_expected, _verify),
+        _work,
+        parts=("ms_deform_attn",),
+        cases=tuple(map(Model, _MODELS)),
+        gpu_cases=tuple(
+            Model(model, images, dtype, quick=(images, dtype) == (1, "bf16"))
+            for model in _MODELS
+            for images in (1, 2)
+            for dtype in ("fp32", "bf16")
+        ),
+        goal=_goal,
+        details=_shares,
+        by_default=False,
+    )
+]
