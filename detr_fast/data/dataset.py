@@ -13,12 +13,15 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from detr_fast.data.coco_json import ImageEntries
 from detr_fast.data.images import ImageError, load_image
 from detr_fast.data.transforms import Target
 
 logger = logging.getLogger(__name__)
 
 Transform: TypeAlias = Callable[[Image.Image, Target, random.Random], tuple[Any, Target]]
+MAX_LABEL = 99_999  # a class head of more rows is a mistake
+CROWDS = "crowds"
 OnBadImage: TypeAlias = Literal["raise", "skip"]
 
 
@@ -45,6 +48,10 @@ class ImageDataset(Dataset[tuple[Any, Target]]):
         category_to_label: the way back.
         category_names: names by label.
         things: the labels of countable objects; the others are stuff.
+        used_labels: the labels that objects have.
+        num_objects: how many objects there are to learn from; None where that shows only in the images.
+        contiguous_labels: whether labels are 0, 1, ... rather than the category ids.
+        remarks: what a person should know before training on it, a line each.
         annotation_file: where the categories were read, if from a file.
 
     Args:
@@ -62,8 +69,12 @@ class ImageDataset(Dataset[tuple[Any, Target]]):
     category_to_label: dict[int, int]
     category_names: dict[int, str]
     things: frozenset[int]
+    used_labels: frozenset[int]
+    num_objects: int | None = None
+    contiguous_labels: bool
     annotation_file: Path | None
     _files: list[str]
+    _sizes: list[tuple[int, int]]
 
     def __init__(
         self,
@@ -79,6 +90,7 @@ class ImageDataset(Dataset[tuple[Any, Target]]):
         self.transforms = transforms
         self.seed = seed
         self.on_bad_image = on_bad_image
+        self.remarks: tuple[str, ...] = ()
         self._bad_images: set[int] = set()
         # Shared memory, so that set_epoch reaches workers that live on from epoch to epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -154,10 +166,34 @@ class ImageDataset(Dataset[tuple[Any, Target]]):
         }
         return target if masks is None else {**target, "masks": masks}
 
+    def _take_images(self, images: ImageEntries) -> None:
+        self.image_ids, self._files, self._sizes = images.numbers, images.files, images.sizes
+        if self.image_ids != images.ids:
+            self.remarks += (f"image ids are no integers of 64 bits, as {images.ids[0]!r}: numbered from 1",)
+        if repeated := len(self) - len(set(self._files)):
+            self.remarks += (f"{repeated} images are listed again under another id",)
+
+    def _summarize(self, objects: int, empty: int, left_out: Mapping[str, int]) -> None:
+        """The first remark: images and objects, and what is left out of them and why."""
+        self.num_objects = objects
+        losses = [f"{count} {reason}" for reason, count in left_out.items() if count]
+        if any(count for reason, count in left_out.items() if reason != CROWDS):
+            logger.warning("%s: left out %s", self.annotation_file, ", ".join(losses))
+        line = f"{len(self)} images ({empty} without objects), {objects} objects"
+        self.remarks = (line + (f"; left out: {', '.join(losses)}" if losses else ""), *self.remarks)
+
     def _number_categories(
-        self, names: Mapping[int, str], contiguous_labels: bool, num_classes: int | None
+        self, names: Mapping[int, str], contiguous_labels: bool | None, num_classes: int | None
     ) -> None:
         """Labels are the ids themselves, or 0, 1, ... in the order of the ids."""
+        if contiguous_labels is None:
+            contiguous_labels = max(names) >= max(100, 4 * len(names))  # COCO's are not that sparse
+        if not contiguous_labels and max(names) > MAX_LABEL:
+            raise ValueError(
+                f"{self.annotation_file}: expected category ids up to {MAX_LABEL} as labels; "
+                f"got {max(names)} (pass contiguous_labels=True)"
+            )
+        self.contiguous_labels = contiguous_labels
         self.category_to_label = {
             category: label if contiguous_labels else category for label, category in enumerate(sorted(names))
         }

@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from detr_fast.data.coco_json import short
+
 # pycocotools walks along every edge in steps of a fifth of a pixel: one absurd corner would take all memory.
 MAX_COORDINATE = 1e5
+MAX_OUTLINE = 3e6
 
 
 class PackedMasks:
@@ -28,7 +31,10 @@ class PackedMasks:
         self._runs = bytearray()  # compressed run lengths of all encodings
         self._spans = array("q")  # for each object: 1 if encoded, and its range of polygons or of bytes
 
-    def append(self, segmentation: Any, size: tuple[int, int], entry: str) -> bool:
+    def __len__(self) -> int:
+        return len(self._spans) // 3
+
+    def append(self, segmentation: Any, size: tuple[int, int]) -> bool:
         """Takes in one `segmentation`; False, and nothing taken in, where it cannot cover a pixel: it is
         missing or empty, all its polygons have fewer than three points, or its runs enclose nothing.
 
@@ -37,7 +43,6 @@ class PackedMasks:
         Args:
             segmentation: a list of polygons [x0, y0, x1, y1, ...] or a run-length encoding.
             size: the image's (height, width).
-            entry: the annotation, for messages.
 
         Raises:
             ValueError: it is neither, a coordinate is not a sensible number, or the encoding does not decode
@@ -46,26 +51,22 @@ class PackedMasks:
         if segmentation is None or segmentation == []:
             return False
         if isinstance(segmentation, list):
-            return self._append_polygons(segmentation, entry)
+            return self._append_polygons(segmentation)
         if isinstance(segmentation, dict) and "counts" in segmentation:
-            return self._append_runs(segmentation, size, entry)
+            return self._append_runs(segmentation, size)
         raise ValueError(
-            f"{entry}: expected 'segmentation' as a list of polygons or an object with 'counts' and 'size'; "
-            f"got {_short(segmentation)}"
+            "expected 'segmentation' as a list of polygons or an object with 'counts' and 'size'; "
+            f"got {short(segmentation)}"
         )
 
-    def _append_polygons(self, polygons: list[Any], entry: str) -> bool:
+    def _append_polygons(self, polygons: list[Any]) -> bool:
         first = len(self._polygon_ends) - 1
-        for i, polygon in enumerate(polygons):
-            where = f"{entry}: segmentation[{i}]"
-            try:
-                points = np.asarray(polygon, dtype=np.float64)
-            except (TypeError, ValueError):
-                points = np.array(np.nan)
-            if points.ndim != 1 or len(points) % 2 or not (np.abs(points) <= MAX_COORDINATE).all():
+        checked = [(polygon, _points(polygon)) for polygon in polygons]
+        for i, (polygon, points) in enumerate(checked):
+            if points is None:
                 raise ValueError(
-                    f"{where}: expected a polygon [x0, y0, x1, y1, ...] of numbers within "
-                    f"{MAX_COORDINATE:.0f} pixels; got {_short(polygon)}"
+                    f"segmentation[{i}]: expected a polygon [x0, y0, x1, y1, ...] of numbers within "
+                    f"{MAX_COORDINATE:.0f} pixels, its outline within {MAX_OUTLINE:.0f}; got {short(polygon)}"
                 )
             if len(points) >= 6:
                 self._numbers.frombytes(points.tobytes())
@@ -75,18 +76,17 @@ class PackedMasks:
             self._spans.extend((0, first, last))
         return last > first
 
-    def _append_runs(self, encoding: dict[str, Any], size: tuple[int, int], entry: str) -> bool:
+    def _append_runs(self, encoding: dict[str, Any], size: tuple[int, int]) -> bool:
         if encoding.get("size") != list(size):
             raise ValueError(
-                f"{entry}: the run-length encoding is for a mask of [height, width] = "
-                f"{_short(encoding.get('size'))}, but the image has {list(size)}"
+                f"the run-length encoding is for a mask of [height, width] = "
+                f"{short(encoding.get('size'))}, but the image has {list(size)}"
             )
         counts = encoding["counts"]
         runs = _listed_runs(counts) if isinstance(counts, list) else _decoded_runs(counts)
         if runs is None or (runs < 0).any() or runs.sum() != size[0] * size[1]:
             raise ValueError(
-                f"{entry}: the run-length encoding does not decode to {size[0]} x {size[1]} pixels: "
-                f"{_short(counts)}"
+                f"the run-length encoding does not decode to {size[0]} x {size[1]} pixels: {short(counts)}"
             )
         if not runs[1::2].any():
             return False
@@ -101,19 +101,44 @@ class PackedMasks:
     def draw(self, objects: Iterable[int], size: tuple[int, int]) -> Tensor:
         """The masks of some objects of an image of (height, width) -> [T, height, width] bool, pixel by
         pixel as pycocotools draws them."""
-        encodings = [self._encoding(number, size) for number in objects]
+        encodings = [self.encoding(number, size) for number in objects]
         if not encodings:
             return torch.zeros(0, *size, dtype=torch.bool)
         masks = coco_mask.decode(encodings).transpose(2, 0, 1)
         return torch.from_numpy(np.ascontiguousarray(masks)).bool()
 
-    def _encoding(self, number: int, size: tuple[int, int]) -> dict[str, Any]:
+    def bounds(self, number: int, size: tuple[int, int]) -> NDArray[np.float64]:
+        """The box around an object as [x, y, w, h] in pixels: around its corners or its encoded pixels."""
+        encoded, start, end = self._spans[3 * number : 3 * number + 3]
+        if encoded:
+            return coco_mask.toBbox(self.encoding(number, size)).astype(np.float64)
+        numbers = self._numbers[self._polygon_ends[start] : self._polygon_ends[end]]
+        points = np.array(numbers).reshape(-1, 2)
+        return np.concatenate([points.min(0), points.max(0) - points.min(0)])
+
+    def encoding(self, number: int, size: tuple[int, int]) -> dict[str, Any]:
+        """An object of an image of (height, width) as pycocotools' compressed run lengths."""
         encoded, start, end = self._spans[3 * number : 3 * number + 3]
         if encoded:
             return {"size": size, "counts": bytes(self._runs[start:end])}
         ends = self._polygon_ends
         polygons = [self._numbers[ends[p] : ends[p + 1]].tolist() for p in range(start, end)]
         return coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
+
+
+def _points(polygon: Any) -> NDArray[np.float64] | None:
+    """The coordinates one after another; None where it is no polygon that can be drawn."""
+    if not isinstance(polygon, list) or len(polygon) % 2 or not set(map(type, polygon)) <= {int, float}:
+        return None
+    try:
+        points = np.array(polygon, dtype=np.float64)
+    except OverflowError:
+        return None
+    largest = np.abs(points).max(initial=0)
+    if not largest <= MAX_COORDINATE:
+        return None
+    could_be_long = 2 * largest * len(points) > MAX_OUTLINE
+    return None if could_be_long and np.abs(points - np.roll(points, 2)).sum() > MAX_OUTLINE else points
 
 
 def _listed_runs(counts: list[Any]) -> NDArray[np.int64] | None:
@@ -147,8 +172,3 @@ def _decoded_runs(counts: Any) -> NDArray[np.int64] | None:
     runs[1::2] = runs[1::2].cumsum()
     runs[2::2] = runs[2::2].cumsum()
     return runs
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -12,8 +12,19 @@ from PIL import Image
 from torch import Tensor
 
 from detr_fast.boxes import tight_boxes
-from detr_fast.data.coco_json import category_names, field, images_by_id, read_coco
-from detr_fast.data.dataset import ImageDataset, OnBadImage, Transform
+from detr_fast.data.coco_json import (
+    ImageEntries,
+    Part,
+    as_flag,
+    category_names,
+    field,
+    find_image,
+    get,
+    image_entries,
+    read_coco,
+    short,
+)
+from detr_fast.data.dataset import CROWDS, ImageDataset, OnBadImage, Transform
 from detr_fast.data.images import ImageError, load_pixels
 from detr_fast.data.semantic import IGNORED, class_masks
 from detr_fast.data.transforms import Target, mask_areas
@@ -39,7 +50,8 @@ class CocoPanoptic(ImageDataset):
         semantic: samples for semantic segmentation instead: one object for each class that is present,
             crowds included.
         num_classes: labels must be below it; by default what the categories need.
-        contiguous_labels: renumber the categories.
+        contiguous_labels: renumber the categories; None: where most ids would stand for nothing.
+        part: only the images of this part of the data set.
         seed: of the transforms' random choices.
         on_bad_image: as for `ImageDataset`.
 
@@ -62,7 +74,8 @@ class CocoPanoptic(ImageDataset):
         masks: bool = True,
         semantic: bool = False,
         num_classes: int | None = None,
-        contiguous_labels: bool = False,
+        contiguous_labels: bool | None = False,
+        part: Part | None = None,
         seed: int = 0,
         on_bad_image: OnBadImage = "raise",
     ) -> None:
@@ -77,45 +90,53 @@ class CocoPanoptic(ImageDataset):
         where = str(self.annotation_file)
         self._number_categories(category_names(content["categories"], where), contiguous_labels, num_classes)
         self.things = frozenset(
-            self.category_to_label[category["id"]]
+            self.category_to_label[field(category, "id", int, where)]
             for i, category in enumerate(content["categories"])
-            if field(category, "isthing", int, f"{where}: categories[{i}]")
+            if _flag(category, "isthing", f"{where}: categories[{i}]")
         )
-        images = images_by_id(content["images"], where)
-        self.image_ids = list(images)
-        self._files = [name for name, _ in images.values()]
-        self._sizes = [size for _, size in images.values()]
-        self._read_annotations(content["annotations"], where)
+        self._read_annotations(image_entries(content["images"], where), part, content["annotations"], where)
 
-    def _read_annotations(self, annotations: list[Any], where: str) -> None:
-        position = {image_id: i for i, image_id in enumerate(self.image_ids)}
-        files: list[str | None] = [None] * len(position)
+    def _read_annotations(
+        self, known: ImageEntries, part: Part | None, annotations: list[Any], where: str
+    ) -> None:
+        images = known.part(part)
+        positions, place = known.positions(), images.positions()
+        files: list[str | None] = [None] * len(known)
         rows = []
         for i, annotation in enumerate(annotations):
             entry = f"{where}: annotations[{i}]"
-            image_id = field(annotation, "image_id", int, entry)
-            if image_id not in position:
-                raise ValueError(f"{entry} refers to image {image_id}, which is not in the file")
-            index = position[image_id]
-            if files[index] is not None:
+            position = find_image(positions, get(annotation, "image_id", None))
+            if position is None:
+                raise ValueError(
+                    f"{entry} refers to image {short(annotation.get('image_id'))}, which is not in the file"
+                )
+            image_id = known.ids[position]
+            if files[position] is not None:
                 raise ValueError(f"{entry}: image {image_id} has another annotation before it")
-            files[index] = field(annotation, "file_name", str, entry)
+            files[position] = field(annotation, "file_name", str, entry)
+            if image_id not in place:
+                continue
             seen: set[int] = set()
             for j, segment in enumerate(field(annotation, "segments_info", list, entry)):
-                part = f"{entry} (image {image_id}): segments_info[{j}]"
-                segment_id, category = (field(segment, key, int, part) for key in ("id", "category_id"))
+                part_of = f"{entry} (image {image_id}): segments_info[{j}]"
+                segment_id, category = (field(segment, key, int, part_of) for key in ("id", "category_id"))
                 if segment_id in seen or not 0 < segment_id < 2**24:
-                    raise ValueError(f"{part}: expected a distinct id in 1..{2**24 - 1}; got {segment_id}")
+                    raise ValueError(f"{part_of}: expected a distinct id in 1..{2**24 - 1}; got {segment_id}")
                 seen.add(segment_id)
-                label = self._label(category, part)
-                rows.append((index, segment_id, label, bool(segment.get("iscrowd", 0))))
-        for image_id, file in zip(self.image_ids, files, strict=True):
+                label = self._label(category, part_of)
+                rows.append((place[image_id], segment_id, label, _flag(segment, "iscrowd", part_of)))
+        for image_id, file in zip(known.ids, files, strict=True):
             if file is None:
                 raise ValueError(f"{where}: image {image_id} has no annotation")
-        self._png_files = [file for file in files if file is not None]
+        self._take_images(images)
+        self._png_files = [str(files[positions[image_id]]) for image_id in images.ids]
         table = np.array(rows, dtype=np.int64).reshape(-1, 4)
         self._segments = table[np.lexsort((table[:, 1], table[:, 0]))]
-        self._first_row = np.searchsorted(self._segments[:, 0], np.arange(len(self.image_ids) + 1))
+        self._first_row = np.searchsorted(self._segments[:, 0], np.arange(len(self) + 1))
+        objects = self._segments[(self._segments[:, 3] == 0) | self.semantic]
+        self.used_labels = frozenset(objects[:, 2].tolist())
+        empty = len(self) - len(np.unique(objects[:, 0]))
+        self._summarize(len(objects), empty, {CROWDS: len(self._segments) - len(objects)})
 
     def panoptic_truth(self, index: int) -> tuple[Tensor, list[dict[str, Any]]]:
         """The segments of sample `index` at the image's original size, crowds included.
@@ -188,3 +209,12 @@ class CocoPanoptic(ImageDataset):
                 )
         lengths = np.diff(np.append(starts, len(pixels)))
         return np.repeat(numbers, lengths).reshape(height, width), ids, labels, crowds.astype(bool)
+
+
+def _flag(entry: Any, key: str, where: str) -> bool:
+    """0 or 1; a crowd flag may be missing."""
+    value = get(entry, key, None)
+    flag = as_flag(value)
+    if flag is None or (value is None and key == "isthing"):
+        raise ValueError(f"{where}: expected {key!r} as 0 or 1; got {short(value)}")
+    return flag

@@ -97,7 +97,7 @@ def test_contiguous_labels(tmp_path: Path) -> None:
 
 def test_category_beyond_num_classes(tmp_path: Path) -> None:
     rows = [annotation(11, 1, [0, 0, 5, 5], 3), annotation(12, 1, [0, 0, 5, 5], 7)]
-    message = r"annotations\[1\] \(id 12\) has category 7 as label 7; .*0\.\.4 \(num_classes = 5\)"
+    message = r"2017\.json has category 7 as label 7; .*0\.\.4 \(num_classes = 5\)"
     with pytest.raises(ValueError, match=message):
         dataset(tmp_path, [image(1)], rows, num_classes=5)
     assert dataset(tmp_path, [image(1)], rows, num_classes=91).num_classes == 91
@@ -137,8 +137,8 @@ BOX = [0, 0, 5, 5]
             "expected 'bbox' as four finite",
         ),
         ([image(1)], [{"image_id": 1, "category_id": 3}], CATEGORIES, r"expected 'bbox' .* got None"),
-        ([image(1)], [{"image_id": "1"}], CATEGORIES, "expected 'image_id' as int; got '1'"),
-        ([image(1)], ["box"], CATEGORIES, r"annotations\[0\] .*expected 'image_id'"),
+        ([image(1)], [{"image_id": "1"}], CATEGORIES, "expected 'category_id' as int; got None"),
+        ([image(1)], ["box"], CATEGORIES, r"annotations\[0\]: expected an object; got 'box'"),
         ([image(1), image(1)], [], CATEGORIES, r"images\[1\]: the image id 1 occurs twice"),
         (
             [{"id": 1, "file_name": "a.jpg", "width": 5}],
@@ -147,7 +147,7 @@ BOX = [0, 0, 5, 5]
             r"images\[0\]: expected 'height' as int",
         ),
         ([image(1)], [], [{"id": 1}], r"categories\[0\]: expected 'name' as str; got None"),
-        ([image(1)], [], [{"id": -1, "name": "a"}], r"categories\[0\]: expected a distinct id >= 0; got -1"),
+        ([image(1)], [], [{"id": -1, "name": "a"}], r"categories\[0\]: expected a distinct id >= 0 .*got -1"),
     ],
 )
 def test_wrong_content(tmp_path: Path, images: Any, annotations: Any, categories: Any, message: str) -> None:
@@ -164,7 +164,7 @@ def test_not_json(tmp_path: Path, text: str) -> None:
         CocoDetection(tmp_path, path)
 
 
-@pytest.mark.parametrize("content", [[], 3, None, {"images": [1]}])
+@pytest.mark.parametrize("content", [[], 3, None, {"images": 1}])
 def test_json_of_something_else(tmp_path: Path, content: Any) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps(content))

@@ -175,8 +175,8 @@ def test_encodings_are_pycocotools(rng: torch.Generator) -> None:
             mask[: height // 2] = False
         mask[-1, -1] = True
         packed = PackedMasks()
-        assert packed.append(encoded(mask), mask.shape, "here")
-        assert packed.append(uncompressed(mask), mask.shape, "here")
+        assert packed.append(encoded(mask), mask.shape)
+        assert packed.append(uncompressed(mask), mask.shape)
         drawn = packed.draw([1, 0], mask.shape)
         np.testing.assert_array_equal(drawn.numpy(), np.stack([mask, mask]))
 
@@ -191,7 +191,7 @@ def test_damaged_encodings_never_reach_pycocotools(rng: torch.Generator) -> None
         packed = PackedMasks()
         encoding = {"size": list(SIZE), "counts": "".join(damaged)}
         try:
-            kept = packed.append(encoding, SIZE, "here")
+            kept = packed.append(encoding, SIZE)
         except ValueError:
             continue
         accepted += 1

@@ -171,7 +171,8 @@ def row(image_id: Any = 1, segments: Any = ()) -> dict[str, Any]:
         ([], PANOPTIC_CATEGORIES, "image 1 has no annotation"),
         ([row(), row()], PANOPTIC_CATEGORIES, r"annotations\[1\]: image 1 has another annotation before it"),
         ([row(2)], PANOPTIC_CATEGORIES, r"annotations\[0\] refers to image 2, which is not in the file"),
-        ([row("1")], PANOPTIC_CATEGORIES, "expected 'image_id' as int; got '1'"),
+        ([row("2")], PANOPTIC_CATEGORIES, "refers to image '2', which is not in the file"),
+        ([row([1])], PANOPTIC_CATEGORIES, r"refers to image \[1\], which is not in the file"),
         ([{"image_id": 1}], PANOPTIC_CATEGORIES, "expected 'file_name' as str"),
         ([{"image_id": 1, "file_name": "1.png"}], PANOPTIC_CATEGORIES, "expected 'segments_info' as list"),
         ([row(1, [segment(5, 4)])], PANOPTIC_CATEGORIES, r"segments_info\[0\] refers to category 4"),
@@ -179,7 +180,7 @@ def row(image_id: Any = 1, segments: Any = ()) -> dict[str, Any]:
         ([row(1, [segment(2**24, 3)])], PANOPTIC_CATEGORIES, "a distinct id .* got 16777216"),
         ([row(1, [segment(5, 3), segment(5, 3)])], PANOPTIC_CATEGORIES, r"segments_info\[1\]: .* distinct"),
         ([row(1, ["car"])], PANOPTIC_CATEGORIES, r"segments_info\[0\]: expected 'id' as int; got None"),
-        ([row()], [{"id": 3, "name": "car"}], r"categories\[0\]: expected 'isthing' as int; got None"),
+        ([row()], [{"id": 3, "name": "car"}], r"categories\[0\]: expected 'isthing' as 0 or 1; got None"),
         (None, PANOPTIC_CATEGORIES, "not a COCO panoptic file: .* 'annotations' is missing"),
     ],
 )

@@ -1,0 +1,287 @@
+"""What a COCO `instances` file says, checked and brought into one form for training and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from detr_fast.data.coco_json import (
+    ImageEntries,
+    Part,
+    as_flag,
+    as_id,
+    as_int,
+    as_number,
+    category_names,
+    converted,
+    find_image,
+    get,
+    image_entries,
+    read_coco,
+    short,
+)
+from detr_fast.data.packed_masks import PackedMasks
+
+MAX_AREA = 1e10  # pycocotools leaves larger objects out of all its ranges, without a word
+
+AREA = f"'area' as a number of 0..{MAX_AREA:.0e} square pixels"
+
+NO_AREA = "boxes without an area inside their image"
+NO_MASK = "objects without a usable mask"
+NO_PLACE = "crowds without box and mask"
+
+
+@dataclass(frozen=True)
+class Instances:
+    """The objects and crowds of the images, image after image, within an image in the order of the file.
+
+    path: the file.
+    images: its images, or those of a part of it.
+    categories: the names by category id, in the order of the ids.
+    image: [A] int64, the position of an object's image in `images`.
+    category: [A] int64, category ids.
+    boxes_xywh: [A, 4] float64 in pixels, cut to the image.
+    area: [A] float64 in square pixels: the annotated one, else that of the mask, else that of the box.
+    crowd: [A] bool.
+    masks: the segmentations, where they were asked for; that of object a is number `mask_number[a]`.
+    left_out: how many annotations are not among these, by the reason.
+    remarks: what else a person should know.
+    """
+
+    path: Path
+    images: ImageEntries
+    categories: dict[int, str]
+    image: NDArray[np.int64]
+    category: NDArray[np.int64]
+    boxes_xywh: NDArray[np.float64]
+    area: NDArray[np.float64]
+    crowd: NDArray[np.bool_]
+    masks: PackedMasks | None
+    mask_number: NDArray[np.int64]
+    left_out: Mapping[str, int]
+    remarks: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def encoding(self, a: int) -> dict[str, Any]:
+        """The mask of object a as pycocotools' compressed run lengths; needs `masks`."""
+        assert self.masks is not None
+        width, height = self.images.sizes[self.image[a]]
+        return self.masks.encoding(int(self.mask_number[a]), (height, width))
+
+
+def read_instances(path: str | Path, *, segmentations: bool = False, part: Part | None = None) -> Instances:
+    """Reads a COCO `instances` file. Training and evaluation both go by what this returns.
+
+    Left out, and counted: boxes without an area inside their image and, with segmentations, objects whose
+    segmentation cannot cover a pixel. What is missing or null is filled in: `iscrowd` is 0, `area` that of
+    the mask or box, a box that around the segmentation, the mask of a crowd its box. The annotations' own
+    ids tell nothing and are ignored. Image ids may be integers or strings.
+
+    Args:
+        path: the file.
+        segmentations: read the masks too.
+        part: only the images of this part of the data set.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a usable COCO file; the message names the entry.
+    """
+    path = Path(path)
+    content = read_coco(path, "instances")
+    where = str(path)
+    all_images = image_entries(content["images"], where)
+    images = all_images.part(part)
+    reader = _Reader(where, content["annotations"])
+    categories = category_names(content["categories"], where)
+    category = reader.categories(categories)
+    categories, remarks = _without_supercategory(categories, content["categories"], category)
+    image = reader.images(all_images, images)
+    crowd, area = reader.crowds(), reader.areas()
+    boxes, boxed = reader.boxes()
+    sizes = np.array(images.sizes, np.float64)[image]
+    boxes, has_area = _cut(boxes, sizes)
+    here = image >= 0
+
+    masks, numbers = PackedMasks(), np.full(len(image), -1, np.int64)
+    for i in np.flatnonzero(here & (has_area & segmentations | ~boxed)).tolist():
+        numbers[i] = reader.take_mask(i, images.sizes[image[i]], masks, boxes[i] if crowd[i] else None)
+    masked = numbers >= 0
+    for i in np.flatnonzero(masked & ~boxed).tolist():
+        width, height = images.sizes[image[i]]
+        around, positive = _cut(masks.bounds(int(numbers[i]), (height, width))[None], sizes[i : i + 1])
+        boxes[i], has_area[i] = around[0], positive[0]
+    if (missing := here & ~boxed & ~masked & ~crowd).any():
+        raise ValueError(reader.bad_box(int(missing.argmax())))
+
+    problems = {
+        NO_PLACE: here & ~boxed & ~masked,
+        NO_AREA: here & ~has_area & (boxed | masked),
+        NO_MASK: here & has_area & ~masked & segmentations,
+    }
+    kept = np.flatnonzero(here & ~np.any(list(problems.values()), axis=0))
+    kept = kept[np.argsort(image[kept], kind="stable")]
+    reader.check_areas(area, kept)
+    for i in kept[np.isnan(area[kept])].tolist():
+        width, height = images.sizes[image[i]]
+        area[i] = (
+            coco_mask.area(masks.encoding(int(numbers[i]), (height, width)))
+            if masked[i]
+            else boxes[i, 2] * boxes[i, 3]
+        )
+    return Instances(
+        path,
+        images,
+        categories,
+        image[kept],
+        category[kept],
+        boxes[kept],
+        area[kept],
+        crowd[kept],
+        masks if segmentations else None,
+        numbers[kept],
+        {reason: int(rows.sum()) for reason, rows in problems.items() if rows.any()},
+        remarks,
+    )
+
+
+class _Reader:
+    """The columns of `annotations`, each checked as a whole."""
+
+    def __init__(self, where: str, annotations: list[dict[str, Any]]) -> None:
+        self.where, self.annotations = where, annotations
+
+    def entry(self, i: int) -> str:
+        return f"{self.where}: annotations[{i}] (id {short(get(self.annotations[i], 'id', None))})"
+
+    def column(self, key: str) -> list[Any]:
+        return [annotation.get(key) for annotation in self.annotations]
+
+    def expected(self, what: str) -> Any:
+        return lambda i, value: f"{self.entry(i)}: expected {what}; got {short(value)}"
+
+    def images(self, known: ImageEntries, chosen: ImageEntries) -> NDArray[np.int64]:
+        """The position of each annotation's image among the chosen ones, -1 for others."""
+        values, positions = self.column("image_id"), known.positions()
+        if set(map(type, values)) <= {int}:
+            found = [positions.get(value) for value in values]
+        else:
+            values = converted(values, as_id, set(), self.expected("'image_id' as int or str"))
+            found = [find_image(positions, value) for value in values]
+        if None in found:
+            i = found.index(None)
+            raise ValueError(f"{self.entry(i)} refers to image {short(values[i])}, which is not in the file")
+        index = np.array(found, np.int64)
+        if chosen is known:
+            return index
+        place = chosen.positions()
+        return np.array([place.get(image_id, -1) for image_id in known.ids], np.int64)[index]
+
+    def categories(self, names: Mapping[int, str]) -> NDArray[np.int64]:
+        values = converted(self.column("category_id"), as_int, {int}, self.expected("'category_id' as int"))
+        if unknown := set(values) - names.keys():
+            i = next(i for i, value in enumerate(values) if value in unknown)
+            raise ValueError(f"{self.entry(i)} refers to category {values[i]}, which is not in the file")
+        return np.array(values, np.int64)
+
+    def crowds(self) -> NDArray[np.bool_]:
+        values = self.column("iscrowd")
+        if not (set(map(type, values)) <= {int} and set(values) <= {0, 1}):
+            values = converted(values, as_flag, set(), self.expected("'iscrowd' as 0 or 1"))
+        return np.array(values, bool)
+
+    def areas(self) -> NDArray[np.float64]:
+        """NaN where none is given."""
+        return np.array(converted(self.column("area"), _area, {float}, self.expected(AREA)), np.float64)
+
+    def check_areas(self, areas: NDArray[np.float64], rows: NDArray[np.int64]) -> None:
+        """Of the rows that count, an area that is given must be a sensible one."""
+        for i in rows[~((areas[rows] >= 0) & (areas[rows] <= MAX_AREA))].tolist():
+            if (value := self.annotations[i].get("area")) is not None:
+                raise ValueError(self.expected(AREA)(i, value))
+
+    def boxes(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """[A, 4] (x, y, w, h), and for each whether it is given; NaN where it is not."""
+        values = self.column("bbox")
+        given = np.array([not (value is None or value == []) for value in values], bool)
+        if not given.all():
+            values = [value if has else [0, 0, 0, 0] for value, has in zip(values, given, strict=True)]
+        for i, value in enumerate(values):
+            if type(value) is not list or len(value) != 4:
+                raise ValueError(self.bad_box(i))
+        flat = list(chain.from_iterable(values))
+        try:
+            boxes = np.array(flat if set(map(type, flat)) <= {int, float} else [np.nan], np.float64)
+        except OverflowError:  # an integer beyond floating point
+            boxes = np.array([np.nan])
+        if not np.isfinite(boxes).all():
+            bad = (i for i, value in enumerate(values) if None in map(_plain_number, value))
+            raise ValueError(self.bad_box(next(bad)))
+        boxes = boxes.reshape(-1, 4)
+        boxes[~given] = np.nan
+        return boxes, given
+
+    def bad_box(self, i: int) -> str:
+        return self.expected("'bbox' as four finite numbers [x, y, w, h]")(i, self.annotations[i].get("bbox"))
+
+    def take_mask(
+        self, i: int, image_size: tuple[int, int], masks: PackedMasks, crowd_box: NDArray[np.float64] | None
+    ) -> int:
+        """The number of an annotation's mask, -1 where it has none; a crowd's box stands in for one."""
+        width, height = image_size
+        try:
+            taken = masks.append(self.annotations[i].get("segmentation"), (height, width))
+        except ValueError as error:
+            raise ValueError(f"{self.entry(i)}: {error}") from None
+        if not taken and crowd_box is not None and np.isfinite(crowd_box).all():
+            x, y, w, h = crowd_box.tolist()
+            taken = masks.append([[x, y, x + w, y, x + w, y + h, x, y + h]], (height, width))
+        return len(masks) - 1 if taken else -1
+
+
+def _plain_number(value: Any) -> float | None:
+    return None if isinstance(value, str) else as_number(value)
+
+
+def _area(value: Any) -> float | None:
+    return float("nan") if value is None else as_number(value)
+
+
+def _cut(
+    boxes_xywh: NDArray[np.float64], sizes: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Boxes [A, 4] cut to images of (width, height) [A, 2], and whether an area is left; NaN stays NaN.
+
+    A box inside its image is left as it is, to the last bit.
+    """
+    start, sides = boxes_xywh[:, :2], boxes_xywh[:, 2:]
+    with np.errstate(over="ignore"):
+        end = start + sides
+    first, last = start.clip(0, sizes), end.clip(0, sizes)
+    cut = np.where((first == start) & (last == end), sides, last - first)
+    # Compared as float32, which is what samples hold: a sliver may vanish there.
+    positive = (last.astype(np.float32) > first.astype(np.float32)).all(1)
+    return np.concatenate([first, cut], 1), positive
+
+
+def _without_supercategory(
+    names: dict[int, str], entries: list[Any], used: NDArray[np.int64]
+) -> tuple[dict[int, str], tuple[str, ...]]:
+    """The categories without the first one where that is only the name of the others' group, as in the files
+    that Roboflow exports."""
+    parents = {as_int(entry["id"]): entry.get("supercategory") for entry in entries}
+    first, *others = names
+    if not others or parents[first] not in (None, "", "none") or (used == first).any():
+        return names, ()
+    if any(parents[category] != names[first] for category in others):
+        return names, ()
+    remark = f"category {first} ({names[first]}) is the group of the others and has no objects: left out"
+    return {category: names[category] for category in others}, (remark,)
