@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from detr_fast.data.coco import CocoDetection
 from detr_fast.data.dataset import ImageDataset, OnBadImage, Transform
+from detr_fast.data.instances import read_instances
 from detr_fast.data.panoptic import CocoPanoptic
 from detr_fast.data.semantic import SemanticMaps
 from detr_fast.data.transforms import MAX_SIZE, SCALES, EvalTransform, LargeScaleJitter, TrainTransform
@@ -92,7 +93,9 @@ def build_dataset(
     if task in ("detection", "instance"):
         instances = annotations / f"instances_{split}2017.json"
         _require(root, task, images, instances)
-        return CocoDetection(images, instances, transforms, contiguous_labels=contiguous_labels, **options)
+        # Masks are evaluated by what the file says, also where targets hold none.
+        content = read_instances(instances, segmentations=task == "instance" or options["masks"])
+        return CocoDetection(images, content, transforms, contiguous_labels=contiguous_labels, **options)
     panoptic, pngs = annotations / f"panoptic_{split}2017.json", annotations / f"panoptic_{split}2017"
     _require(root, task, images, panoptic, pngs)
     return CocoPanoptic(

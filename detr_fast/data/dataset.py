@@ -169,7 +169,8 @@ class ImageDataset(Dataset[tuple[Any, Target]]):
     def _take_images(self, images: ImageEntries) -> None:
         self.image_ids, self._files, self._sizes = images.numbers, images.files, images.sizes
         if self.image_ids != images.ids:
-            self.remarks += (f"image ids are no integers of 64 bits, as {images.ids[0]!r}: numbered from 1",)
+            strange = next(i for i, n in zip(images.ids, self.image_ids, strict=True) if i != n)
+            self.remarks += (f"image ids are no integers of 64 bits, as {strange!r}: numbered from 1",)
         if repeated := len(self) - len(set(self._files)):
             self.remarks += (f"{repeated} images are listed again under another id",)
 

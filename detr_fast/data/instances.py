@@ -268,7 +268,7 @@ def _cut(
     first, last = start.clip(0, sizes), end.clip(0, sizes)
     cut = np.where((first == start) & (last == end), sides, last - first)
     # Compared as float32, which is what samples hold: a sliver may vanish there.
-    positive = (last.astype(np.float32) > first.astype(np.float32)).all(1)
+    positive = np.all(last.astype(np.float32) > first.astype(np.float32), axis=1)
     return np.concatenate([first, cut], 1), positive
 
 

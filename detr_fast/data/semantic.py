@@ -73,6 +73,7 @@ class SemanticMaps(ImageDataset):
             raise ValueError(f"num_classes: expected at least the {len(names)} classes; got {num_classes}")
         self._number_categories(dict(enumerate(names)), True, num_classes)
         self.things = frozenset()
+        self.used_labels = frozenset(self.label_to_category)  # as far as is known without reading all maps
         if not self.map_dir.is_dir():
             raise FileNotFoundError(f"{self.map_dir}: no such folder of label maps")
         stems = sorted(path.stem for path in self.map_dir.glob("*.png"))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,10 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
+
+from detr_fast.data.coco_json import ImageId, find_image
+from detr_fast.data.instances import Instances, read_instances
+from detr_fast.data.packed_masks import PackedMasks
 
 # The order of COCOeval.stats: name, the words of COCO's table (metric, IoU, area, detections an image).
 _NUMBERS = {
@@ -33,7 +38,7 @@ _NUMBERS = {
 
 
 def coco_detections(
-    image_id: int, result: Mapping[str, Tensor], label_to_category: Mapping[int, int]
+    image_id: ImageId, result: Mapping[str, Tensor], label_to_category: Mapping[int, int]
 ) -> list[dict[str, Any]]:
     """One image's detections in COCO's result format.
 
@@ -64,51 +69,122 @@ def encode_mask(mask: Tensor) -> dict[str, Any]:
 
 
 def coco_metrics(
-    annotation_file: str | Path,
+    annotations: str | Path | Instances,
     detections: Sequence[Mapping[str, Any]],
-    image_ids: Iterable[int] | None = None,
+    image_ids: Iterable[ImageId] | None = None,
     kind: Literal["bbox", "segm"] = "bbox",
 ) -> dict[str, float]:
     """The twelve numbers of detections in COCO's result format, on all images of the file or some.
 
-    kind: "bbox" compares the boxes, "segm" the masks (`segmentation`: run lengths or polygons). Small, medium
-        and large detections are told apart by the area of what is compared.
+    The ground truth is what training goes by (`read_instances`): boxes are cut to the image, objects without
+    an area or, for "segm", without a pixel are no truth.
+
+    Args:
+        annotations: an `instances` file, or what `read_instances` made of it.
+        detections: their `image_id` and `category_id` are the file's.
+        image_ids: by default all.
+        kind: "bbox" compares the boxes, "segm" the masks (`segmentation`: run lengths or polygons). Small,
+            medium and large detections are told apart by the area of what is compared.
 
     Returns:
         AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm and ARl. A number is -1 where there is
         no ground truth of that size, and 0 where there is but nothing was predicted.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not usable; a detection lacks something, is not finite, or has an image or a
+            category that is not in the file.
     """
     key = {"bbox": "bbox", "segm": "segmentation"}.get(kind)
     if key is None:
         raise ValueError(f"kind: expected 'bbox' or 'segm'; got {kind!r}")
     for i, detection in enumerate(detections):
-        if key not in detection:
-            raise ValueError(f"detections[{i}]: expected {key!r} for kind={kind!r}; got {sorted(detection)}")
+        if missing := {key, "image_id", "category_id", "score"} - detection.keys():
+            raise ValueError(
+                f"detections[{i}]: expected {', '.join(map(repr, sorted(missing)))} for kind={kind!r}; "
+                f"got {sorted(detection)}"
+            )
+    if not isinstance(annotations, Instances):
+        annotations = read_instances(annotations, segmentations=kind == "segm")
+    if kind == "segm" and annotations.masks is None:
+        raise ValueError("annotations: expected instances with segmentations for kind='segm'")
+    positions = annotations.images.positions()
     # pycocotools prints its progress, and its loadRes fails where nothing was detected.
     with redirect_stdout(io.StringIO()):
-        truth, found = COCO(str(annotation_file)), COCO()
-        found.dataset = {
-            "images": truth.dataset["images"],
-            "categories": truth.dataset["categories"],
-            "annotations": [
-                {**detection, "id": i, "area": _area(detection, truth, kind), "iscrowd": 0}
-                for i, detection in enumerate(detections, start=1)
-            ],
-        }
-        found.createIndex()
+        truth, found = COCO(), COCO()
+        sizes = enumerate(annotations.images.sizes)
+        images = [{"id": position, "width": width, "height": height} for position, (width, height) in sizes]
+        truth_rows, found_rows = _truth(annotations, kind), _found(annotations, detections, kind)
+        for side, rows in ((truth, truth_rows), (found, found_rows)):
+            side.dataset = {
+                "images": images,
+                "categories": [{"id": category} for category in annotations.categories],
+                # From 1 on: pycocotools takes the id 0 for no match.
+                "annotations": [{**row, "id": i} for i, row in enumerate(rows, start=1)],
+            }
+            side.createIndex()
         evaluation = COCOeval(truth, found, kind)
         if image_ids is not None:
-            evaluation.params.imgIds = sorted(image_ids)
+            evaluation.params.imgIds = sorted({_position(positions, i, "image_ids") for i in image_ids})
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     return dict(zip(_NUMBERS, map(float, evaluation.stats), strict=True))
 
 
-def _area(detection: Mapping[str, Any], truth: COCO, kind: str) -> float:
-    if kind == "bbox":
-        return detection["bbox"][2] * detection["bbox"][3]
-    return float(rle.area(truth.annToRLE(detection)))
+def _truth(data: Instances, kind: str) -> Iterator[dict[str, Any]]:
+    """The ground truth in pycocotools' terms, images by their position."""
+    columns = (data.image, data.category, data.boxes_xywh, data.area, data.crowd.astype(int))
+    for a, values in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+        row = dict(zip(("image_id", "category_id", "bbox", "area", "iscrowd"), values, strict=True))
+        if kind == "segm":
+            row["segmentation"] = data.encoding(a)
+            if not rle.area(row["segmentation"]):
+                continue
+        yield row
+
+
+def _found(data: Instances, detections: Sequence[Mapping[str, Any]], kind: str) -> Iterator[dict[str, Any]]:
+    """The detections in pycocotools' terms, images by their position."""
+    positions = data.images.positions()
+    for i, detection in enumerate(detections):
+        entry = f"detections[{i}]"
+        position = _position(positions, detection["image_id"], entry)
+        if (category := detection["category_id"]) not in data.categories:
+            raise ValueError(f"{entry}: category {category} is not in {data.path}")
+        row = {"image_id": position, "category_id": category, "score": detection["score"], "iscrowd": 0}
+        numbers = [row["score"]]
+        if kind == "bbox":
+            row["bbox"] = box = detection["bbox"]
+            row["area"] = box[2] * box[3]
+            numbers = [*numbers, *box]
+        else:
+            width, height = data.images.sizes[position]
+            row["segmentation"] = _encoding(detection["segmentation"], (height, width), entry)
+            row["area"] = float(rle.area(row["segmentation"]))
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError(f"{entry}: expected finite numbers; got {numbers}")
+        yield row
+
+
+def _position(positions: Mapping[ImageId, int], image_id: Any, entry: str) -> int:
+    position = find_image(positions, image_id)
+    if position is None:
+        raise ValueError(f"{entry}: image {image_id!r} is not in the annotations")
+    return position
+
+
+def _encoding(segmentation: Any, size: tuple[int, int], entry: str) -> dict[str, Any]:
+    """Run lengths that pycocotools can be trusted with."""
+    mask = PackedMasks()
+    try:
+        return mask.encoding(0, size) if mask.append(segmentation, size) else _empty(size)
+    except ValueError as error:
+        raise ValueError(f"{entry}: {error}") from None
+
+
+def _empty(size: tuple[int, int]) -> dict[str, Any]:
+    return rle.frPyObjects({"size": list(size), "counts": [size[0] * size[1]]}, *size)
 
 
 def format_metrics(metrics: Mapping[str, float]) -> str:

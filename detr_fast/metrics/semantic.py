@@ -22,14 +22,16 @@ class MeanIoU:
         if 0 <= ignore < num_classes:
             raise ValueError(f"ignore: expected none of the {num_classes} classes; got {ignore}")
         self.num_classes, self.ignore = num_classes, ignore
-        self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-        """[K, K] pixels, true class by predicted class."""
+        self.confusion = torch.zeros(num_classes, num_classes + 1, dtype=torch.int64)
+        """[K, K + 1] pixels, true class by predicted class, the last none of the classes."""
 
     def update(self, predicted: Tensor, truth: Tensor) -> None:
         """Counts one image, or several of one size: labels [h, w] or [B, h, w], integers.
 
+        A predicted label may be `ignore` too: a class that is none of the K, wrong wherever a pixel counts.
+
         Raises:
-            ValueError: shapes differ, or a label that counts lies outside 0..K-1.
+            ValueError: shapes differ, or another label that counts lies outside 0..K-1.
         """
         for name, labels in (("predicted", predicted), ("truth", truth)):
             if labels.is_floating_point() or labels.dtype == torch.bool:
@@ -38,14 +40,15 @@ class MeanIoU:
             raise ValueError(f"predicted: expected truth's {list(truth.shape)}; got {list(predicted.shape)}")
         counts = truth != self.ignore
         truth, predicted = truth[counts].long(), predicted[counts].long()
-        for name, labels in (("predicted", predicted), ("truth", truth)):
+        for name, labels in (("predicted", predicted[predicted != self.ignore]), ("truth", truth)):
             if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
                 raise ValueError(
                     f"{name}: expected labels in 0..{self.num_classes - 1}"
-                    f"{f' or {self.ignore}' if name == 'truth' else ''}; "
-                    f"got {int(labels.min())}..{int(labels.max())}"
+                    f" or {self.ignore}; got {int(labels.min())}..{int(labels.max())}"
                 )
-        pairs = (truth * self.num_classes + predicted).bincount(minlength=self.num_classes**2)
+        predicted = torch.where(predicted == self.ignore, self.num_classes, predicted)
+        columns = self.num_classes + 1
+        pairs = (truth * columns + predicted).bincount(minlength=self.num_classes * columns)
         self.confusion += pairs.view_as(self.confusion).cpu()
 
     def merge(self, other: MeanIoU) -> None:
@@ -83,4 +86,4 @@ class MeanIoU:
         return {label: int(right[label]) / int(union[label]) for label in union.nonzero()[:, 0].tolist()}
 
     def _union(self) -> Tensor:
-        return self.confusion.sum(0) + self.confusion.sum(1) - self.confusion.diagonal()
+        return self.confusion[:, :-1].sum(0) + self.confusion.sum(1) - self.confusion.diagonal()

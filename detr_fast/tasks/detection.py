@@ -9,11 +9,11 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
-from detr_fast.data import ImageDataset
+from detr_fast.data import CocoDetection, ImageDataset
 from detr_fast.distributed import gather
 from detr_fast.drawing.boxes import draw_detections
 from detr_fast.metrics import coco_detections, coco_metrics, format_metrics
-from detr_fast.tasks.task import Categories, Record
+from detr_fast.tasks.task import Categories, Record, match_labels
 
 
 class Detection:
@@ -58,18 +58,23 @@ class BoxScorer:
     def __init__(
         self, dataset: ImageDataset, categories: Categories, kind: Literal["bbox", "segm"] = "bbox"
     ) -> None:
-        self.kind = kind
-        assert dataset.annotation_file is not None  # label maps alone have none
-        self.annotation_file, self.image_ids = dataset.annotation_file, dataset.image_ids
-        self.label_to_category = {label: category for label, (category, _) in categories.items()}
+        if not isinstance(dataset, CocoDetection):
+            raise TypeError(f"dataset: expected a CocoDetection; got {type(dataset).__name__}")
+        if kind == "segm" and dataset.instances.masks is None:
+            raise ValueError("dataset: expected one with segmentations to compare masks with")
+        self.kind, self.instances = kind, dataset.instances
+        self.label_to_category = {
+            label: dataset.label_to_category[known]
+            for label, known in match_labels(dataset, categories).items()
+        }
         self.detections: list[dict[str, Any]] = []
 
     def add(self, index: int, result: Mapping[str, Any]) -> None:
-        self.detections += coco_detections(self.image_ids[index], result, self.label_to_category)
+        self.detections += coco_detections(self.instances.images.ids[index], result, self.label_to_category)
 
     def metrics(self) -> dict[str, float]:
         detections = list(chain.from_iterable(gather(self.detections)))
-        return coco_metrics(self.annotation_file, detections, kind=self.kind)
+        return coco_metrics(self.instances, detections, kind=self.kind)
 
 
 def best_named(result: Mapping[str, Any], categories: Categories, threshold: float) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from detr_fast.data import CocoPanoptic, ImageDataset
 from detr_fast.distributed import gather
 from detr_fast.drawing.masks import draw_panoptic
 from detr_fast.metrics import PanopticQuality
-from detr_fast.tasks.task import Categories, Record, check_labels
+from detr_fast.tasks.task import Categories, Record, match_labels
 
 
 class Panoptic:
@@ -76,13 +76,18 @@ class PanopticScorer:
     """Panoptic quality."""
 
     def __init__(self, dataset: ImageDataset, categories: Categories) -> None:
-        assert isinstance(dataset, CocoPanoptic)
-        check_labels(dataset, categories)
+        if not isinstance(dataset, CocoPanoptic):
+            raise TypeError(f"dataset: expected a CocoPanoptic; got {type(dataset).__name__}")
         self.dataset = dataset
+        self.labels = match_labels(dataset, categories)
         self.quality = PanopticQuality(dataset.things, dataset.label_to_category.keys() - dataset.things)
 
     def add(self, index: int, result: Mapping[str, Any]) -> None:
-        self.quality.update(result["segmentation"], result["segments"], *self.dataset.panoptic_truth(index))
+        # -1 is no class: what the data set does not know is left out
+        segments = [
+            {**segment, "label": self.labels.get(segment["label"], -1)} for segment in result["segments"]
+        ]
+        self.quality.update(result["segmentation"], segments, *self.dataset.panoptic_truth(index))
 
     def metrics(self) -> dict[str, float]:
         first, *others = gather(self.quality)

@@ -13,7 +13,7 @@ from detr_fast.data import CocoPanoptic, ImageDataset, SemanticMaps
 from detr_fast.distributed import gather
 from detr_fast.drawing.masks import draw_semantic
 from detr_fast.metrics import MeanIoU
-from detr_fast.tasks.task import Categories, Record, check_labels
+from detr_fast.tasks.task import Categories, Record, match_labels
 
 
 class Semantic:
@@ -63,13 +63,18 @@ class SemanticScorer:
     """Mean IoU."""
 
     def __init__(self, dataset: ImageDataset, categories: Categories) -> None:
-        assert isinstance(dataset, CocoPanoptic | SemanticMaps)
-        check_labels(dataset, categories)
+        if not isinstance(dataset, CocoPanoptic | SemanticMaps):
+            raise TypeError(f"dataset: expected CocoPanoptic or SemanticMaps; got {type(dataset).__name__}")
         self.dataset = dataset
         self.iou = MeanIoU(dataset.num_classes)
+        labels = match_labels(dataset, categories)
+        # The last entry stands for all labels beyond the table.
+        self.table = torch.full((max(labels, default=-1) + 2,), self.iou.ignore)
+        self.table[list(labels)] = torch.tensor(list(labels.values()))
 
     def add(self, index: int, result: Mapping[str, Any]) -> None:
-        self.iou.update(result["labels"].cpu(), self.dataset.semantic_map(index))
+        predicted = self.table[result["labels"].cpu().clamp(max=len(self.table) - 1)]
+        self.iou.update(predicted, self.dataset.semantic_map(index))
 
     def metrics(self) -> dict[str, float]:
         first, *others = gather(self.iou)

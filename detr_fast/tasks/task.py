@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Protocol, TypeAlias
 
@@ -13,6 +15,8 @@ Categories: TypeAlias = Mapping[int, tuple[int, str]]
 """For each label that stands for something, (category id, name)."""
 
 Record: TypeAlias = dict[str, Any]
+
+logger = logging.getLogger(__name__)
 
 
 class Scorer(Protocol):
@@ -62,12 +66,53 @@ class Task(Protocol):
         """
 
 
-def check_labels(dataset: ImageDataset, categories: Categories) -> None:
-    """ValueError where labels mean one thing to the data set and another to the model."""
-    for label, category in dataset.label_to_category.items():
-        known = categories.get(label)
-        if known is None or known[0] != category:
-            raise ValueError(
-                f"data: label {label} is category {category} ({dataset.category_names[label]}), "
-                f"but to the model it is {f'category {known[0]} ({known[1]})' if known else 'nothing'}"
-            )
+def match_labels(dataset: ImageDataset, categories: Categories) -> dict[int, int]:
+    """For each label of a model that means something to a data set, the data set's label for it.
+
+    A category is the same where id and name agree, else where the names alone do (letter case, spaces,
+    hyphens and underscores aside) and no other category of either side has that name. A model whose classes
+    have no names goes by the ids.
+
+    Args:
+        dataset: what the model is to be evaluated on.
+        categories: the model's.
+
+    Raises:
+        ValueError: the data set has objects of a category that the model does not have.
+    """
+    theirs = {label: _plain(name) for label, name in dataset.category_names.items()}
+    ours = {label: _plain(name) for label, (_, name) in categories.items()}
+    nameless = all(name == f"class {label}" for label, name in ours.items())
+    by_id = {category: label for label, (category, _) in categories.items()}
+    by_name = {name: label for label, name in ours.items()}
+    seen, known = Counter(theirs.values()), Counter(ours.values())
+    matches: dict[int, int] = {}
+    for label, name in theirs.items():
+        ours_by_id = by_id.get(dataset.label_to_category[label])
+        if ours_by_id is not None and (nameless or ours[ours_by_id] == name):
+            matches[ours_by_id] = label
+        elif seen[name] == known[name] == 1:
+            matches[by_name[name]] = label
+    if unknown := dataset.used_labels - set(matches.values()):
+        listed = ", ".join(
+            f"{dataset.label_to_category[label]} ({dataset.category_names[label]})"
+            for label in sorted(unknown)[:10]
+        )
+        named = ", ".join(f"{category} ({name})" for category, name in list(categories.values())[:10])
+        raise ValueError(
+            f"data: {len(unknown)} of its categories are none of the model's: {listed}"
+            f"{', ...' if len(unknown) > 10 else ''}; the model has {named}"
+            f"{', ...' if len(categories) > 10 else ''}"
+        )
+    renamed = [
+        label for label, match in matches.items() if categories[label][0] != dataset.label_to_category[match]
+    ]
+    if renamed:
+        logger.warning(
+            "data: %d categories have other ids than the model's and are matched by their names", len(renamed)
+        )
+    return matches
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())

@@ -55,7 +55,7 @@ def test_bad_input() -> None:
     metric, labels = MeanIoU(3), torch.zeros(2, 2).long()
     with pytest.raises(ValueError, match=r"predicted: expected truth's \[2, 2\]; got \[2, 3\]"):
         metric.update(torch.zeros(2, 3).long(), labels)
-    with pytest.raises(ValueError, match=r"predicted: expected labels in 0\.\.2; got 3\.\.3"):
+    with pytest.raises(ValueError, match=r"predicted: expected labels in 0\.\.2 or 255; got 3\.\.3"):
         metric.update(labels + 3, labels)
     with pytest.raises(ValueError, match=r"truth: expected labels in 0\.\.2 or 255; got 7\.\.7"):
         metric.update(labels, labels + 7)
