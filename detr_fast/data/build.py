@@ -25,7 +25,7 @@ def build_dataset(
     *,
     train: bool,
     masks: bool | None = None,
-    contiguous_labels: bool = False,
+    contiguous_labels: bool | None = False,
     scales: Sequence[int] = SCALES,
     max_size: int = MAX_SIZE,
     augmentation: Augmentation = "detr",
@@ -51,7 +51,8 @@ def build_dataset(
         task: see above.
         train: augment; otherwise resize to the largest of `scales`.
         masks: whether targets hold masks; by default for every task but detection.
-        contiguous_labels: labels 0, 1, ... instead of category ids (label maps have no others).
+        contiguous_labels: labels 0, 1, ... instead of category ids (label maps have no others); None: where
+            most ids would stand for nothing.
         scales: short sides in pixels.
         max_size: bound of the long side.
         augmentation: of training: "detr", as DETR's, or "lsj", large-scale jitter, as Mask2Former's.
@@ -117,7 +118,7 @@ def build_detection_dataset(
     scales: Sequence[int] = SCALES,
     max_size: int = MAX_SIZE,
     num_classes: int | None = None,
-    contiguous_labels: bool = False,
+    contiguous_labels: bool | None = False,
     seed: int = 0,
     on_bad_image: OnBadImage = "raise",
 ) -> CocoDetection:

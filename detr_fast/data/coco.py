@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from detr_fast.data.dataset import CROWDS, ImageDataset, OnBadImage, Transform
+from detr_fast.data.dataset import CROWDS, Exif, ImageDataset, OnBadImage, Transform
 from detr_fast.data.instances import NO_MASK, Instances, read_instances
 from detr_fast.data.transforms import Target, mask_areas
 
@@ -37,7 +37,7 @@ class CocoDetection(ImageDataset):
         num_classes: labels must be below it; by default what the categories need.
         contiguous_labels: renumber the categories; None: where most ids would stand for nothing.
         seed: of the transforms' random choices.
-        on_bad_image: as for `ImageDataset`.
+        on_bad_image, exif: as for `ImageDataset`.
 
     Raises:
         FileNotFoundError: the folder or the file is missing; an image is missing (when it is read).
@@ -60,8 +60,9 @@ class CocoDetection(ImageDataset):
         contiguous_labels: bool | None = False,
         seed: int = 0,
         on_bad_image: OnBadImage = "raise",
+        exif: Exif = "auto",
     ) -> None:
-        super().__init__(image_dir, transforms, seed=seed, on_bad_image=on_bad_image)
+        super().__init__(image_dir, transforms, seed=seed, on_bad_image=on_bad_image, exif=exif)
         if not isinstance(annotations, Instances):
             annotations = read_instances(annotations, segmentations=masks)
         if masks and annotations.masks is None:
@@ -93,6 +94,7 @@ class CocoDetection(ImageDataset):
         left_out = {CROWDS: int(data.crowd.sum()), **data.left_out}
         self._summarize(len(rows), int((np.diff(self._first_row) == 0).sum()), left_out)
         self.remarks += data.remarks
+        self._choose_orientation()
 
     def _load(self, index: int) -> tuple[Image.Image, Target]:
         image = self._read_image(index, self._sizes[index], self.annotation_file)

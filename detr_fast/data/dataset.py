@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from PIL import Image
@@ -14,14 +16,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from detr_fast.data.coco_json import ImageEntries
-from detr_fast.data.images import ImageError, load_image
+from detr_fast.data.images import ImageError, Size, load_image_of_size, read_header, upright_size
 from detr_fast.data.transforms import Target
 
 logger = logging.getLogger(__name__)
 
 Transform: TypeAlias = Callable[[Image.Image, Target, random.Random], tuple[Any, Target]]
 MAX_LABEL = 99_999  # a class head of more rows is a mistake
+Exif: TypeAlias = Literal["auto", "apply", "ignore"]
+
 CROWDS = "crowds"
+HEADERS = 1000  # images that are looked at when a data set is opened, of many
 OnBadImage: TypeAlias = Literal["raise", "skip"]
 
 
@@ -35,8 +40,9 @@ class ImageDataset(Dataset[tuple[Any, Target]]):
     normalised [3, H, W] tensor and boxes (cx, cy, w, h) relative to it, and add `size` [2] int64 (height,
     width).
 
-    Images are read as stored, without turning them by their EXIF orientation, unless only the turned image
-    has the size that the annotations state.
+    An image with an EXIF orientation is read as stored or turned upright, whichever has the size that the
+    annotations state. Where both have it, `exif` decides for the whole data set: "apply" turns, "ignore" does
+    not, and "auto" does what the sizes of the other images tell, or turns, as current annotation tools do.
 
     The random choices of the transforms depend on `seed`, the epoch (`set_epoch`) and the index alone, so
     any number of workers, any order and a resumed run see the same samples.
@@ -51,6 +57,7 @@ class ImageDataset(Dataset[tuple[Any, Target]]):
         used_labels: the labels that objects have.
         num_objects: how many objects there are to learn from; None where that shows only in the images.
         contiguous_labels: whether labels are 0, 1, ... rather than the category ids.
+        exif: "apply" or "ignore" where that was chosen or the sizes told it, else "auto".
         remarks: what a person should know before training on it, a line each.
         annotation_file: where the categories were read, if from a file.
 
@@ -61,6 +68,7 @@ class ImageDataset(Dataset[tuple[Any, Target]]):
         on_bad_image: "raise", or "skip": a sample whose files are missing, damaged or contradict each other
             is logged once a process and the next good one stands in for it. Meant for training; evaluate
             with "raise".
+        exif: see above.
     """
 
     image_ids: list[int]
@@ -74,7 +82,7 @@ class ImageDataset(Dataset[tuple[Any, Target]]):
     contiguous_labels: bool
     annotation_file: Path | None
     _files: list[str]
-    _sizes: list[tuple[int, int]]
+    _sizes: list[Size]
 
     def __init__(
         self,
@@ -83,13 +91,17 @@ class ImageDataset(Dataset[tuple[Any, Target]]):
         *,
         seed: int = 0,
         on_bad_image: OnBadImage = "raise",
+        exif: Exif = "auto",
     ) -> None:
+        if exif not in get_args(Exif):
+            raise ValueError(f"exif: expected 'auto', 'apply' or 'ignore'; got {exif!r}")
         if on_bad_image not in ("raise", "skip"):
             raise ValueError(f"on_bad_image: expected 'raise' or 'skip'; got {on_bad_image!r}")
         self.image_dir = Path(image_dir)
         self.transforms = transforms
         self.seed = seed
         self.on_bad_image = on_bad_image
+        self.exif = exif
         self.remarks: tuple[str, ...] = ()
         self._bad_images: set[int] = set()
         # Shared memory, so that set_epoch reaches workers that live on from epoch to epoch.
@@ -134,18 +146,59 @@ class ImageDataset(Dataset[tuple[Any, Target]]):
             raise IndexError(f"index {index} is out of range for {len(self)} images")
         return index % len(self)
 
-    def _read_image(self, index: int, size: tuple[int, int], stated_by: Path) -> Image.Image:
+    def _read_image(self, index: int, size: Size, stated_by: Path) -> Image.Image:
         """The image, which must have that (width, height)."""
         path, (width, height) = self.image_dir / self._files[index], size
-        image = load_image(path)
-        if image.size != size:
-            image = load_image(path, exif_transpose=True)
+        image = load_image_of_size(path, size, upright=self.exif != "ignore")
         if image.size != size:
             raise ImageError(
                 f"{path}: the image is {image.width} x {image.height} pixels, "
                 f"but {stated_by} says {width} x {height}"
             )
         return image
+
+    def _stated_size(self, index: int) -> Size:
+        """The (width, height) of the image that the annotations were made on."""
+        return self._sizes[index]
+
+    def _choose_orientation(self) -> None:
+        """Settles `exif` by the images whose sizes tell what the annotations were made on, with a remark.
+
+        It looks at all images, or of many at some and only then at all where one of those has an orientation.
+        """
+        step = -(-len(self) // HEADERS)
+        seen = self._orientations(range(0, len(self), step))
+        if seen.total() and step > 1:
+            seen += self._orientations(i for i in range(len(self)) if i % step)
+        if not seen.total():
+            return
+        told = seen["upright"] + seen["stored"]
+        reason = "as asked for" if self.exif != "auto" else "as the others" if told else "as is usual"
+        if self.exif == "auto" and told:
+            self.exif = "apply" if seen["upright"] >= seen["stored"] else "ignore"
+        line = (
+            f"{seen.total()} images have an EXIF orientation: by their size {seen['upright']} are annotated "
+            f"upright, {seen['stored']} as stored"
+        )
+        if unclear := seen["unclear"]:
+            line += f", {unclear} {'as stored' if self.exif == 'ignore' else 'upright'} {reason}"
+        self.remarks += (line,)
+
+    def _orientations(self, indices: Iterable[int]) -> Counter[str]:
+        """How many images have an EXIF orientation, by what their size tells about it."""
+
+        def look(index: int) -> str | None:
+            try:
+                size, orientation = read_header(self.image_dir / self._files[index], thorough=False)
+                upright, stated = upright_size(size, orientation), self._stated_size(index)
+            except (OSError, ImageError):
+                return None  # told when the image is read
+            if orientation == 1 or stated not in (size, upright):
+                return None
+            return "unclear" if size == upright else "upright" if stated == upright else "stored"
+
+        with ThreadPoolExecutor(8) as pool:
+            return Counter(kind for kind in pool.map(look, indices) if kind is not None)
 
     def _target(
         self,

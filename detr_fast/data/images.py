@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+Size = tuple[int, int]
+
+# What makes a picture upright, by its EXIF orientation.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class ImageError(ValueError):
@@ -25,15 +37,33 @@ def load_image(path: str | Path, *, exif_transpose: bool = False) -> Image.Image
 
     Args:
         path: the file.
-        exif_transpose: turn the image as its EXIF orientation says. Off for data sets, because COCO
-            annotations refer to the pixels as stored; on for a photograph that a person wants to see upright.
+        exif_transpose: turn the image upright, as its EXIF orientation says. Off, the pixels are those that
+            are stored (of a TIFF they are always upright).
 
     Raises:
         FileNotFoundError: there is no such file.
         ImageError: the file is empty, truncated, not an image, or of a kind without a defined RGB value.
     """
     with _opened(path) as image:
-        return _to_rgb(ImageOps.exif_transpose(image) if exif_transpose else image)
+        return _to_rgb(_turned(image, _orientation(image)) if exif_transpose else image)
+
+
+def load_image_of_size(path: str | Path, size: Size, *, upright: bool) -> Image.Image:
+    """Reads a file as `load_image` does, turned or as stored, whichever has the given (width, height).
+
+    Args:
+        path: the file.
+        size: what annotations say about the image that they were made on.
+        upright: whether to turn the image where the size does not tell.
+
+    Raises:
+        FileNotFoundError, ImageError: as for `load_image`. Where neither has the size, the stored image is
+            returned.
+    """
+    with _opened(path) as image:
+        orientation = _orientation(image)
+        turned = upright_size(image.size, orientation) == size
+        return _to_rgb(_turned(image, orientation) if turned and (upright or image.size != size) else image)
 
 
 def load_pixels(path: str | Path, modes: Sequence[str]) -> NDArray[np.uint8]:
@@ -53,36 +83,67 @@ def load_pixels(path: str | Path, modes: Sequence[str]) -> NDArray[np.uint8]:
         return np.array(image)
 
 
-def read_header(path: str | Path) -> tuple[tuple[int, int], int]:
-    """(width, height) as stored, and the EXIF orientation (1: upright), without decoding the pixels.
+def read_header(path: str | Path, *, thorough: bool = True) -> tuple[Size, int]:
+    """(width, height) as stored, and the EXIF orientation 1..8 (1: upright).
+
+    Args:
+        path: the file.
+        thorough: also look behind the pixels, where PNG files may state it; this decodes those that do not
+            state it before.
 
     Raises:
         FileNotFoundError, ImageError: as for `load_image`, as far as the header shows it.
     """
     with _opened(path, decode=False) as image:
-        return image.size, image.getexif().get(ExifTags.Base.Orientation, 1)
+        size = image.size
+        if image.format == "TIFF" or (image.format == "PNG" and not thorough and "exif" not in image.info):
+            return size, 1  # Pillow turns TIFF files itself
+        return size, _orientation(image)
+
+
+def upright_size(size: Size, orientation: int) -> Size:
+    """The (width, height) of the image that is turned upright."""
+    return (size[1], size[0]) if orientation >= 5 else size
+
+
+def _orientation(image: Image.Image) -> int:
+    """1..8; 1 where there is none that makes sense."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # a damaged note beside pixels that are sound
+        return 1
+    return orientation if orientation in _TURNS else 1
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    return image if orientation == 1 else image.transpose(_TURNS[orientation])
 
 
 @contextmanager
 def _opened(path: str | Path, *, decode: bool = True) -> Iterator[Image.Image]:
     """The image; whatever is wrong with it, and a ValueError of the body, becomes an ImageError."""
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such image file")
-    if path.stat().st_size == 0:
-        raise ImageError(f"{path}: the file is empty")
     try:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such image file")
+        if path.stat().st_size == 0:
+            raise ValueError("the file is empty")
         with Image.open(path) as image:
+            if image.format == "EPS":  # Pillow would run it
+                raise ValueError("PostScript is a program, not a picture")
             if decode:
                 image.load()
             yield image
-    except PermissionError:
+    except (FileNotFoundError, PermissionError):
         raise
     except UnidentifiedImageError:
         raise ImageError(f"{path}: not an image in a format that Pillow reads") from None
-    # What Pillow's decoders raise for damaged files, besides OSError.
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise ImageError(f"{path}: needs more memory than there is") from None
+    except (ValueError, OSError) as error:
         raise ImageError(f"{path}: {error}") from error
+    except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
+        raise ImageError(f"{path}: {type(error).__name__}: {error}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -24,7 +24,7 @@ from detr_fast.data.coco_json import (
     read_coco,
     short,
 )
-from detr_fast.data.dataset import CROWDS, ImageDataset, OnBadImage, Transform
+from detr_fast.data.dataset import CROWDS, Exif, ImageDataset, OnBadImage, Transform
 from detr_fast.data.images import ImageError, load_pixels
 from detr_fast.data.semantic import IGNORED, class_masks
 from detr_fast.data.transforms import Target, mask_areas
@@ -53,7 +53,7 @@ class CocoPanoptic(ImageDataset):
         contiguous_labels: renumber the categories; None: where most ids would stand for nothing.
         part: only the images of this part of the data set.
         seed: of the transforms' random choices.
-        on_bad_image: as for `ImageDataset`.
+        on_bad_image, exif: as for `ImageDataset`.
 
     Raises:
         FileNotFoundError: a folder or the file is missing; an image or a PNG is missing (when it is read).
@@ -78,8 +78,9 @@ class CocoPanoptic(ImageDataset):
         part: Part | None = None,
         seed: int = 0,
         on_bad_image: OnBadImage = "raise",
+        exif: Exif = "auto",
     ) -> None:
-        super().__init__(image_dir, transforms, seed=seed, on_bad_image=on_bad_image)
+        super().__init__(image_dir, transforms, seed=seed, on_bad_image=on_bad_image, exif=exif)
         self.annotation_file = Path(annotation_file)
         self.panoptic_dir = Path(panoptic_dir)
         self.masks = masks
@@ -137,6 +138,7 @@ class CocoPanoptic(ImageDataset):
         self.used_labels = frozenset(objects[:, 2].tolist())
         empty = len(self) - len(np.unique(objects[:, 0]))
         self._summarize(len(objects), empty, {CROWDS: len(self._segments) - len(objects)})
+        self._choose_orientation()
 
     def panoptic_truth(self, index: int) -> tuple[Tensor, list[dict[str, Any]]]:
         """The segments of sample `index` at the image's original size, crowds included.

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from detr_fast.boxes import tight_boxes
 from detr_fast.data.coco_json import read_json
-from detr_fast.data.dataset import ImageDataset, OnBadImage, Transform
-from detr_fast.data.images import ImageError, load_pixels
+from detr_fast.data.dataset import Exif, ImageDataset, OnBadImage, Transform
+from detr_fast.data.images import ImageError, Size, load_pixels, read_header
 from detr_fast.data.transforms import Target, mask_areas
 
 IGNORED = 255
@@ -38,7 +38,7 @@ class SemanticMaps(ImageDataset):
         masks: whether targets hold `masks`.
         num_classes: by default the number of the classes.
         seed: of the transforms' random choices.
-        on_bad_image: as for `ImageDataset`.
+        on_bad_image, exif: as for `ImageDataset`.
 
     Raises:
         FileNotFoundError: a folder or the class file is missing, or a map has no image.
@@ -58,8 +58,9 @@ class SemanticMaps(ImageDataset):
         num_classes: int | None = None,
         seed: int = 0,
         on_bad_image: OnBadImage = "raise",
+        exif: Exif = "auto",
     ) -> None:
-        super().__init__(image_dir, transforms, seed=seed, on_bad_image=on_bad_image)
+        super().__init__(image_dir, transforms, seed=seed, on_bad_image=on_bad_image, exif=exif)
         self.map_dir = Path(map_dir)
         self.masks = masks
         self.annotation_file = None
@@ -85,6 +86,8 @@ class SemanticMaps(ImageDataset):
         self.image_ids = [int(stem) for stem in stems] if numbered else list(range(1, len(stems) + 1))
         self._maps = [f"{stem}.png" for stem in stems]
         self._files = self._find_images(stems)
+        self.remarks = (f"{len(self)} images, {len(names)} classes",)
+        self._choose_orientation()
 
     def _find_images(self, stems: list[str]) -> list[str]:
         by_stem: dict[str, list[str]] = {stem: [] for stem in stems}
@@ -99,6 +102,9 @@ class SemanticMaps(ImageDataset):
             if len(files) > 1:
                 raise ValueError(f"{self.map_dir / stem}.png: several images in {self.image_dir}: {files}")
         return [by_stem[stem][0] for stem in stems]
+
+    def _stated_size(self, index: int) -> Size:
+        return read_header(self.map_dir / self._maps[index], thorough=False)[0]
 
     def semantic_map(self, index: int) -> Tensor:
         """The label of each pixel of sample `index` at the image's original size, [h, w] uint8, 255 =

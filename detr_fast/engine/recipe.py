@@ -178,9 +178,10 @@ def train_on_coco(
     choice, family = start.choice, FAMILIES[start.family]
     augmentation = augmentation or family.augmentation
     sizes = ImageSizes.of(image_size, augmentation)
+    # None: where the category ids would make most labels stand for nothing.
+    contiguous_labels = start.contiguous_labels or (None if choice.num_classes is None else False)
     options: dict[str, Any] = {
         "task": start.task,
-        "contiguous_labels": start.contiguous_labels,
         "scales": sizes.scales,
         "max_size": sizes.max_size,
         "seed": config.seed,
@@ -193,20 +194,26 @@ def train_on_coco(
         "lsj_size": sizes.canvas or LargeScaleJitter.size,
         "on_bad_image": "skip" if skip_bad_images else "raise",
     }
-    dataset = build_dataset(data, "train", **options, **train_options)
-    if not start.contiguous_labels and choice.num_classes is None and _sparse(dataset):
-        options["contiguous_labels"] = True
-        dataset = build_dataset(data, "train", **options, **train_options)
+    dataset = build_dataset(data, "train", contiguous_labels=contiguous_labels, **options, **train_options)
     held_out = None
     if evaluate_val:
-        count = dataset.num_classes
-        held_out = build_dataset(data, "val", train=False, masks=False, num_classes=count, **options)
+        held_out = build_dataset(data, "val", train=False, masks=False, contiguous_labels=True, **options)
+    if is_main():
+        for split, about in (("train", dataset), ("val", held_out)):
+            for remark in () if about is None else about.remarks:
+                echo(f"{split}: {remark}")
+    if dataset.num_objects == 0:
+        raise ValueError(f"{dataset.annotation_file}: nothing to learn from: {dataset.remarks[0]}")
     torch.manual_seed(config.seed)
     model, remarks = start.build(dataset.num_classes)
     if is_main():
         for remark in remarks:
             echo(remark)
     detector = dataset_detector(model, dataset, start.family, start.task, sizes.scales[-1], sizes.max_size)
+    if held_out is not None:
+        detector.task.scorer(
+            held_out, detector.categories
+        )  # refuses other categories now, not after an epoch
     trainer = Trainer(
         model,
         family.criterion(detector.config),
@@ -237,10 +244,9 @@ def evaluation_dataset(
         detector.task_name,  # type: ignore[arg-type]
         train=False,
         masks=False,
-        contiguous_labels=detector.contiguous_labels,
+        contiguous_labels=True,  # the scorer finds the model's
         scales=(scale,),
         max_size=max_size,
-        num_classes=detector.config.num_classes,
     )
 
 
@@ -271,8 +277,3 @@ def evaluator(
         )
 
     return numbers
-
-
-def _sparse(dataset: ImageDataset) -> bool:
-    """Whether most labels would stand for nothing, were they the category ids. COCO's are not sparse."""
-    return dataset.num_classes > max(100, 4 * len(dataset.label_to_category))

@@ -104,13 +104,9 @@ def match_labels(dataset: ImageDataset, categories: Categories) -> dict[int, int
             f"{', ...' if len(unknown) > 10 else ''}; the model has {named}"
             f"{', ...' if len(categories) > 10 else ''}"
         )
-    renamed = [
-        label for label, match in matches.items() if categories[label][0] != dataset.label_to_category[match]
-    ]
-    if renamed:
-        logger.warning(
-            "data: %d categories have other ids than the model's and are matched by their names", len(renamed)
-        )
+    moved = sum(categories[ours][0] != dataset.label_to_category[data] for ours, data in matches.items())
+    if moved:
+        logger.warning("data: %d categories have other ids than the model's: matched by their names", moved)
     return matches
 
 
