@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -9,13 +10,54 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler, Sampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from detr_fast.data.dataset import ImageDataset
 from detr_fast.data.transforms import Target
 from detr_fast.structures import PaddedImages
 
 Batch = tuple[PaddedImages, list[Target]]
+
+# What a person can mend about the data, as against a defect, which keeps its traceback.
+_ERRORS_OF_DATA = (ValueError, OSError)
+
+
+class _Samples(Dataset[Any]):
+    """The samples of a data set, a batch at a time; an error in the data stands in for its batch.
+
+    Raised in a worker, it would reach the main process with the worker's traceback inside its message.
+    """
+
+    def __init__(self, dataset: ImageDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[index]
+
+    def __getitems__(self, indices: Sequence[int]) -> Any:
+        try:
+            return [self.dataset[index] for index in indices]
+        except _ERRORS_OF_DATA as error:
+            if hasattr(error, "add_note"):  # from Python 3.11 on; shown with a traceback, not with a message
+                error.add_note(traceback.format_exc())
+            return error
+
+
+def _collate_samples(samples: Any, **options: Any) -> Any:
+    return samples if isinstance(samples, Exception) else collate(samples, **options)
+
+
+class _Loader(DataLoader[Batch]):
+    """Raises in the main process what `_Samples` caught in a worker."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
 
 
 def collate(
@@ -112,17 +154,16 @@ def build_loader(
         }
     else:
         options = {"batch_size": batch_size, "sampler": range(rank, len(dataset), world_size)}
-    loader: DataLoader[Any] = DataLoader(
-        dataset,
+    return _Loader(
+        _Samples(dataset),
         **options,
-        collate_fn=partial(collate, multiple=multiple, size=size),
+        collate_fn=partial(_collate_samples, multiple=multiple, size=size),
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=pin_memory,
         # A loader draws its workers' seeds; from its own generator, not from the one that dropout uses.
         generator=torch.Generator().manual_seed(seed),
     )
-    return loader
 
 
 def begin_epoch(loader: DataLoader[Batch], epoch: int, *, skip_batches: int = 0) -> None:
@@ -133,8 +174,8 @@ def begin_epoch(loader: DataLoader[Batch], epoch: int, *, skip_batches: int = 0)
         epoch: counted from 0.
         skip_batches: batches already done, when an interrupted epoch goes on.
     """
-    dataset, batches = loader.dataset, loader.batch_sampler
-    if not isinstance(dataset, ImageDataset) or not isinstance(batches, TrainBatches):
+    samples, batches = loader.dataset, loader.batch_sampler
+    if not isinstance(samples, _Samples) or not isinstance(batches, TrainBatches):
         raise TypeError("loader: expected a loader from build_loader(..., train=True)")
-    dataset.set_epoch(epoch)
+    samples.dataset.set_epoch(epoch)
     batches.set_epoch(epoch, skip_batches=skip_batches)

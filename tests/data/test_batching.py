@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from detr_fast.data import (
     Batch,
     CocoDetection,
+    ImageError,
     begin_epoch,
     build_dataset,
     build_detection_dataset,
@@ -45,6 +46,21 @@ def same(a: Batch, b: Batch) -> bool:
         x.keys() == y.keys() and all(torch.equal(x[key], y[key]) for key in x)
         for x, y in zip(a[1], b[1], strict=True)
     )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_errors_of_the_data_are_the_same_with_workers(data: CocoDetection, workers: int) -> None:
+    """torch alone puts the worker's traceback into the message."""
+    (data.image_dir / "4.png").write_bytes(b"nothing")
+    (data.image_dir / "9.png").unlink()
+    loader = build_loader(data, 4, train=False, num_workers=workers)
+    with pytest.raises(ImageError) as damaged:
+        list(loader)
+    assert str(damaged.value) == f"{data.image_dir / '4.png'}: not an image in a format that Pillow reads"
+    write_dataset(data.image_dir.parent, [image(4, 44, 56)], [])
+    with pytest.raises(FileNotFoundError) as missing:
+        list(build_loader(data, 4, train=False, num_workers=workers))
+    assert str(missing.value) == f"{data.image_dir / '9.png'}: no such image file"
 
 
 def test_collate_pads(rng: torch.Generator) -> None:
