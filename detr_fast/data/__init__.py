@@ -5,6 +5,8 @@ from detr_fast.data.build import build_dataset, build_detection_dataset
 from detr_fast.data.coco import CocoDetection
 from detr_fast.data.dataset import ImageDataset
 from detr_fast.data.images import ImageError, load_image
+from detr_fast.data.instances import Instances, read_instances
+from detr_fast.data.layouts import DataSource
 from detr_fast.data.panoptic import CocoPanoptic
 from detr_fast.data.semantic import SemanticMaps
 from detr_fast.data.synthetic import write_shapes_dataset
@@ -22,9 +24,11 @@ __all__ = [
     "Batch",
     "CocoDetection",
     "CocoPanoptic",
+    "DataSource",
     "EvalTransform",
     "ImageDataset",
     "ImageError",
+    "Instances",
     "LargeScaleJitter",
     "SemanticMaps",
     "Target",
@@ -39,6 +43,7 @@ __all__ = [
     "convert_yolo",
     "image_to_tensor",
     "load_image",
+    "read_instances",
     "resized_size",
     "write_shapes_dataset",
 ]

@@ -1,7 +1,8 @@
-"""The data sets of the COCO 2017 layout, by task."""
+"""The data sets on disk, by task."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -9,17 +10,17 @@ from typing import Any, Literal, TypeAlias, get_args
 from detr_fast.data.coco import CocoDetection
 from detr_fast.data.dataset import ImageDataset, OnBadImage, Transform
 from detr_fast.data.instances import read_instances
+from detr_fast.data.layouts import DataSource, Split
 from detr_fast.data.panoptic import CocoPanoptic
 from detr_fast.data.semantic import SemanticMaps
 from detr_fast.data.transforms import MAX_SIZE, SCALES, EvalTransform, LargeScaleJitter, TrainTransform
 
-Split: TypeAlias = Literal["train", "val"]
 Task: TypeAlias = Literal["detection", "instance", "panoptic", "semantic"]
 Augmentation: TypeAlias = Literal["detr", "lsj"]
 
 
 def build_dataset(
-    root: str | Path,
+    data: str | Path | DataSource,
     split: Split,
     task: Task,
     *,
@@ -34,19 +35,29 @@ def build_dataset(
     seed: int = 0,
     on_bad_image: OnBadImage = "raise",
 ) -> ImageDataset:
-    """A split of a data set in the COCO 2017 layout, for a task.
+    """A split of a data set, for a task.
 
-    `root` holds `train2017/` and `val2017/` with the images, and
+    Detection and instances (`CocoDetection`) need an `instances` file and a folder of images: given by hand
+    in a `DataSource`, or in a folder of the layout of COCO 2017, Roboflow, CVAT or Label Studio:
 
-    - detection, instance: `annotations/instances_{train,val}2017.json` (`CocoDetection`);
+    - `annotations/instances_{train,val}2017.json`, images in `{train,val}2017/`;
+    - `{train,valid}/_annotations.coco.json` beside the images;
+    - `annotations/instances_{train,val}.json`, images in `images/{train,val}/` or `images/`;
+    - `annotations/instances_default.json` or `result.json` for all images, these in `images/`.
+
+    The other tasks need the layout of COCO 2017 with images in `{train,val}2017/`:
+
     - panoptic: `annotations/panoptic_{train,val}2017.json` and the PNGs in
       `annotations/panoptic_{train,val}2017/` (`CocoPanoptic`);
     - semantic: label maps in `semantic_{train,val}2017/` and their class names in
       `annotations/semantic_classes.json` (`SemanticMaps`), or else the panoptic files
       (`CocoPanoptic(semantic=True)`).
 
+    Where there is no validation split, a `DataSource` can cut one off. The first of the data set's remarks
+    says what was taken for what.
+
     Args:
-        root: see above.
+        data: the folder, or more about it.
         split: "train" or "val".
         task: see above.
         train: augment; otherwise resize to the largest of `scales`.
@@ -85,33 +96,46 @@ def build_dataset(
         "seed": seed,
         "on_bad_image": on_bad_image,
     }
-    root = Path(root)
-    images, annotations = root / f"{split}2017", root / "annotations"
-    maps, classes = root / f"semantic_{split}2017", annotations / "semantic_classes.json"
+    source = DataSource.of(data)
+    options["exif"] = source.exif
+    if task in ("detection", "instance"):
+        located = source.instances(split)
+        # Masks are evaluated by what the file says, also where targets hold none.
+        content = read_instances(
+            located.annotations, segmentations=task == "instance" or options["masks"], part=located.part
+        )
+        folder, entries = located.place(content.images)
+        content = dataclasses.replace(content, images=entries)
+        dataset: ImageDataset = CocoDetection(
+            folder, content, transforms, contiguous_labels=contiguous_labels, **options
+        )
+        dataset.remarks = (f"{located.words}: {located.annotations}, images in {folder}", *dataset.remarks)
+        return dataset
+    if source.root is None or source.train_json or source.val_json:
+        raise ValueError(f"train_json, val_json: they are for detection and instance; got the task {task!r}")
+    root, annotations = source.root, source.root / "annotations"
+    stem: Split = split
+    if source.val_fraction is not None and not (root / "val2017").exists():
+        stem, options["part"] = "train", source.part(split)
+    images, maps = root / f"{stem}2017", root / f"semantic_{stem}2017"
+    classes = annotations / "semantic_classes.json"
     if task == "semantic" and (maps.exists() or classes.exists()):
         _require(root, task, images, maps, classes)
-        return SemanticMaps(images, maps, classes, transforms, **options)
-    if task in ("detection", "instance"):
-        instances = annotations / f"instances_{split}2017.json"
-        _require(root, task, images, instances)
-        # Masks are evaluated by what the file says, also where targets hold none.
-        content = read_instances(instances, segmentations=task == "instance" or options["masks"])
-        return CocoDetection(images, content, transforms, contiguous_labels=contiguous_labels, **options)
-    panoptic, pngs = annotations / f"panoptic_{split}2017.json", annotations / f"panoptic_{split}2017"
-    _require(root, task, images, panoptic, pngs)
-    return CocoPanoptic(
-        images,
-        panoptic,
-        pngs,
-        transforms,
-        semantic=task == "semantic",
-        contiguous_labels=contiguous_labels,
-        **options,
-    )
+        dataset = SemanticMaps(images, maps, classes, transforms, **options)
+    else:
+        panoptic, maps = annotations / f"panoptic_{stem}2017.json", annotations / f"panoptic_{stem}2017"
+        _require(root, task, images, panoptic, maps)
+        options |= {"semantic": task == "semantic", "contiguous_labels": contiguous_labels}
+        dataset = CocoPanoptic(images, panoptic, maps, transforms, **options)
+    words = f"COCO 2017 layout: {maps}, images in {images}"
+    if "part" in options:
+        words += f", {source.val_fraction:.0%} of the images held out for validation"
+    dataset.remarks = (words, *dataset.remarks)
+    return dataset
 
 
 def build_detection_dataset(
-    root: str | Path,
+    data: str | Path | DataSource,
     split: Split,
     *,
     train: bool,
@@ -124,7 +148,7 @@ def build_detection_dataset(
 ) -> CocoDetection:
     """`build_dataset` for detection with DETR's augmentation."""
     dataset = build_dataset(
-        root,
+        data,
         split,
         "detection",
         train=train,
@@ -139,15 +163,9 @@ def build_detection_dataset(
     return dataset
 
 
-_INSTANCES = "{root}/annotations/instances_{{train,val}}2017.json"
 _PANOPTIC = "{root}/annotations/panoptic_{{train,val}}2017.json and the folders of the same names"
 _MAPS = "{root}/semantic_{{train,val}}2017/ and {root}/annotations/semantic_classes.json"
-_LAYOUTS = {
-    "detection": _INSTANCES,
-    "instance": _INSTANCES,
-    "panoptic": _PANOPTIC,
-    "semantic": f"{_MAPS}, or {_PANOPTIC}",
-}
+_LAYOUTS = {"panoptic": _PANOPTIC, "semantic": f"{_MAPS}, or {_PANOPTIC}"}
 
 
 def _require(root: Path, task: Task, *paths: Path) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from detr_fast.boxes import tight_boxes
-from detr_fast.data.coco_json import read_json
+from detr_fast.data.coco_json import Part, read_json
 from detr_fast.data.dataset import Exif, ImageDataset, OnBadImage, Transform
 from detr_fast.data.images import ImageError, Size, load_pixels, read_header
 from detr_fast.data.transforms import Target, mask_areas
@@ -37,6 +37,7 @@ class SemanticMaps(ImageDataset):
         transforms: called as `transforms(image, target, rng)` with a `random.Random`.
         masks: whether targets hold `masks`.
         num_classes: by default the number of the classes.
+        part: only the images of this part of the data set.
         seed: of the transforms' random choices.
         on_bad_image, exif: as for `ImageDataset`.
 
@@ -57,6 +58,7 @@ class SemanticMaps(ImageDataset):
         masks: bool = True,
         num_classes: int | None = None,
         seed: int = 0,
+        part: Part | None = None,
         on_bad_image: OnBadImage = "raise",
         exif: Exif = "auto",
     ) -> None:
@@ -80,6 +82,8 @@ class SemanticMaps(ImageDataset):
         stems = sorted(path.stem for path in self.map_dir.glob("*.png"))
         if not stems:
             raise ValueError(f"{self.map_dir}: an empty data set: no PNG files")
+        if part is not None:
+            stems = [stem for stem, member in zip(stems, part.members(stems), strict=True) if member]
         numbered = all(stem.isascii() and stem.isdigit() for stem in stems)
         if numbered:
             stems.sort(key=int)

@@ -234,6 +234,9 @@ def evaluation_dataset(
     detector: Detector, data: Path, split: str, image_size: int | None = None
 ) -> ImageDataset:
     """What `detr-fast eval` evaluates on; `image_size`: the images' short side, by default as trained."""
+    largest, num_classes = max(detector.categories, default=-1), detector.config.num_classes
+    if largest >= num_classes:
+        raise ValueError(f"checkpoint: names a class {largest}, but its num_classes = {num_classes}")
     scale, max_size = detector.image_size, detector.max_size
     if image_size is not None:
         sizes = ImageSizes.of(image_size, "detr")
