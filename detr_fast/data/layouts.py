@@ -14,13 +14,11 @@ from detr_fast.data.dataset import Exif
 Split: TypeAlias = Literal["train", "val"]
 
 _NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid", "validation")}
-_EXPECTED = """expected one of
-  {root}/annotations/instances_{{train,val}}2017.json, images in {root}/{{train,val}}2017/ (COCO 2017)
-  {root}/{{train,valid}}/_annotations.coco.json beside the images (Roboflow)
-  {root}/annotations/instances_{{train,val}}.json, images in {root}/images/{{train,val}}/ (CVAT)
-  {root}/annotations/instances_default.json, images in {root}/images/ (CVAT, one file)
-  {root}/result.json, images in {root}/images/ (Label Studio)
-or a JSON file and an image folder given by hand"""
+_EXPECTED = (
+    "expected in it annotations/instances_{train,val}2017.json (COCO 2017), "
+    "{train,valid}/_annotations.coco.json (Roboflow), annotations/instances_{train,val}.json or "
+    "annotations/instances_default.json (CVAT), or result.json (Label Studio); or files named by hand"
+)
 
 
 @dataclass(frozen=True)
@@ -80,8 +78,7 @@ class DataSource:
                 return found
         whole = found or self._own("train") or next(self._single(), None)
         if whole is None:
-            where = self.root or "data"
-            raise FileNotFoundError(f"{where}: no {split} split found; {_EXPECTED.format(root=where)}")
+            raise FileNotFoundError(f"{self.root or 'data'}: no {split} split found; {_EXPECTED}")
         if self.val_fraction is not None:
             words = f"{whole.words}, {self.val_fraction:.0%} of the images held out for validation"
             return dataclasses.replace(whole, part=self.part(split), words=words)

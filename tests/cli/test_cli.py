@@ -124,7 +124,9 @@ def test_help_tells_the_commands_models_and_defaults() -> None:
 
 def test_wrong_data(trained: Path, data: Path, tmp_path: Path) -> None:
     train = ["train", "--output", tmp_path / "run", *SMALL, "--data"]
-    assert "expected the COCO 2017 layout" in refused(*train, tmp_path / "absent")
+    assert "no train split found; expected in it annotations/instances_{train,val}2017.json" in refused(
+        *train, tmp_path / "absent"
+    )
     broken = tmp_path / "broken"
     (broken / "annotations").mkdir(parents=True)
     (broken / "train2017").mkdir()

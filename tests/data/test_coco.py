@@ -178,7 +178,7 @@ def test_missing_folder_and_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"a\.json: no such annotation file"):
         CocoDetection(tmp_path, tmp_path / "a.json")
     for split in ("train", "val"):
-        with pytest.raises(FileNotFoundError, match=rf"no {split} split found; expected one of\n .*2017"):
+        with pytest.raises(FileNotFoundError, match=rf"no {split} split found; expected in it .*2017\.json"):
             build_detection_dataset(tmp_path, split, train=True)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="split: expected 'train' or 'val'; got 'test'"):
         build_detection_dataset(tmp_path, "test", train=False)  # type: ignore[arg-type]
