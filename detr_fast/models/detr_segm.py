@@ -102,6 +102,8 @@ class DETRSegm(nn.Module):
         found = self.detr.heads(stages.hs)
         if min_score is None:
             return Predictions(found.logits, found.boxes, masks=self.masks(stages, stages.hs[-1])[None])
+        if torch.jit.is_tracing():
+            raise ValueError("min_score: expected None; a trace would keep this image's number of masks")
         scores = found.logits[-1].softmax(-1)[..., :-1].amax(-1)
         count = max(1, int((scores > min_score).sum(1).max()))
         best = scores.topk(count, dim=1).indices.sort(dim=1).values[..., None]
@@ -187,10 +189,10 @@ class MaskHead(nn.Module):
 
     def forward(self, image: Tensor, maps: Tensor, finer: Sequence[Tensor]) -> Tensor:
         """image [B, C, h, w]; maps [B, Q, H, h, w]; finer: features, coarsest first -> [B, Q, h', w']."""
-        first = self.get_submodule("lay1")
-        weights = first.get_parameter("weight")
+        first: Any = self.get_submodule("lay1")
+        weights = first.weight  # no `get_parameter`: torch.func puts plain tensors in the parameters' place
         # a convolution is linear: that of the image is the same for every query
-        image = F.conv2d(image, weights[:, : self.channels], first.get_parameter("bias"), padding=1)
+        image = F.conv2d(image, weights[:, : self.channels], first.bias, padding=1)
         finer = [self.get_submodule(f"adapter{n}")(x) for n, x in enumerate(finer, start=1)]
         if torch.is_grad_enabled():
             return self._masks(image, maps, weights[:, self.channels :], finer)
