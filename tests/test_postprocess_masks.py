@@ -8,8 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from detr_fast.postprocess import postprocess_instance, postprocess_panoptic, postprocess_semantic
+from detr_fast.postprocess import (
+    postprocess_instance,
+    postprocess_panoptic,
+    postprocess_semantic,
+    postprocess_semantic_labels,
+)
 from detr_fast.structures import MaskPredictions
 
 THING, OTHER_THING, STUFF, NO_OBJECT = range(4)
@@ -179,6 +185,76 @@ def test_images_do_not_touch_each_other(rng: torch.Generator) -> None:
         torch.testing.assert_close(maps[b], scores)
 
 
+@pytest.mark.parametrize("threshold", [0.1, 0.4, 1.1])
+def test_instances_of_a_lowest_score(rng: torch.Generator, threshold: float) -> None:
+    """The same, bit for bit, as leaving out the others afterwards."""
+    predictions, padded, crops, _ = random_case(rng)
+    predictions.masks[-1, 0, ::2] = -1.0  # empty masks of score 0
+    arguments = (predictions, padded, crops, [(25, 50), (300, 400), (1, 2)])
+    for options in ({}, {"things": (0, 3)}, {"top": 5}):
+        every = postprocess_instance(*arguments, **options)
+        found = postprocess_instance(*arguments, **options, score_threshold=threshold)
+        for expected, result in zip(every, found, strict=True):
+            kept = expected["scores"] >= threshold
+            assert result.keys() == expected.keys()
+            for name, values in expected.items():
+                assert torch.equal(result[name], values[kept]), name
+
+
+@pytest.mark.parametrize("resize", ["after", "before"])
+def test_semantic_labels_are_the_best_scores(rng: torch.Generator, resize: Any) -> None:
+    predictions, padded, crops, _ = random_case(rng)
+    sizes = [(25, 50), (700, 1300), (1, 2)]  # the second in several bands of rows
+    scores = postprocess_semantic(predictions, padded, crops, sizes, resize=resize)
+    labels = postprocess_semantic_labels(predictions, padded, crops, sizes, resize=resize)
+    for score, label, size in zip(scores, labels, sizes, strict=True):
+        assert label.shape == size
+        assert label.dtype == torch.int64
+        # rounding decides where two classes are equally good
+        found, best = score.gather(0, label[None])[0], score.amax(0)
+        torch.testing.assert_close(found, best, rtol=1e-5, atol=1e-6)
+        assert (label == score.argmax(0)).float().mean() > 0.999
+
+
+class Largest(TorchDispatchMode):
+    """The bytes of the largest tensor that any operation made."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        for x in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(x, Tensor):
+                self.bytes = max(self.bytes, x.numel() * x.element_size())
+        return out
+
+
+@pytest.mark.parametrize("found", [0, 3])
+def test_memory_grows_with_what_is_found(found: int, rng: torch.Generator) -> None:
+    """100 queries, of which few are sure, in an image of a million pixels."""
+    logits = torch.randn(1, 1, 100, 6, generator=rng)
+    logits[..., -1] += 9.0
+    logits[0, 0, :found, 1] += 30.0
+    masks = torch.full((1, 1, 100, 25, 25), -6.0)
+    masks[..., 5:20, 3:22] = 6.0
+    predictions = MaskPredictions(logits, masks)
+    size = (1000, 1000)
+    arguments = (predictions, (100, 100), [(100, 100)], [size])
+    with Largest() as largest:
+        (instances,) = postprocess_instance(*arguments, score_threshold=0.5)
+    assert len(instances["scores"]) == found
+    # one map, or the masks found; the maps of the padded batch
+    assert largest.bytes <= (4 * 1000 * 1000 if found else 4 * masks.numel())
+    with Largest() as largest:
+        (panoptic,) = postprocess_panoptic(*arguments, things=range(5), overlap=0.0)
+    assert bool(panoptic["segments"]) == bool(found)
+    assert largest.bytes <= (8 if found else 4) * 1000 * 1000
+    for resize in ("after", "before"):
+        with Largest() as largest:
+            postprocess_semantic_labels(*arguments, resize=resize)
+        assert largest.bytes <= 4 * 2**22  # a band of rows
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_inputs_stay_as_they_are(rng: torch.Generator, dtype: torch.dtype) -> None:
     """Also where nothing has to be resized."""
@@ -187,6 +263,7 @@ def test_inputs_stay_as_they_are(rng: torch.Generator, dtype: torch.dtype) -> No
     args = (MaskPredictions(logits, masks), (4, 6), [(4, 6)], [(4, 6)])
     assert postprocess_semantic(*args)[0].dtype == torch.float32
     assert postprocess_semantic(*args, resize="before")[0].dtype == torch.float32
+    postprocess_semantic_labels(*args, resize="before")
     assert postprocess_instance(*args)[0]["scores"].dtype == torch.float32
     postprocess_panoptic(*args, things=(), mask_threshold=0.1)
     assert torch.equal(masks, before)
@@ -208,6 +285,7 @@ def test_wrong_sizes(arguments: Any, message: str) -> None:
     predictions = predictions_of([(THING, 9.0, columns(0, 6))])
     for function, options in (
         (postprocess_semantic, {}),
+        (postprocess_semantic_labels, {}),
         (postprocess_instance, {}),
         (postprocess_panoptic, {"things": THINGS}),
     ):
@@ -221,3 +299,5 @@ def test_wrong_options() -> None:
         postprocess_instance(*args, top=0)
     with pytest.raises(ValueError, match="resize: expected 'after' or 'before'; got 'never'"):
         postprocess_semantic(*args, resize="never")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="resize: expected 'after' or 'before'; got 'never'"):
+        postprocess_semantic_labels(*args, resize="never")  # type: ignore[arg-type]

@@ -69,6 +69,18 @@ def test_instance_threshold(rng: torch.Generator) -> None:
     assert bf16[0]["masks"].dtype == torch.bool
 
 
+@pytest.mark.parametrize("threshold", [0.0, 0.6, 1.1])
+def test_instances_of_a_lowest_score(threshold: float, rng: torch.Generator) -> None:
+    logits, masks = 3 * torch.randn(1, 2, 11, 5, generator=rng), torch.randn(1, 2, 11, 5, 6, generator=rng)
+    predictions = Predictions(logits, torch.rand(1, 2, 11, 4, generator=rng), masks=masks)
+    arguments = (predictions, (20, 22), [(17, 22), (20, 13)], [(31, 40), (300, 400)])
+    found = postprocess_segm(*arguments, score_threshold=threshold)
+    for expected, result in zip(postprocess_segm(*arguments), found, strict=True):
+        kept = expected["scores"] >= threshold
+        for name, values in expected.items():
+            assert torch.equal(result[name], values[kept]), name
+
+
 def test_panoptic_segments() -> None:
     """Two things, one stuff class of two queries, a query of no object and one that is too unsure."""
     left, right = slice(0, 4), slice(4, 8)

@@ -81,7 +81,8 @@ class Detector:
     ) -> list[Result]:
         """What the model says about a batch, one result of its task an image.
 
-        threshold: lowest class score of a panoptic segment; None is the family's own.
+        threshold: lowest score of an instance, by default 0, or class score of a panoptic segment, by default
+            the family's own.
         """
         decode = FAMILIES[self.family].decode[self.task_name]
         things = self.categories.keys() if self.things is None else self.things

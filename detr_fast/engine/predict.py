@@ -76,8 +76,9 @@ def predict_image(
     shown = shown or image
     geometry = dataclasses.replace(geometry, outputs=[(shown.height, shown.width)])
     detector.model.eval()
+    threshold = detector.task.threshold if threshold is None else threshold
     (result,) = detector.results(images, geometry, threshold)
-    result = detector.task.select(result, detector.categories, 0.5 if threshold is None else threshold)
+    result = detector.task.select(result, detector.categories, threshold or 0.0)
     if "boxes" in result:
         limits = torch.tensor([shown.width, shown.height] * 2, device=result["boxes"].device)
         result["boxes"] = result["boxes"].clamp(min=0).minimum(limits)

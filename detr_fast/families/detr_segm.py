@@ -45,7 +45,13 @@ def _segments(predictions: Predictions, geometry: Geometry, options: ResultOptio
 
 
 def _instances(predictions: Predictions, geometry: Geometry, options: ResultOptions) -> Results:
-    results = postprocess_segm(predictions, geometry.padded, geometry.images, geometry.outputs)
+    results = postprocess_segm(
+        predictions,
+        geometry.padded,
+        geometry.images,
+        geometry.outputs,
+        score_threshold=options.threshold or 0.0,
+    )
     things = torch.tensor(sorted(options.things), device=predictions.logits.device)
     kept = [torch.isin(result["labels"], things) for result in results]
     return [

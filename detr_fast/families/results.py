@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from detr_fast.postprocess import postprocess_instance, postprocess_panoptic, postprocess_semantic
+from detr_fast.postprocess import postprocess_instance, postprocess_panoptic, postprocess_semantic_labels
 from detr_fast.structures import MaskPredictions, PaddedImages
 
 Size: TypeAlias = tuple[int, int]
@@ -52,7 +52,8 @@ class ResultOptions:
     """What else results depend on.
 
     things: labels that come in instances, where there is stuff too.
-    threshold: lowest class score of a panoptic segment; None is the family's own.
+    threshold: lowest score of an instance, by default 0, or class score of a panoptic segment, by default the
+        family's own.
     only_semantic: the model was trained for that alone, which decides when semantic scores are resized.
     """
 
@@ -86,17 +87,22 @@ def mask_segments(
 def mask_instances(predictions: MaskPredictions, geometry: Geometry, options: ResultOptions) -> Results:
     """Instances of a mask classifier."""
     return postprocess_instance(
-        predictions, geometry.padded, geometry.images, geometry.outputs, things=options.things
+        predictions,
+        geometry.padded,
+        geometry.images,
+        geometry.outputs,
+        things=options.things,
+        score_threshold=options.threshold or 0.0,
     )
 
 
 def mask_labels(predictions: MaskPredictions, geometry: Geometry, options: ResultOptions) -> Results:
     """The class of each pixel by a mask classifier."""
-    scores = postprocess_semantic(
+    labels = postprocess_semantic_labels(
         predictions,
         geometry.padded,
         geometry.images,
         geometry.outputs,
         resize="after" if options.only_semantic else "before",
     )
-    return [{"labels": classes.argmax(0)} for classes in scores]
+    return [{"labels": of_image} for of_image in labels]

@@ -11,13 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from detr_fast.masks import resize_masks
 from detr_fast.postprocess.detection import postprocess_detection
-from detr_fast.postprocess.masks import Size, checked_sizes
+from detr_fast.postprocess.masks import Size, at_once, checked_sizes
 from detr_fast.structures import Predictions
 
 SMALLEST = 5  # pixels of a panoptic segment
-# Queries resized together: few enough that their maps stay in a CPU's cache.
-_CHUNK = 4
 
 
 @torch.no_grad()
@@ -28,32 +27,47 @@ def postprocess_segm(
     output_sizes: Sequence[Size],
     *,
     threshold: float = 0.5,
+    score_threshold: float = 0.0,
 ) -> list[dict[str, Tensor]]:
     """The detections of the last decoder layer with their masks, as the official `PostProcessSegm`.
 
     Mask logits are resized bilinearly to the padded batch, compared with the threshold, cropped to the image
     and resized to the size asked for, nearest. Nothing is sorted, and a mask may be empty.
 
-    predictions: with masks [B, Q, h, w], or the official dict of outputs.
-    padded_size: (H, W) of the padded batch that the model saw.
-    image_sizes, output_sizes: (height, width) of each image in that batch, and of its result.
-    threshold: mask probability that a pixel must exceed.
-    Returns for each image `scores` [Q], `labels` [Q] int64, `boxes` [Q, 4] xyxy in pixels of the result and
-    `masks` [Q, h, w] bool.
+    Args:
+        predictions: with masks [1, B, Q, h, w], or the official dict of outputs.
+        padded_size: (H, W) of the padded batch that the model saw.
+        image_sizes: (height, width) of each image in that batch.
+        output_sizes: (height, width) of each image's result.
+        threshold: mask probability that a pixel must exceed.
+        score_threshold: detections of a lower score are left out before their masks take memory; 0, as in
+            the official code, keeps all.
+
+    Returns:
+        For each image `scores` [X], `labels` and `queries` [X] int64, `boxes` [X, 4] xyxy in pixels of the
+        result and `masks` [X, h, w] bool.
+
+    Raises:
+        ValueError: a size or option does not fit; the message names the argument.
     """
     if not 0 < threshold < 1:
         raise ValueError(f"threshold: expected 0 < threshold < 1; got {threshold!r}")
     predictions, masks = _with_masks(predictions)
     sizes = checked_sizes(len(masks), padded_size, image_sizes, output_sizes)
-    results = postprocess_detection(predictions, torch.tensor([size for _, size in sizes]))
+    detections = postprocess_detection(predictions, torch.tensor([size for _, size in sizes]))
     least = math.log(threshold / (1 - threshold))
-    for result, maps, (crop, size) in zip(results, masks, sizes, strict=True):
+    results = []
+    for found, maps, (crop, size) in zip(detections, masks, sizes, strict=True):
+        kept = found["scores"] >= score_threshold
+        result = {name: values[kept] for name, values in found.items()}
+        maps = maps[kept]
         inside = torch.empty(len(maps), *size, dtype=torch.bool, device=maps.device)
-        for start in range(0, len(maps), _CHUNK):
-            part = slice(start, start + _CHUNK)
+        few = at_once(max(padded_size, size, key=math.prod), maps.device)
+        for start in range(0, len(maps), few):
+            part = slice(start, start + few)
             mask = _bilinear(maps[part], padded_size)[:, : crop[0], : crop[1]] > least
-            inside[part] = F.interpolate(mask.view(torch.uint8)[None], size=size, mode="nearest")[0].bool()
-        result["masks"] = inside
+            inside[part] = resize_masks(mask, size)
+        results.append({**result, "masks": inside})
     return results
 
 
@@ -75,14 +89,23 @@ def postprocess_detr_panoptic(
     stuff class first count for the first of its queries, so that the others are dropped; then pixels are
     dealt out anew among the queries left, whatever their class. There is no void unless none is left.
 
-    predictions, padded_size, image_sizes, output_sizes: see `postprocess_segm`.
-    things: the labels whose segments stay apart; segments of any other label become one.
-    threshold: the class probability above which a query takes part.
-    crop_padding: the official code resizes the masks of the padded batch to the image, which squeezes those
-        of a padded image: right for one image at a time. True leaves the padding out instead.
-    Returns for each image `segmentation` [h, w] int32 of segment ids, 0 where there is none at all, and
-    `segments`, a list of {"id", "label", "isthing", "score" (class probability), "area", "query"}. Official
-    ids are smaller by 1.
+    Args:
+        predictions: see `postprocess_segm`.
+        padded_size: see `postprocess_segm`.
+        image_sizes: see `postprocess_segm`.
+        output_sizes: see `postprocess_segm`.
+        things: the labels whose segments stay apart; segments of any other label become one.
+        threshold: the class probability above which a query takes part.
+        crop_padding: the official code resizes the masks of the padded batch to the image, which squeezes
+            those of a padded image: right for one image at a time. True leaves the padding out instead.
+
+    Returns:
+        For each image `segmentation` [h, w] int32 of segment ids, 0 where there is none at all, and
+        `segments`, a list of {"id", "label", "isthing", "score" (class probability), "area", "query"}.
+        Official ids are smaller by 1.
+
+    Raises:
+        ValueError: a size does not fit; the message names the argument.
     """
     predictions, masks = _with_masks(predictions)
     sizes = checked_sizes(len(masks), padded_size, image_sizes, output_sizes)
@@ -92,10 +115,11 @@ def postprocess_detr_panoptic(
         kept = ((labels != logits.shape[1] - 1) & (scores > threshold)).nonzero()[:, 0]
         rows, columns = (_nearest(i, o).to(maps.device) for i, o in zip(crop, size, strict=True))
         wins = scores.new_empty(len(kept), *size)
-        for start in range(0, len(kept), _CHUNK):
-            chunk = _bilinear(maps[kept[start : start + _CHUNK]], padded_size if crop_padding else crop)
+        few = at_once(max(padded_size, size, key=math.prod), maps.device)
+        for start in range(0, len(kept), few):
+            chunk = _bilinear(maps[kept[start : start + few]], padded_size if crop_padding else crop)
             # only the pixels that the result's nearest resizing would read
-            wins[start : start + _CHUNK] = chunk[:, rows[:, None], columns]
+            wins[start : start + few] = chunk[:, rows[:, None], columns]
         winner, area, alive = _contest(wins, labels[kept].tolist(), frozenset(things))
         results.append(
             {

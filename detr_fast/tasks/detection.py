@@ -22,6 +22,7 @@ class Detection:
     name = "detection"
     best_metric = "AP"
     records_key = "detections"
+    threshold: float | None = 0.5
 
     def scorer(self, dataset: ImageDataset, categories: Categories) -> BoxScorer:
         return BoxScorer(dataset, categories)

@@ -22,6 +22,7 @@ class Panoptic:
     name = "panoptic"
     best_metric = "PQ"
     records_key = "segments"
+    threshold: float | None = None
 
     def scorer(self, dataset: ImageDataset, categories: Categories) -> PanopticScorer:
         return PanopticScorer(dataset, categories)

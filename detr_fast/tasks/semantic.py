@@ -22,6 +22,7 @@ class Semantic:
     name = "semantic"
     best_metric = "mIoU"
     records_key = "classes"
+    threshold: float | None = None
 
     def scorer(self, dataset: ImageDataset, categories: Categories) -> SemanticScorer:
         return SemanticScorer(dataset, categories)

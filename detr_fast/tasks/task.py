@@ -40,6 +40,8 @@ class Task(Protocol):
     """The number that tells the best checkpoint."""
     records_key: str
     """What records are called where they are listed."""
+    threshold: float | None
+    """Lowest score that is shown by default; None where the family decides."""
 
     def scorer(self, dataset: ImageDataset, categories: Categories) -> Scorer:
         """A fresh scorer on the ground truth of `dataset`; `categories` are the model's."""

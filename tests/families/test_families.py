@@ -177,9 +177,9 @@ def test_semantic_scores_are_resized_as_officially(
 
     def record(*arguments: object, resize: str) -> list[torch.Tensor]:
         seen.append(resize)
-        return [torch.zeros(7, SIZE, SIZE)]
+        return [torch.zeros(SIZE, SIZE, dtype=torch.int64)]
 
-    monkeypatch.setattr(results, "postprocess_semantic", record)
+    monkeypatch.setattr(results, "postprocess_semantic_labels", record)
     images = build_dataset(data, "val", "panoptic", train=False, scales=(SIZE,), contiguous_labels=True)
     knows = Knows([images[0][1]], images.num_classes, boxes=False)
     detector = dataset_detector(knows, images, "mask2former", trained_for, SIZE, SIZE).with_task("semantic")
