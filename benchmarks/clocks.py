@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,70 +31,50 @@ SETTLE_S = 0.01
 SMI_FIELDS = ("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.draw")
 GRAPH, EVENTS, WALL = "graph", "events", "wall"
 # Calls between two events: enough that the events' resolution does not matter.
-CALLS = 20
-SHORT_US = 300.0
+CALLS, SHORT_US = 20, 300.0
 IDLE_BYTES = 8 * 2**30  # cached but unused memory from which the cache is emptied before a capture
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Medians of interleaved samples, in milliseconds a call.
-
-    Spreads are the interquartile range over the median. busy: the share of samples that began while another
-    process ran. Either says that the machine was not quiet.
-    """
-
-    ours_ms: float
-    peer_ms: float
-    ours_spread: float
-    peer_spread: float
-    rounds: int
-    busy: float
-
-    @property
-    def ratio(self) -> float:
-        """How many times faster ours is: the peer's time over ours."""
-        return self.peer_ms / self.ours_ms
 
 
 def interleaved(
     ours: Call,
     peer: Call,
+    first_s: Sequence[float],
     *,
     budget_s: float = 4.0,
     min_rounds: int = 3,
     max_rounds: int = 31,
     patience_s: float = 0.0,
-    first_s: tuple[float, float] | None = None,
-) -> Pair:
-    """Samples `ours`, `peer`, `ours`, `peer`, ... and takes the median of each.
+) -> dict[str, Any]:
+    """Samples `ours`, `peer`, `ours`, `peer`, ...: medians in ms, and ratio = peer's over ours.
 
-    The number of rounds fills `budget_s` seconds, but stays within `min_rounds` and `max_rounds`.
+    Spreads are the interquartile range over the median. busy: the share of samples that began while another
+    process ran. Either says that the machine was not quiet.
+
+    The rounds fill `budget_s` seconds, but stay within `min_rounds` and `max_rounds`.
     patience_s: how long each sample waits for other processes to stop.
-    first_s: what a first call of each took, where the caller has made one; it saves a slow warm-up.
+    first_s: what a first call of each took.
     """
-    first_s = first_s or (_time(ours, 1), _time(peer, 1))
-    estimates = [_estimate(*both) for both in zip((ours, peer), first_s, strict=True)]
+    # the first call of a fast one says little
+    slow = [first > REWARM_BELOW_S for first in first_s]
+    estimates = [
+        s if of else max(1e-7, _time(f, 2)) for f, s, of in zip((ours, peer), first_s, slow, strict=True)
+    ]
     calls = [max(1, math.ceil(SAMPLE_S / estimate)) for estimate in estimates]
-    round_s = sum(_round_s(*both) for both in zip(estimates, calls, strict=True))
+    rewarm = [estimate < REWARM_BELOW_S for estimate in estimates]
+    round_s = sum(SETTLE_S + s * (n + again) for s, n, again in zip(estimates, calls, rewarm, strict=True))
     rounds = max(min_rounds, min(max_rounds, int(budget_s / round_s)))
     samples: tuple[list[float], list[float]] = ([], [])
     busy = 0
     for _ in range(rounds):
         for which, function in enumerate((ours, peer)):
             busy += not _settle(patience_s)
-            if estimates[which] < REWARM_BELOW_S:
+            if rewarm[which]:
                 function()
-            samples[which].append(_time(function, calls[which]))
-    medians = [statistics.median(sample) for sample in samples]
-    return Pair(
-        ours_ms=1e3 * medians[0],
-        peer_ms=1e3 * medians[1],
-        ours_spread=_spread(samples[0]),
-        peer_spread=_spread(samples[1]),
-        rounds=rounds,
-        busy=busy / (2 * rounds),
-    )
+            samples[which].append(1e3 * _time(function, calls[which]))
+    ours_ms, peer_ms = map(statistics.median, samples)
+    times = {"ours_ms": ours_ms, "peer_ms": peer_ms, "ratio": peer_ms / ours_ms}
+    spreads = {"ours_spread": _spread(samples[0]), "peer_spread": _spread(samples[1])}
+    return {**times, **spreads, "rounds": rounds, "busy": round(busy / (2 * rounds), 3)}
 
 
 def _settle(patience_s: float) -> bool:
@@ -115,15 +95,6 @@ def _running_tasks() -> int:
         return 0
 
 
-def _estimate(function: Call, first_s: float) -> float:
-    """Seconds a call; the first call of a fast one says little, so it is timed again."""
-    return first_s if first_s > REWARM_BELOW_S else max(1e-7, _time(function, 2))
-
-
-def _round_s(estimate: float, calls: int) -> float:
-    return SETTLE_S + estimate * (calls + (estimate < REWARM_BELOW_S))
-
-
 def _time(function: Call, calls: int) -> float:
     start = time.perf_counter()
     for _ in range(calls):
@@ -131,28 +102,44 @@ def _time(function: Call, calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
+def _spread(samples: Sequence[float]) -> float:
+    """Interquartile range over median."""
+    if len(samples) < 2:
+        return 0.0
+    low, middle, high = statistics.quantiles(samples, n=4, method="inclusive")
+    return round((high - low) / middle, 3) if middle else 0.0
+
+
 @dataclass(frozen=True)
 class KernelTime:
-    """Median over the samples. spread: interquartile range over median.
+    """Median over the samples. how: graph, events or wall. note: why no graph was captured."""
 
-    how: graph, events or wall. note: why no graph was captured.
-    """
-
-    us: float
-    spread: float
-    samples: int
+    samples: Sequence[float]
     how: str
     note: str = ""
 
+    @property
+    def us(self) -> float:
+        return statistics.median(self.samples)
 
-class WallClock:
-    """For devices that finish a call before it returns: a trial of the suite without a GPU."""
+    @property
+    def spread(self) -> float:
+        return _spread(self.samples)
 
+
+class Clock:
+    """Of a device that finishes a call before it returns."""
+
+    device = torch.device("cpu")
     cache_bytes = 2**20
+    copy_bytes, product_side = (2**25, 2**18), 256
 
-    @contextmanager
-    def context(self) -> Iterator[None]:
-        yield
+    def context(self) -> Any:
+        """What is timed must be prepared and called inside."""
+        return nullcontext()
+
+    def synchronize(self) -> None:
+        """Waits until the device has done its work."""
 
     def kernel(self, calls: Sequence[Call], budget_s: float) -> KernelTime:
         """Time of one of `calls`, which are made in turn."""
@@ -160,39 +147,74 @@ class WallClock:
         samples: list[float] = []
         ends = time.perf_counter() + budget_s
         while len(samples) < 3 or (time.perf_counter() < ends and len(samples) < 40):
-            start = time.perf_counter()
-            for call in calls:
-                call()
-            samples.append(1e6 * (time.perf_counter() - start) / len(calls))
-        return _summary(samples, WALL)
+            samples.append(1e6 * _time(functools.partial(_all, calls), 1) / len(calls))
+        return KernelTime(samples, WALL)
 
     def call(self, call: Call, kernel_us: float) -> float:
-        """Microseconds until a call returns to Python."""
-        return _host_us(call, 3, lambda: None)
+        """Microseconds until a call returns to Python, the device's work left running."""
+        calls, samples = 50 if kernel_us < 500 else 5, []
+        for _ in range(7):
+            self.synchronize()
+            samples.append(1e6 * _time(call, calls))
+        self.synchronize()
+        return statistics.median(samples)
 
     def step(self, call: Call, budget_s: float) -> KernelTime:
-        """Wall time of a call, which has been made before."""
-        return _step(call, budget_s, lambda: None)
+        """Wall time of a call until the device has done its work; it has been made before."""
+
+        def step() -> None:
+            call()
+            self.synchronize()
+
+        samples: list[float] = []
+        ends = time.perf_counter() + budget_s
+        while len(samples) < 2 or (time.perf_counter() < ends and len(samples) < 100):
+            self.synchronize()
+            samples.append(1e6 * _time(step, 1))
+        return KernelTime(samples, WALL)
 
     def works(self) -> bool:
+        """Whether the device still answers; after an illegal access it does not."""
+        try:
+            self.synchronize()
+        except RuntimeError:
+            return False
         return True
 
-    def copy_rates(self) -> tuple[float, float]:
-        """Bytes a second, read and written, of large and of cached copies."""
-        return _copy_rate(self, torch.device("cpu"), 2**25), _copy_rate(self, torch.device("cpu"), 2**18)
+    def copy_rates(self) -> list[float]:
+        """Bytes a second, read and written, of copies in device memory and in the cache."""
+        rates = []
+        with self.context():
+            for size in self.copy_bytes:
+                source = torch.rand(size // 4, device=self.device)
+                copy = functools.partial(torch.empty_like(source).copy_, source)
+                rates.append(2 * size / (1e-6 * self.kernel([copy], 0.2).us))
+        return rates
 
     def product_rates(self) -> dict[str, float]:
-        """Operations a second of a matrix product in each precision."""
-        return _product_rates(self, torch.device("cpu"), 256)
+        """Operations a second of a matrix product in fp32, tf32 (fp32 where there is none) and bf16."""
+        rates = {}
+        before = torch.backends.cuda.matmul.allow_tf32
+        with self.context():
+            for name, dtype in (("fp32", torch.float32), ("tf32", torch.float32), ("bf16", torch.bfloat16)):
+                x = torch.randn(self.product_side, self.product_side, device=self.device, dtype=dtype)
+                torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+                try:
+                    kernel = self.kernel([functools.partial(torch.mm, x, x, out=torch.empty_like(x))], 0.1)
+                finally:
+                    torch.backends.cuda.matmul.allow_tf32 = before
+                rates[name] = 2 * self.product_side**3 / (1e-6 * kernel.us)
+        return rates
 
 
-class CudaClock:
-    """What is timed must be prepared and called inside `context()`: on one stream, for captures."""
+class CudaClock(Clock):
+    """All on one stream, for captures."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         properties = torch.cuda.get_device_properties(device)
         self.cache_bytes = int(getattr(properties, "L2_cache_size", 0)) or 50 * 2**20
+        self.copy_bytes, self.product_side = (2**30, self.cache_bytes // 8), 4096
         self.stream = torch.cuda.Stream(device)
 
     @contextmanager
@@ -200,8 +222,11 @@ class CudaClock:
         with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
             yield
 
+    def synchronize(self) -> None:
+        torch.cuda.synchronize()
+
     def kernel(self, calls: Sequence[Call], budget_s: float) -> KernelTime:
-        """Time of one of `calls`, which are made in turn, replayed as a graph where they can be captured."""
+        """Replayed as a graph where the calls can be captured."""
         for call in calls[:2]:
             call()
         warm_us = self._between_events(calls[0])
@@ -212,43 +237,12 @@ class CudaClock:
             run, how = self._capture(sequence).replay, GRAPH
         except Exception as error:
             torch.cuda.synchronize()
-            run, how = (lambda: _all(sequence)), EVENTS
+            run, how = functools.partial(_all, sequence), EVENTS
             note = f"not captured: {type(error).__name__}: {error}"
         run()
         first_us = self._between_events(run)
         count = int(min(40, max(3, 1e6 * budget_s / first_us)))
-        samples = [self._between_events(run) / len(sequence) for _ in range(count)]
-        return _summary(samples, how, note)
-
-    def call(self, call: Call, kernel_us: float) -> float:
-        """Microseconds until a call returns to Python, the device's work left running."""
-        calls = 50 if kernel_us < 500 else 5
-        return _host_us(call, calls, torch.cuda.synchronize)
-
-    def step(self, call: Call, budget_s: float) -> KernelTime:
-        """Wall time of a call until the device has done its work; it has been made before."""
-        return _step(call, budget_s, torch.cuda.synchronize)
-
-    def works(self) -> bool:
-        """Whether the device still answers; after an illegal access it does not."""
-        try:
-            torch.cuda.synchronize()
-        except RuntimeError:
-            return False
-        return True
-
-    def copy_rates(self) -> tuple[float, float]:
-        """Bytes a second, read and written, of copies in device memory and in the L2 cache."""
-        with self.context():
-            return (
-                _copy_rate(self, self.device, 2**30),
-                _copy_rate(self, self.device, self.cache_bytes // 8),
-            )
-
-    def product_rates(self) -> dict[str, float]:
-        """Operations a second of a large matrix product in each precision."""
-        with self.context():
-            return _product_rates(self, self.device, 4096)
+        return KernelTime([self._between_events(run) / len(sequence) for _ in range(count)], how, note)
 
     def _between_events(self, run: Call) -> float:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -277,71 +271,9 @@ class CudaClock:
         return graph
 
 
-def make_clock(device: torch.device) -> CudaClock | WallClock:
-    return CudaClock(device) if device.type == "cuda" else WallClock()
-
-
 def _all(calls: Sequence[Call]) -> None:
     for call in calls:
         call()
-
-
-def _copy_rate(clock: CudaClock | WallClock, device: torch.device, bytes_: int) -> float:
-    source = torch.rand(bytes_ // 4, device=device)
-    target = torch.empty_like(source)
-    return 2 * bytes_ / (1e-6 * clock.kernel([lambda: target.copy_(source)], 0.2).us)
-
-
-def _product_rates(clock: CudaClock | WallClock, device: torch.device, side: int) -> dict[str, float]:
-    """fp32, tf32 (which is fp32 where the device has none) and bf16."""
-    rates = {}
-    before = torch.backends.cuda.matmul.allow_tf32
-    for name, dtype in (("fp32", torch.float32), ("tf32", torch.float32), ("bf16", torch.bfloat16)):
-        x = torch.randn(side, side, device=device, dtype=dtype)
-        out = torch.empty_like(x)
-        torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
-        try:
-            kernel = clock.kernel([functools.partial(torch.mm, x, x, out=out)], 0.1)
-        finally:
-            torch.backends.cuda.matmul.allow_tf32 = before
-        rates[name] = 2 * side**3 / (1e-6 * kernel.us)
-    return rates
-
-
-def _host_us(call: Call, calls: int, synchronize: Callable[[], None]) -> float:
-    samples = []
-    for _ in range(7):
-        synchronize()
-        start = time.perf_counter()
-        for _ in range(calls):
-            call()
-        samples.append(1e6 * (time.perf_counter() - start) / calls)
-    synchronize()
-    return statistics.median(samples)
-
-
-def _step(call: Call, budget_s: float, synchronize: Callable[[], None]) -> KernelTime:
-    samples: list[float] = []
-    ends = time.perf_counter() + budget_s
-    while len(samples) < 2 or (time.perf_counter() < ends and len(samples) < 100):
-        synchronize()
-        start = time.perf_counter()
-        call()
-        synchronize()
-        samples.append(1e6 * (time.perf_counter() - start))
-    return _summary(samples, WALL)
-
-
-def _summary(samples: Sequence[float], how: str, note: str = "") -> KernelTime:
-    return KernelTime(statistics.median(samples), _spread(samples), len(samples), how, note)
-
-
-def _spread(samples: Sequence[float]) -> float:
-    """Interquartile range over median."""
-    if len(samples) < 2:
-        return 0.0
-    low, middle, high = statistics.quantiles(samples, n=4, method="inclusive")
-    return (high - low) / middle if middle else 0.0
 
 
 def describe_gpu(device: str) -> dict[str, Any]:
@@ -361,12 +293,15 @@ def describe_gpu(device: str) -> dict[str, Any]:
 
 def read_clocks() -> dict[str, str]:
     """Driver, clocks (MHz) and power (W) as nvidia-smi reads them now; {} where it is missing."""
-    smi = shutil.which("nvidia-smi")
-    if smi is None:
-        return {}
-    command = [smi, f"--query-gpu={','.join(SMI_FIELDS)}", "--format=csv,noheader,nounits"]
+    command = [shutil.which("nvidia-smi") or "", f"--query-gpu={','.join(SMI_FIELDS)}"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+        done = subprocess.run(
+            [*command, "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=20,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return {}
     values = (done.stdout.splitlines() or [""])[0].split(", ")

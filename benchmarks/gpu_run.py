@@ -1,7 +1,5 @@
 """What `make gpu` does: builds for this machine's GPU, tests, sanitizes, measures, and leaves one result.
 
-    python -m benchmarks gpu [--minutes 8] [--only STEP]...
-
 It uses the Python that runs it (torch, pybind11, cmake and pytest must be there) and writes nothing outside
 the repository: the extension into detr_fast/, everything else into build/gpu/. A step that fails does not
 keep the later ones from running; the exit code tells at the end. The result is a JSON file and a table,
@@ -25,6 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +33,16 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 CLASSIC = "torch_ms_deform_attn"
-PEERS_FROM = {
-    CLASSIC: f"{CLASSIC}-*.tar.gz",
+ARCHIVES = {
     "torch_linear_assignment": "torch_linear_assignment-*.whl",
     "birder": "birder-*.whl",
+    CLASSIC: f"{CLASSIC}-*.tar.gz",
 }
 TIME_WAS_UP = 124  # the exit code of a command that was stopped
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 BENCHMARK_S = 150.0  # of the run, kept for it
 SPARE_S = 10.0  # of a benchmark's time, for what it does after its deadline
+PYTHON = sys.executable
 
 
 class Skip(Exception):
@@ -51,10 +51,7 @@ class Skip(Exception):
 
 @dataclass(frozen=True)
 class Command:
-    """One command of a step.
-
-    environment: added to ours. wrong: what is wrong by the output of a command that exited with 0, or "".
-    """
+    """environment: added to ours. wrong: by the output of a command that exited with 0, what is wrong."""
 
     argv: Sequence[str]
     environment: dict[str, str] | None = None
@@ -73,7 +70,7 @@ class Step:
     commands: Callable[[Run], list[Command]]
     limit_s: float
     required: bool = True
-    leaves_s: float = 0.0
+    leaves_s: float = BENCHMARK_S
 
 
 class Run:
@@ -82,8 +79,7 @@ class Run:
     def __init__(self, device: str, minutes: float, work: Path) -> None:
         self.device, self.work = device, work
         self.ends = time.monotonic() + 60 * minutes
-        self.report = work / "benchmark.json"
-        self.peers = work / "peers"
+        self.report, self.peers = work / "benchmark.json", work / "peers"
         self.steps: list[dict[str, Any]] = []
         self.seed = os.environ.get("DETR_FAST_SEED") or str(random.SystemRandom().randrange(2**31))
         work.mkdir(parents=True, exist_ok=True)
@@ -92,10 +88,14 @@ class Run:
     def remaining_s(self) -> float:
         return self.ends - time.monotonic()
 
+    def architecture(self) -> str:
+        """The GPU's compute capability as CMake writes it."""
+        return "{}{}".format(*torch.cuda.get_device_capability()) if self.device == "cuda" else "native"
+
     def environment(self) -> dict[str, str]:
         """Ours, with every cache inside the repository and nvcc where compilers look for it."""
         environment = dict(os.environ)
-        path = [str(Path(sys.executable).parent), environment.get("PATH", "")]
+        path = [str(Path(PYTHON).parent), environment.get("PATH", "")]
         nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
         if nvcc is not None:
             path.append(str(Path(nvcc).parent))
@@ -103,25 +103,22 @@ class Run:
             for home in (Path(nvcc).resolve().parents[1], Path("/usr/local/cuda")):
                 if (home / "include" / "cuda_runtime.h").is_file():
                     environment.setdefault("CUDA_HOME", str(home))
-        environment.update(
-            PATH=os.pathsep.join(path),
-            PYTHONPATH=os.pathsep.join(
-                [str(ROOT), str(self.peers), *filter(None, [environment.get("PYTHONPATH")])]
-            ),
-            PYTHONUNBUFFERED="1",
-            PIP_DISABLE_PIP_VERSION_CHECK="1",
-            DETR_FAST_SEED=self.seed,
-            TRITON_CACHE_DIR=str(self.work / "triton"),
-            TORCH_EXTENSIONS_DIR=str(self.work / "extensions"),
-            TORCHINDUCTOR_CACHE_DIR=str(self.work / "inductor"),
-            CUDA_CACHE_PATH=str(self.work / "cuda"),
-        )
-        return environment
+        caches = {"TRITON_CACHE_DIR": "triton", "TORCH_EXTENSIONS_DIR": "extensions"}
+        caches |= {"TORCHINDUCTOR_CACHE_DIR": "inductor", "CUDA_CACHE_PATH": "cuda"}
+        modules = [str(ROOT), str(self.peers), environment.get("PYTHONPATH", "")]
+        return {
+            **environment,
+            **{name: str(self.work / folder) for name, folder in caches.items()},
+            "PATH": os.pathsep.join(path),
+            "PYTHONPATH": os.pathsep.join(filter(None, modules)),
+            "PYTHONUNBUFFERED": "1",
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+            "DETR_FAST_SEED": self.seed,
+        }
 
     def step(self, step: Step) -> None:
         """Runs one step and records its state, seconds and, where it failed, the end of its output."""
         started = time.monotonic()
-        log = self.work / f"{step.name}.log"
         entry: dict[str, Any] = {"step": step.name, "state": PASSED, "required": step.required}
         output = ""
         try:
@@ -140,16 +137,17 @@ class Run:
             entry.update(state=SKIPPED, why=str(skip))
         except Exception as error:  # the later steps run all the same
             entry.update(state=FAILED, why=f"{type(error).__name__}: {error}")
-        log.write_text(output, encoding="utf-8")
+        (self.work / f"{step.name}.log").write_text(output, encoding="utf-8")
         entry["seconds"] = round(time.monotonic() - started, 1)
-        summaries = re.findall(r"^(?:=+ )?(\d+ (?:passed|failed|skipped|error)[^=\n]*)", output, re.MULTILINE)
-        if summaries:
-            entry["tests"] = summaries[-1].strip()
+        if found := re.findall(
+            r"^(?:=+ )?(\d+ (?:passed|failed|skipped|error)[^=\n]*)", output, re.MULTILINE
+        ):
+            entry["tests"] = found[-1].strip()
         if entry["state"] == FAILED:
             entry["output"] = output[-4000:]
             print(output[-4000:], flush=True)
         self.steps.append(entry)
-        print(f"== {describe(entry)}", flush=True)
+        print(f"== {step.name}: {entry['state']} in {entry['seconds']} s {details(entry)}", flush=True)
 
 
 def execute(command: Command, environment: dict[str, str], limit_s: float) -> tuple[int, str]:
@@ -180,8 +178,8 @@ def build(run: Run) -> list[Command]:
     folder = str(run.work / "cmake")
     options = [
         "-DDETR_FAST_CUDA=" + ("ON" if run.device == "cuda" else "OFF"),
-        f"-DDETR_FAST_CUDA_ARCHS={architecture(run)}-real",
-        f"-DPython_EXECUTABLE={sys.executable}",
+        f"-DDETR_FAST_CUDA_ARCHS={run.architecture()}-real",
+        f"-DPython_EXECUTABLE={PYTHON}",
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
     ]
     generator = ["-G", "Ninja"] if shutil.which("ninja", path=run.environment()["PATH"]) else []
@@ -192,91 +190,56 @@ def build(run: Run) -> list[Command]:
     ]
 
 
-def architecture(run: Run) -> str:
-    """The GPU's compute capability as CMake writes it."""
-    if run.device != "cuda":
-        return "native"
-    major, minor = torch.cuda.get_device_capability()
-    return f"{major}{minor}"
-
-
 def peers(run: Run) -> list[Command]:
     """What ours is compared with, from archives, compiled against the torch that is here."""
     folder = Path(os.environ.get("DETR_FAST_PEERS", ROOT / "wheels"))
-    archives = {}
-    for module, pattern in PEERS_FROM.items():
-        found = sorted(folder.glob(pattern))
-        if found and importlib.util.find_spec(module) is None:
-            archives[module] = str(found[-1])
+    found = {module: sorted(folder.glob(pattern)) for module, pattern in ARCHIVES.items()}
+    missing = [module for module in ARCHIVES if importlib.util.find_spec(module) is None]
+    archives = {module: str(found[module][-1]) for module in missing if found[module]}
     # birder's kernel is compiled when it is first used: here, not in the benchmark's time
-    with_birder = "birder" in archives or importlib.util.find_spec("birder") is not None
+    with_birder = "birder" in archives or "birder" not in missing
     if not archives and not with_birder:
         raise Skip(f"none to install in {folder.name}/ (DETR_FAST_PEERS): see benchmarks/README.md")
     for lock in (run.work / "extensions").glob("*/lock"):  # of a run that was stopped
         lock.unlink()
     environment = {"MAX_JOBS": str(os.cpu_count() or 1)}
-    if headers := library_headers(run):
-        environment["CPATH"] = os.pathsep.join([*headers, *filter(None, [os.environ.get("CPATH")])])
+    if not (Path(run.environment().get("CUDA_HOME", "")) / "include" / "cusparse.h").is_file():
+        # a toolkit that came without its libraries' headers: torch's own packages have them
+        headers = sorted((Path(torch.__file__).parents[1] / "nvidia").glob("*/include"))
+        environment["CPATH"] = os.pathsep.join([*map(str, headers), os.environ.get("CPATH", "")]).strip(
+            os.pathsep
+        )
     install = ["install", "--no-index", "--no-deps", "--no-build-isolation", "--no-cache-dir", "--upgrade"]
-    pip = [sys.executable, "-m", "pip", *install, "--ignore-requires-python", "--target", str(run.peers)]
-    commands = [Command([*pip, archives[m]]) for m in ("torch_linear_assignment", "birder") if m in archives]
-    if CLASSIC in archives:
-        capability = architecture(run)
-        only = {"FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": f"{capability[:-1]}.{capability[-1]}"}
-        commands.append(Command([*pip, archives[CLASSIC]], {**environment, **only}))
+    pip = [PYTHON, "-m", "pip", *install, "--ignore-requires-python", "--target", str(run.peers)]
+    capability = run.architecture()
+    only = {"FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": f"{capability[:-1]}.{capability[-1]}"}
+    extra = {CLASSIC: {**environment, **only}}
+    commands = [Command([*pip, archive], extra.get(module)) for module, archive in archives.items()]
     if with_birder:
         code = (
-            "from benchmarks.peers.gpu_assignment import birder_operator; "
-            "import sys; sys.exit(birder_operator()[1])"
+            "from benchmarks.peers.gpu_assignment import birder_operator as b; import sys; sys.exit(b()[1])"
         )
-        commands.append(Command([sys.executable, "-c", code], environment))
+        commands.append(Command([PYTHON, "-c", code], environment))
     return commands
 
 
-def library_headers(run: Run) -> list[str]:
-    """The CUDA libraries' headers from torch's own packages, where the toolkit came without them."""
-    if (Path(run.environment().get("CUDA_HOME", "")) / "include" / "cusparse.h").is_file():
-        return []
-    packages = Path(torch.__file__).parents[1] / "nvidia"
-    return [str(folder) for folder in sorted(packages.glob("*/include"))]
-
-
-def pytest(run: Run, paths: Sequence[str], keywords: str = "") -> Command:
+def tests(paths: str, keywords: str, run: Run) -> list[Command]:
     processes = ["-n", "6"] if importlib.util.find_spec("xdist") is not None else []
     options = ["-q", "-p", "no:cacheprovider", "--no-header", *processes, "-k", keywords]
-    return Command([sys.executable, "-m", "pytest", *options, *paths])
+    return [Command([PYTHON, "-m", "pytest", *options, paths])]
 
 
-def contract_tests(run: Run) -> list[Command]:
-    """Every operator's contract on the device."""
-    return [pytest(run, ["tests/ops/test_contract.py"], "cuda")]
-
-
-def device_tests(run: Run) -> list[Command]:
-    """What only a GPU can show: streams, graphs, sizes beyond int32."""
-    return [pytest(run, ["tests/gpu"])]
-
-
-def golden_tests(run: Run) -> list[Command]:
-    """The operator's golden cases on the device."""
-    return [pytest(run, ["tests/golden/test_golden_ms_deform_attn.py"], "cuda")]
-
-
-def sanitize(tool: str) -> Callable[[Run], list[Command]]:
+def sanitize(tool: str, run: Run) -> list[Command]:
     """Small cases under one of compute-sanitizer's tools."""
-
-    def commands(run: Run) -> list[Command]:
-        folders = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer")
-        path = os.pathsep.join([run.environment()["PATH"], *folders])
-        sanitizer = shutil.which("compute-sanitizer", path=path)
-        if sanitizer is None:
-            raise Skip("compute-sanitizer not found: look into NVIDIA's CUDA toolkit")
-        options = ["--tool", tool, "--error-exitcode", "9", "--print-limit", "20"]
-        script = [sys.executable, "-m", "benchmarks", "sanitize", "--device", run.device]
-        # each tensor gets an allocation of its own, so that an access beyond its end is seen
-        return [Command([sanitizer, *options, *script], {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, findings)]
-
-    return commands
+    folders = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer")
+    path = os.pathsep.join([run.environment()["PATH"], *folders])
+    sanitizer = shutil.which("compute-sanitizer", path=path)
+    if sanitizer is None:
+        raise Skip("compute-sanitizer not found: look into NVIDIA's CUDA toolkit")
+    options = ["--tool", tool, "--error-exitcode", "9", "--print-limit", "20"]
+    module = [PYTHON, "-m", "benchmarks", "sanitize", "--device", run.device]
+    # each tensor gets an allocation of its own, so that an access beyond its end is seen
+    return [Command([sanitizer, *options, *module], {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, findings)]
 
 
 def findings(output: str) -> str:
@@ -292,21 +255,21 @@ def benchmark(run: Run) -> list[Command]:
     if deadline_s < SPARE_S:
         raise Skip("no time was left")
     options = ["--device", run.device, "--deadline", f"{deadline_s:.0f}", "--json", str(run.report)]
-    return [Command([sys.executable, "-m", "benchmarks", *options])]
+    return [Command([PYTHON, "-m", "benchmarks", *options])]
 
 
 # beside the steps before the benchmark
-PEERS = Step("peers", peers, 240, required=False, leaves_s=BENCHMARK_S)
+PEERS = Step("peers", peers, 240, required=False)
 STEPS = (
-    Step("build", build, 150, leaves_s=BENCHMARK_S),
+    Step("build", build, 150),
     PEERS,
-    Step("contract", contract_tests, 100, leaves_s=BENCHMARK_S),
-    Step("device", device_tests, 80, leaves_s=BENCHMARK_S),
-    Step("golden", golden_tests, 60, required=False, leaves_s=BENCHMARK_S),
-    Step("memcheck", sanitize("memcheck"), 80, leaves_s=BENCHMARK_S),
-    Step("racecheck", sanitize("racecheck"), 80, leaves_s=BENCHMARK_S),
-    Step("synccheck", sanitize("synccheck"), 40, required=False, leaves_s=BENCHMARK_S),
-    Step("benchmark", benchmark, 270),
+    Step("contract", partial(tests, "tests/ops/test_contract.py", "cuda"), 100),
+    Step("device", partial(tests, "tests/gpu", ""), 80),  # streams, graphs, sizes beyond int32
+    Step("golden", partial(tests, "tests/golden/test_golden_ms_deform_attn.py", "cuda"), 60),
+    Step("memcheck", partial(sanitize, "memcheck"), 80),
+    Step("racecheck", partial(sanitize, "racecheck"), 80),
+    Step("synccheck", partial(sanitize, "synccheck"), 40, required=False),
+    Step("benchmark", benchmark, 270, leaves_s=0.0),
 )
 
 
@@ -329,10 +292,9 @@ def succeeded(steps: Sequence[dict[str, Any]]) -> bool:
     return all(s["state"] == PASSED or (s["state"] == SKIPPED and not s["required"]) for s in steps)
 
 
-def describe(entry: dict[str, Any]) -> str:
-    """One step as a line."""
-    details = ", ".join(str(entry[key]) for key in ("tests", "why") if key in entry)
-    return f"{entry['step']}: {entry['state']} in {entry['seconds']} s" + (f" ({details})" if details else "")
+def details(entry: dict[str, Any]) -> str:
+    """What the tests of a step said, and why it failed."""
+    return "; ".join(str(entry[key]) for key in ("tests", "why") if key in entry)
 
 
 def write(run: Run, name: str, results: Path) -> tuple[Path, Path]:
@@ -342,9 +304,7 @@ def write(run: Run, name: str, results: Path) -> tuple[Path, Path]:
     if commit and report and not report["machine"]["commit"]:
         report["machine"]["commit"] = commit
     lines = [f"# {name}", "", "| step | state | seconds | |", "|---|---|---:|---|"]
-    for entry in run.steps:
-        details = "; ".join(str(entry[key]) for key in ("tests", "why") if key in entry)
-        lines.append(f"| {entry['step']} | {entry['state']} | {entry['seconds']} | {details} |")
+    lines += [f"| {s['step']} | {s['state']} | {s['seconds']} | {details(s)} |" for s in run.steps]
     text = "\n".join(lines) + "\n\n"
     if report:
         from benchmarks.goals import judge  # only now: the extension was built meanwhile
@@ -363,9 +323,8 @@ def write(run: Run, name: str, results: Path) -> tuple[Path, Path]:
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=7.8, help="after which the run ends")
-    parser.add_argument(
-        "--only", action="append", choices=[step.name for step in STEPS], help="may be repeated"
-    )
+    names = [step.name for step in STEPS]
+    parser.add_argument("--only", action="append", choices=names, help="may be repeated")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("make gpu: torch sees no CUDA device here; `make test` proves the kernels without one")
@@ -373,9 +332,6 @@ def main(arguments: Sequence[str]) -> int:
     run = Run("cuda", options.minutes, ROOT / "build" / "gpu")
     perform(run, [step for step in STEPS if options.only is None or step.name in options.only])
     gpu = re.sub(r"[^A-Za-z0-9]+", "-", torch.cuda.get_device_name()).strip("-")
-    name = f"{datetime.now(timezone.utc):%Y-%m-%d-%H%M}-{gpu}"
-    _, table = write(run, name, RESULTS)
+    _, table = write(run, f"{datetime.now(timezone.utc):%Y-%m-%d-%H%M}-{gpu}", RESULTS)
     print(table.read_text())
-    for entry in run.steps:
-        print(describe(entry))
     return 0 if succeeded(run.steps) else 1

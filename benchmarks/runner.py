@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.clocks import CudaClock, WallClock, interleaved, make_clock
+from benchmarks.clocks import Clock, CudaClock, interleaved
 from benchmarks.contract import ContractFailed
 from benchmarks.suite import (
     BACKWARD,
@@ -187,7 +187,8 @@ class Runner:
     def __init__(self, plan: Plan, suites: Sequence[Suite] | None = None) -> None:
         self.plan = plan
         self.chosen = plan.chosen(all_suites() if suites is None else suites)
-        self.clock: CudaClock | WallClock = make_clock(torch.device(plan.device))
+        device = torch.device(plan.device)
+        self.clock = CudaClock(device) if device.type == "cuda" else Clock()
         self.started = time.perf_counter()
         self.lost = ""
         self.rates = Rates(1.0, 1.0, {})
@@ -198,9 +199,9 @@ class Runner:
         """A row for each pair or contender of each case and pass.
 
         Rows of pairs have operator, case, pass, threads and peer, and a goal where there is one; timed ones
-        add ours_ms, peer_ms and ratio = peer_ms / ours_ms with the rest of `Pair`. Rows of one contender have
-        operator, case, dtype, form, pass and contender; timed ones add kernel_us (the device's work), wall_us
-        (a call until the device has done its work), floor_us and how they were timed.
+        add what `interleaved` returns. Rows of one contender have operator, case, dtype, form, pass and
+        contender; timed ones add kernel_us (the device's work), wall_us (a call until the device has done its
+        work), floor_us and how they were timed.
 
         Others (ratio: None in pairs) say why: `failed` or `peer_failed` (the result broke the contract, so
         that nothing was timed), `missing` (not usable here) or `left_out` (time was up).
@@ -261,23 +262,13 @@ class Runner:
         pair = interleaved(
             ours.prepare(subject.inputs, pass_),
             peer.prepare(subject.inputs, pass_),
+            (ours_s, peer_s),
             budget_s=plan.budget_s,
             min_rounds=int(min(plan.min_rounds, affordable)),
             max_rounds=plan.max_rounds,
             patience_s=plan.patience_s,
-            first_s=(ours_s, peer_s),
         )
-        return {
-            **row,
-            "ours_ms": pair.ours_ms,
-            "peer_ms": pair.peer_ms,
-            "ratio": pair.ratio,
-            "ours_spread": round(pair.ours_spread, 3),
-            "peer_spread": round(pair.peer_spread, 3),
-            "rounds": pair.rounds,
-            "busy": round(pair.busy, 3),
-            **suite.details(subject.inputs),
-        }
+        return {**row, **pair, **suite.details(subject.inputs)}
 
     def _each(self, subject: Subject) -> Iterator[Row]:
         contenders = subject.suite.alone(subject.case, torch.device(self.plan.device))
@@ -327,8 +318,8 @@ class Runner:
             "kernel_us": kernel.us,
             "wall_us": wall.us,
             "call_us": call_us,
-            "spread": round(kernel.spread, 3),
-            "samples": kernel.samples,
+            "spread": kernel.spread,
+            "samples": len(kernel.samples),
             "timed_by": kernel.how,
             **({"note": kernel.note} if kernel.note else {}),
             "input_sets": len(sets),

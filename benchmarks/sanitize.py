@@ -46,10 +46,7 @@ def _error(contract: Contract, case: Case, dtype: torch.dtype, device: str, back
         return None
     inputs = convert(inputs, contract, dtype, device)
     wide = to_float64(inputs)
-    found, expected = (
-        _call(contract, inputs, backend),
-        _call(contract, wide, "reference"),
-    )
+    found, expected = (_call(contract, inputs, backend), _call(contract, wide, "reference"))
     if contract.check is not None:
         try:
             contract.check(wide, found[0], expected[0])

@@ -10,14 +10,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from benchmarks.contract import (
-    Contract,
-    Matching,
-    compare,
-    from_pairs,
-    losses_and_gradients,
-    verify_matching,
-)
+from benchmarks.contract import Contract, Matching, compare, from_pairs, losses_and_gradients, verify_matching
 from benchmarks.peers import official_detr
 from benchmarks.peers.gpu_assignment import gpu_solvers
 from benchmarks.suite import (

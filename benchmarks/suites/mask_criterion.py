@@ -12,7 +12,18 @@ from torch import Generator, Tensor
 
 from benchmarks.contract import Contract, compare, compare_norm, losses_and_gradients
 from benchmarks.peers import official_mask2former
-from benchmarks.suite import FORWARD, FORWARD_BACKWARD, OURS, Call, Contender, Suite, Work, leaves_of, size_of
+from benchmarks.suite import (
+    FORWARD,
+    FORWARD_BACKWARD,
+    OURS,
+    Call,
+    Contender,
+    Suite,
+    Work,
+    leaves_of,
+    pinned,
+    size_of,
+)
 from benchmarks.suites.detection import COCO_COUNTS, random_boxes
 from detr_fast.criterion import MaskSetCriterion, PointDraws
 from detr_fast.matcher import MaskMatcher
@@ -140,6 +151,12 @@ def contenders(case: Masks, pack: bool = False) -> list[Contender]:
     ]
 
 
+def _gpu_contenders(case: Masks, device: torch.device) -> list[Contender]:
+    ours, official = contenders(case, pack=True)
+    return [*pinned(ours, PARTS, device), official]
+
+
+PARTS = ("mask_match_cost", "linear_assignment", "point_sample", "class_loss")
 # the most targets of one image, whose memory is measured
 MOST_MASKS = Masks("B=1 T=100 1024x1024", (100,))
 SUITES = [
@@ -148,12 +165,13 @@ SUITES = [
         contenders,
         Contract(_expected, _verify),
         _work,
-        parts=("mask_match_cost", "linear_assignment", "point_sample", "class_loss"),
+        parts=PARTS,
         cases=(Masks("B=2 T=20 1024x1024", (14, 6)),),
         gpu_cases=(
             Masks("B=2 Q=100 1024x1024", (14, 6), checked_at=256),
             Masks("L=10 B=16 Q=100 1024x1024", COCO_COUNTS, checked_at=256, quick=False),
         ),
+        gpu_contenders=_gpu_contenders,
         to_check=_to_check,
     )
 ]

@@ -156,7 +156,7 @@ def test_what_fails_alone_is_told_and_a_lost_device_ends_the_run(monkeypatch: py
     assert "RuntimeError: no kernel image" in rows[0]["peer_failed"]
     assert "FAILED: detr_fast raised RuntimeError" in format_row(rows[1])
     assert "kernel_us" in rows[2]
-    monkeypatch.setattr(runner.WallClock, "works", lambda self: False)
+    monkeypatch.setattr(runner.Clock, "works", lambda self: False)
     rows = list(Runner(ALONE, [bad]).run())
     assert [row["left_out"] for row in rows[1:]] == 2 * [f"the device failed in {OFFICIAL}"]
 
