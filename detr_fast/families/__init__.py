@@ -12,6 +12,7 @@ from detr_fast.families.family import Family
 from detr_fast.models.decoder_attention import AttentionMaps, SamplingPoints, watch_attention
 from detr_fast.structures import PaddedImages
 
+# in the order in which they were published: where a state dict fits several, the last of them wrote it
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
@@ -44,7 +45,7 @@ def family_of(model: str) -> str:
 def family_in(names: Iterable[str]) -> str | None:
     """The family whose official code wrote a state dict with these names; None for any other."""
     names = list(names)
-    return next((family.name for family in FAMILIES.values() if family.wrote(names)), None)
+    return next((family.name for family in reversed(FAMILIES.values()) if family.wrote(names)), None)
 
 
 def model_config(model: str, **fields: Any) -> Any:

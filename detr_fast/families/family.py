@@ -71,8 +71,7 @@ class Family:
 
     name: on the command line and in checkpoints.
     model, config: its classes; `config.from_state_dict` reads the configuration off official tensors.
-    signature: matches at least one parameter name of every official state dict of this family, and none of
-        another family's.
+    signature: matches a name in each official state dict of this family, and in none of the families before.
     variants: the fields that each named variant changes in the configuration; the first is the default.
     criterion: the losses with the official weights, from the configuration.
     decode: for each task of the family, how predictions become results; the first is the default task.
@@ -109,7 +108,7 @@ class Family:
         return tuple(self.decode)
 
     def wrote(self, names: Iterable[str]) -> bool:
-        """Whether a state dict with these names holds a model of this family."""
+        """Whether a state dict with these names is of this family, or of a later one that has such names too."""
         return any(self.signature.search(name) for name in names)
 
     def official_config(
