@@ -48,14 +48,17 @@ def pick_device(name: str) -> torch.device:
 
 
 def rank() -> int:
+    """This process's number, 0 without a process group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
+    """How many processes there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
+    """Whether this process writes files and speaks."""
     return rank() == 0
 
 

@@ -13,23 +13,24 @@ from detr_fast.families import FAMILIES
 class TrainConfig:
     """How to train; the defaults are the official DETR's.
 
-    epochs: passes over the data.
-    batch_size: images a process and backward pass.
-    accumulate: backward passes an optimizer step. The gradients are those of the joined batch.
-    lr, lr_backbone: AdamW's learning rate, and the one of parameters under `backbone.`.
-    weight_decay: AdamW's.
-    lr_drop: epochs after which both learning rates are divided by 10.
-    warmup_steps: optimizer steps over which the learning rates rise linearly from 0.
-    clip_max_norm: bound of the gradient's 2-norm; 0 leaves it alone.
-    amp: run the model's forward pass under bfloat16 autocast. The losses stay in float32.
-    ema: decay of the weights' moving average, which is then what gets evaluated; 0 keeps none.
-    seed: of the data's order, its augmentation and dropout.
-    num_workers: processes that read images; 0 reads in this one.
-    eval_every: epochs between evaluations; the last epoch is always evaluated.
-    checkpoint_every: optimizer steps between checkpoints inside an epoch; 0 writes one an epoch.
-    log_every: optimizer steps between log records. Losses are checked for NaN as often, and before
-        every checkpoint.
-    device: "auto", "cpu", "cuda" or "cuda:N".
+    Args:
+        epochs: passes over the data.
+        batch_size: images a process and backward pass.
+        accumulate: backward passes an optimizer step. The gradients are those of the joined batch.
+        lr, lr_backbone: AdamW's learning rate, and the one of parameters under `backbone.`.
+        weight_decay: AdamW's.
+        lr_drop: epochs after which both learning rates are divided by 10.
+        warmup_steps: optimizer steps over which the learning rates rise linearly from 0.
+        clip_max_norm: bound of the gradient's 2-norm; 0 leaves it alone.
+        amp: run the model's forward pass under bfloat16 autocast. The losses stay in float32.
+        ema: decay of the weights' moving average, which is then what gets evaluated; 0 keeps none.
+        seed: of the data's order, its augmentation and dropout.
+        num_workers: processes that read images; 0 reads in this one.
+        eval_every: epochs between evaluations; the last epoch is always evaluated.
+        checkpoint_every: optimizer steps between checkpoints inside an epoch; 0 writes one an epoch.
+        log_every: optimizer steps between log records. Losses are checked for NaN as often, and before
+            every checkpoint.
+        device: "auto", "cpu", "cuda" or "cuda:N".
     """
 
     epochs: int = 300

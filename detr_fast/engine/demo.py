@@ -50,11 +50,13 @@ TRAINING = TrainConfig(
 
 @dataclass(frozen=True)
 class Part:
-    """A model of the demo: it learns from nothing in minutes on two cores, as objects and queries are few and
-    images small.
+    """A model of the demo; with few objects and queries in small images it learns in minutes on two cores.
 
-    about: what it shows. losses, scores: the terms and numbers to plot, with their titles.
-    criterion: from the model's configuration.
+    Args:
+        about: what it shows.
+        criterion: from the model's configuration.
+        losses: the loss terms to plot, with their titles.
+        scores: the numbers to plot.
     """
 
     title: str
@@ -68,6 +70,7 @@ class Part:
 
     @property
     def name(self) -> str:
+        """Of its files."""
         return f"{self.family}-{self.task}"
 
 

@@ -24,10 +24,12 @@ from detr_fast.tasks import TASKS, Task
 class Detector:
     """A model and its surroundings.
 
-    categories: for each label that stands for something, (category id, name).
-    image_size, max_size: short side that images are resized to, and bound of the long side, pixels.
-    family: of `FAMILIES`. task: one that the family does.
-    things: of a model that was trained on things and stuff, the labels of things; None for all others.
+    Args:
+        categories: for each label that stands for something, (category id, name).
+        image_size, max_size: short side that images are resized to, and bound of the long side, pixels.
+        family: of `FAMILIES`.
+        task_name: one that the family does.
+        things: of a model that was trained on things and stuff, the labels of things; None for all others.
     """
 
     model: nn.Module
@@ -40,10 +42,12 @@ class Detector:
 
     @property
     def device(self) -> torch.device:
+        """Where the model is."""
         return next(self.model.parameters()).device
 
     @property
     def task(self) -> Task:
+        """The one called `task_name`."""
         return TASKS[self.task_name]
 
     @property
@@ -81,8 +85,11 @@ class Detector:
     ) -> list[Result]:
         """What the model says about a batch, one result of its task an image.
 
-        threshold: lowest score of an instance, by default 0, or class score of a panoptic segment, by default
-            the family's own.
+        Args:
+            images: the batch.
+            geometry: its sizes, and those that results are wanted at.
+            threshold: lowest score of an instance, by default 0, or class score of a panoptic segment, by
+                default the family's own.
         """
         decode = FAMILIES[self.family].decode[self.task_name]
         things = self.categories.keys() if self.things is None else self.things

@@ -35,6 +35,7 @@ class RunLog:
             self._events.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
+        """Writes what is pending and closes the files."""
         self._file.close()
         self._events.close()
 

@@ -28,12 +28,14 @@ DEFAULT_MODEL = "detr-r50"
 class ModelChoice:
     """What to train.
 
-    name: of `MODELS`; by default the architecture of `weights`, else detr-r50.
-    weights: a checkpoint to start from; a class head of another size starts afresh.
-    backbone_weights: an ImageNet file to start the backbone from.
-    frozen_weights: a trained DETR that a DETR for segmentation keeps as it is, learning its mask head alone.
-    num_classes: by default what the data needs. num_queries: by default the model's.
-    task: by default that of `weights`, else the family's first.
+    Args:
+        name: of `MODELS`; by default the architecture of `weights`, else detr-r50.
+        weights: a checkpoint to start from; a class head of another size starts afresh.
+        backbone_weights: an ImageNet file to start the backbone from.
+        frozen_weights: a trained DETR that a DETR for segmentation keeps as it is and learns a mask head for.
+        num_classes: by default what the data needs.
+        num_queries: by default the model's.
+        task: by default that of `weights`, else the family's first.
     """
 
     name: str | None = None
@@ -79,8 +81,9 @@ class ModelChoice:
 class StartingPoint:
     """A resolved `ModelChoice`.
 
-    contiguous_labels: whether labels are 0, 1, ... rather than the category ids, as `trained` has it.
-    trained: the model of the choice's weights.
+    Args:
+        contiguous_labels: whether labels are 0, 1, ... rather than the category ids, as `trained` has it.
+        trained: the model of the choice's weights.
     """
 
     choice: ModelChoice
@@ -118,8 +121,10 @@ class StartingPoint:
 class ImageSizes:
     """Sizes of training and evaluation images, pixels.
 
-    scales: short sides, the last for evaluation. max_size: bound of the long side.
-    canvas: side of the square that large-scale jitter fills; None for DETR's augmentation.
+    Args:
+        scales: short sides, the last for evaluation.
+        max_size: bound of the long side.
+        canvas: side of the square that large-scale jitter fills; None for DETR's augmentation.
     """
 
     scales: tuple[int, ...]

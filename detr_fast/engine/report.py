@@ -19,8 +19,10 @@ GAP = 6
 class Learnt:
     """What a model of the demo learnt.
 
-    about: what its numbers are. name: of its files, `<name>.png`, `<name>-losses.png` and, where something
-    was found, `<name>-attention.png`.
+    Args:
+        about: what its numbers are.
+        name: of its files, `<name>.png`, `<name>-losses.png` and, where something was found,
+            `<name>-attention.png`.
     """
 
     title: str

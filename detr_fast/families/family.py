@@ -57,8 +57,9 @@ def backbone_groups(model: nn.Module, settings: OptimizerSettings, prefix: str =
 class Frozen:
     """How a family takes up the trained model of another one, which stays as it is.
 
-    family: the other family's name.
-    around: from the trained model to one around it, whose other weights are fresh.
+    Args:
+        family: the other family's name.
+        around: from the trained model to one around it, whose other weights are fresh.
     """
 
     family: str
@@ -69,21 +70,22 @@ class Frozen:
 class Family:
     """One kind of model: everything about it that is not its network.
 
-    name: on the command line and in checkpoints.
-    model, config: its classes; `config.from_state_dict` reads the configuration off official tensors.
-    signature: matches a name in each official state dict of this family, and in none of the families before.
-    variants: the fields that each named variant changes in the configuration; the first is the default.
-    criterion: the losses with the official weights, from the configuration.
-    decode: for each task of the family, how predictions become results; the first is the default task.
-    attention: where the last decoder layer's attention is, in a model.
-    masks: whether it trains on masks.
-    contiguous_labels: whether labels are 0, 1, ... in the order of the category ids, or the ids themselves.
-    augmentation: of training images.
-    training: where the family's training differs from the defaults of `TrainConfig`.
-    parameter_groups: the optimizer's groups, from model and settings.
-    official_args: the configuration from the `args` that official checkpoints hold and the number of classes;
-        None where they hold none.
-    frozen: the family whose trained models this one can be trained around.
+    Args:
+        name: on the command line and in checkpoints.
+        model, config: its classes; `config.from_state_dict` reads the configuration off official tensors.
+        signature: matches a name in each official state dict of this family, in none of those before it.
+        variants: the fields that each named variant changes in the configuration; the first is the default.
+        criterion: the losses with the official weights, from the configuration.
+        decode: for each task of the family, how predictions become results; the first is the default task.
+        attention: where the last decoder layer's attention is, in a model.
+        masks: whether it trains on masks.
+        contiguous_labels: whether labels are 0, 1, ... in the order of the category ids, not the ids.
+        augmentation: of training images.
+        training: where the family's training differs from the defaults of `TrainConfig`.
+        parameter_groups: the optimizer's groups, from model and settings.
+        official_args: the configuration from the `args` in official checkpoints and the number of classes;
+            None where they hold none.
+        frozen: the family whose trained models this one can be trained around.
     """
 
     name: str
@@ -108,7 +110,7 @@ class Family:
         return tuple(self.decode)
 
     def wrote(self, names: Iterable[str]) -> bool:
-        """Whether a state dict with these names is of this family, or of a later one that has such names too."""
+        """Whether a state dict with these names fits this family; it may fit a later one as well."""
         return any(self.signature.search(name) for name in names)
 
     def official_config(

@@ -25,7 +25,10 @@ Results: TypeAlias = list[Result]
 class Geometry:
     """The sizes, (height, width) in pixels, that decoding a batch of predictions takes.
 
-    padded: of the batch. images: of each image in it. outputs: of each image's results.
+    Args:
+        padded: of the batch.
+        images: of each image in it.
+        outputs: of each image's results.
     """
 
     padded: Size
@@ -51,10 +54,11 @@ class Geometry:
 class ResultOptions:
     """What else results depend on.
 
-    things: labels that come in instances, where there is stuff too.
-    threshold: lowest score of an instance, by default 0, or class score of a panoptic segment, by default the
-        family's own.
-    only_semantic: the model was trained for that alone, which decides when semantic scores are resized.
+    Args:
+        things: labels that come in instances, where there is stuff too.
+        threshold: lowest score of an instance, by default 0, or class score of a panoptic segment, by
+            default the family's own.
+        only_semantic: the model was trained for that alone, which decides when semantic scores are resized.
     """
 
     things: Collection[int]

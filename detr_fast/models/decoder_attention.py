@@ -22,8 +22,9 @@ from detr_fast.structures import PaddedImages
 class AttentionMaps:
     """Attention to every position of a feature map, as in DETR, MaskFormer and Mask2Former.
 
-    maps: [B, Q, h, w] over the padded images, the mean over heads: 1 in total. Mask2Former attends inside the
-        last mask of each query alone.
+    Args:
+        maps: [B, Q, h, w] over the padded images, the mean over heads: 1 in total. Mask2Former attends inside
+            the last mask of each query alone.
     """
 
     maps: Tensor
@@ -33,9 +34,10 @@ class AttentionMaps:
 class SamplingPoints:
     """Attention to a few points, as in Deformable DETR.
 
-    locations: [B, Q, H, N, P, 2], (x, y) relative to the padded images; they may lie outside.
-    weights: [B, Q, H, N, P], of each head 1 in total.
-    reference: [B, Q, 2] points (x, y) or [B, Q, 4] boxes (cx, cy, w, h) that they lie around.
+    Args:
+        locations: [B, Q, H, N, P, 2], (x, y) relative to the padded images; they may lie outside.
+        weights: [B, Q, H, N, P], of each head 1 in total.
+        reference: [B, Q, 2] points (x, y) or [B, Q, 4] boxes (cx, cy, w, h) that they lie around.
     """
 
     locations: Tensor
@@ -46,9 +48,10 @@ class SamplingPoints:
 class AttentionSource(NamedTuple):
     """Where a model's last decoder layer attends to the images.
 
-    attention: the module that does.
-    scope: a module around it, called with the features that it attends to.
-    features: from the first argument of `scope` to the map [B, C, h, w] that attention weights lie over.
+    Args:
+        attention: the module that does.
+        scope: a module around it, called with the features that it attends to.
+        features: from the first argument of `scope` to the map [B, C, h, w] that attention weights lie over.
     """
 
     attention: MultiheadAttention | MSDeformAttn
