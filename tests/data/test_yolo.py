@@ -139,7 +139,14 @@ def test_bad_lines(tmp_path: Path, line: str, message: str) -> None:
         ({"names": {"car": 0}}, "expected 'names' as a list or a mapping"),
         ({"nc": 4}, "'nc' is 4, but there are 3 names"),
         ({"train": None}, "expected 'train' or 'val'"),
-        ({"train": 3}, "train: expected a folder, a text file or a list"),
+        ({"train": {"a": "b"}}, "train: expected a folder, a text file or a list"),
+        ({"names": {0: "car", 100_000_000_000: "bus"}}, "expected 'names' as a list or a mapping"),
+        ({"names": {0: "car", "00": "bus"}}, "expected 'names' as a list or a mapping"),
+        ({"names": [["car"]]}, "expected 'names' as a list or a mapping"),
+        ({"val": "images/train", "valid": "images"}, "expected 'val' or 'valid'; got both"),
+        ({"kpt_shape": [17]}, r"expected 'kpt_shape' as \[points, 2 or 3\]; got \['17'\]"),
+        ({"kpt_shape": [0, 3]}, "expected 'kpt_shape'"),
+        ({"kpt_shape": [17, 4]}, "expected 'kpt_shape'"),
         ({"train": "labels"}, "train: no images in labels"),
     ],
 )
@@ -179,6 +186,76 @@ def test_lists_of_sources(tmp_path: Path) -> None:
     )
     assert [target["labels"].tolist() for _, target in dataset] == [[], [0], [1]]
     assert dataset.category_names == {0: "bus", 1: "car"}
-    (tmp_path / "set" / "list.txt").write_text("images/train/a.png\n" * 2)
-    with pytest.raises(ValueError, match=r"train: .*a\.png and .*a\.png have the same name"):
-        convert_yolo(data, tmp_path / "again")
+    (tmp_path / "set" / "list.txt").write_text("images/train/a.png\n./images/train/a.png\n")
+    summary = convert_yolo(data, tmp_path / "again")["train"]
+    assert (summary.images, summary.repeated_images) == (2, 1)
+    assert "1 images listed again" in str(summary)
+
+
+def test_key_points_are_no_polygons(tmp_path: Path) -> None:
+    points = "0.1 0.1 2 0.9 0.9 1 0 0 0"
+    data = yolo(tmp_path, {"a": f"0 .5 .5 .5 .5 {points}\n1 .5 .5 .25 .5"}, kpt_shape=[3, 3])
+    summary = convert_yolo(data, tmp_path / "coco")["train"]
+    assert (summary.objects, summary.masks, summary.clamped) == (2, 0, 0)
+    assert [row["bbox"] for row in annotations(tmp_path / "coco")] == [[10, 5, 20, 10], [15, 5, 10, 10]]
+    bad = yolo(tmp_path / "bad", {"a": f"0 .5 .5 .5 .5 {points} 0 0"}, kpt_shape=[3, 3])
+    with pytest.raises(
+        ValueError, match=r"a\.txt: line 1: expected 5 columns .* and 9 of key points.*got 16"
+    ):
+        convert_yolo(bad, tmp_path / "none")
+
+
+def test_names_are_what_is_written(tmp_path: Path) -> None:
+    """YAML would make truth values, numbers and nothing of them."""
+    data = yolo(tmp_path, {"a": "2 .5 .5 .5 .5"})
+    written = ["no", "yes", "012", "1.10", "null", "1_000", "on", "~"]
+    data.write_text(f"names: [{', '.join(written)}]\nnc: 8\ntrain: images/train\n")
+    convert_yolo(data, tmp_path / "coco")
+    dataset = build_dataset(tmp_path / "coco", "train", "detection", train=False)
+    assert list(dataset.category_names.values()) == written
+
+
+def test_valid_is_val(tmp_path: Path) -> None:
+    data = yolo(tmp_path, {"a": "0 .5 .5 .5 .5"}, valid="images/train")
+    assert convert_yolo(data, tmp_path / "coco").keys() == {"train", "val"}
+
+
+def test_repeated_lines_are_left_out(tmp_path: Path) -> None:
+    line = "0 .5 .5 .5 .5\n"
+    data = yolo(tmp_path, {"a": line + "1 .5 .5 .5 .5\n" + line + "0 0.50 0.5 .5 .5\n", "b": line})
+    summary = convert_yolo(data, tmp_path / "coco")["train"]
+    assert (summary.objects, summary.repeated) == (3, 2)
+    assert "2 repeated lines" in str(summary)
+
+
+def test_equal_names_in_different_folders(tmp_path: Path) -> None:
+    for place, size in (("a", 40), ("b", 44), ("c", 48)):
+        picture(tmp_path / "images" / place / "x.png", size, 20)
+        labels = tmp_path / "labels" / place
+        labels.mkdir(parents=True)
+        (labels / "x.txt").write_text("0 .5 .5 1 1")
+    picture(tmp_path / "images" / "a" / "x_3.png", 52, 20)
+    (tmp_path / "data.yaml").write_text("names: [car]\ntrain: images\n")
+    convert_yolo(tmp_path / "data.yaml", tmp_path / "coco")
+    dataset = build_dataset(tmp_path / "coco", "train", "detection", train=False)
+    dataset.transforms = None
+    assert [image.width for image, _ in dataset] == [40, 52, 44, 48]
+    assert [target["boxes"].tolist() for _, target in dataset][2] == [[0, 0, 44, 20]]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 20_000,
+        "a0: &a0 [x, x]\n"
+        + "".join(f"a{k + 1}: &a{k + 1} [*a{k}, *a{k}]\n" for k in range(30))
+        + "names: *a30",
+        "names: !!python/object/apply:os.system [ls]",
+        "names: " + "x" * 2_000_000,
+    ],
+)
+def test_yaml_that_takes_for_ever(tmp_path: Path, text: str) -> None:
+    (tmp_path / "data.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"data\.yaml: "):
+        convert_yolo(tmp_path / "data.yaml", tmp_path / "coco")
