@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from detr_fast.bench import run_benchmarks
-from detr_fast.data import convert_yolo
+from detr_fast.data import DataSource, convert_yolo
 from detr_fast.distributed import is_main, pick_device, process_group
 from detr_fast.doctor import diagnose
 from detr_fast.engine import (
@@ -71,7 +71,24 @@ convert = typer.Typer(no_args_is_help=True, help="Turn data sets of other format
 app.add_typer(convert, name="convert")
 
 Data = Annotated[
-    Path, typer.Option(help="Data set in the COCO 2017 layout: annotations/, train2017/, val2017/.")
+    Path | None,
+    typer.Option("--data", help="Folder in the layout of COCO 2017, Roboflow, CVAT or Label Studio."),
+]
+TrainJson = Annotated[Path | None, typer.Option(help="COCO instances file to train on.")]
+TrainImages = Annotated[Path | None, typer.Option(help="Folder of its images.")]
+ValJson = Annotated[Path | None, typer.Option(help="COCO instances file to evaluate on.")]
+ValImages = Annotated[Path | None, typer.Option(help="Folder of its images.")]
+ValFraction = Annotated[
+    float | None,
+    typer.Option(help="Share of the training images to hold out where there is no validation split."),
+]
+ExifOption = Annotated[
+    str,
+    typer.Option(
+        "--exif",
+        help="Where sizes do not tell whether annotations are of the upright image: apply or ignore its EXIF "
+        "orientation. auto: as for the images whose sizes tell, else apply.",
+    ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Workers = Annotated[int, typer.Option(help="Processes that read images.")]
@@ -107,8 +124,14 @@ def _settings(
 
 @app.command()
 def train(
-    data: Data,
     output: Annotated[Path, typer.Option(help="Folder for checkpoints, log and TensorBoard events.")],
+    root: Data = None,
+    train_json: TrainJson = None,
+    train_images: TrainImages = None,
+    val_json: ValJson = None,
+    val_images: ValImages = None,
+    val_fraction: ValFraction = None,
+    exif: ExifOption = DataSource.exif,
     model: Model = None,
     task: TaskName = None,
     weights: Annotated[
@@ -176,13 +199,14 @@ def train(
     """Train or fine-tune a model. Start it with torchrun for several processes."""
     given = locals()
     settings = {field.name: given[field.name] for field in dataclasses.fields(TrainConfig)}
+    source = DataSource(**{field.name: given[field.name] for field in dataclasses.fields(DataSource)})
     _set_threads(threads)
     with process_group(pick_device(device)):
         start = ModelChoice(
             model, weights, backbone_weights, num_classes, num_queries, task, frozen_weights
         ).starting_point()
         metrics = train_on_coco(
-            data,
+            source,
             output,
             train_config(start.family, **settings),
             start,
@@ -202,7 +226,13 @@ def train(
 @app.command("eval")
 def evaluate_command(
     checkpoint: Checkpoint,
-    data: Data,
+    root: Data = None,
+    train_json: TrainJson = None,
+    train_images: TrainImages = None,
+    val_json: ValJson = None,
+    val_images: ValImages = None,
+    val_fraction: ValFraction = None,
+    exif: ExifOption = DataSource.exif,
     split: Annotated[str, typer.Option(help="train or val.")] = "val",
     model: Model = None,
     task: TaskName = None,
@@ -215,11 +245,16 @@ def evaluate_command(
     threads: Threads = None,
 ) -> None:
     """Print what a checkpoint scores: COCO's twelve numbers, panoptic quality or mean IoU."""
+    given = locals()
+    source = DataSource(**{field.name: given[field.name] for field in dataclasses.fields(DataSource)})
     _set_threads(threads)
     where = pick_device(device)
     with process_group(where):
         detector = load_detector(checkpoint, model=model, task=task, device=where)
-        dataset = evaluation_dataset(detector, data, split, image_size)
+        dataset = evaluation_dataset(detector, source, split, image_size)
+        if is_main():
+            for remark in dataset.remarks:
+                typer.echo(f"{split}: {remark}", err=True)
         metrics = evaluate(detector, dataset, batch_size=batch_size, num_workers=num_workers, amp=amp)
         if is_main():
             typer.echo(detector.task.format(metrics))

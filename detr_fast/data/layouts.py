@@ -30,7 +30,6 @@ class DataSource:
         hand; they come before what `root` holds.
     val_fraction: the share of the training images that is held out for validation where there is no split for
         it, above 0 and below 1; by file name, so that the same images are held out each time.
-    val_seed: of that choice.
     exif: as for `ImageDataset`.
     """
 
@@ -40,7 +39,6 @@ class DataSource:
     val_json: Path | None = None
     val_images: Path | None = None
     val_fraction: float | None = None
-    val_seed: int = 0
     exif: Exif = "auto"
 
     def __post_init__(self) -> None:
@@ -61,7 +59,7 @@ class DataSource:
     def part(self, split: Split) -> Part:
         """The part of the training images that a split gets where they are cut in two."""
         assert self.val_fraction is not None
-        return Part(split, self.val_fraction, self.val_seed)
+        return Part(split, self.val_fraction)
 
     def instances(self, split: Split) -> Located:
         """Where the `instances` file and the images of a split lie.

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from detr_fast.checkpoints import load_state_dict
-from detr_fast.data import ImageDataset, LargeScaleJitter, build_dataset
+from detr_fast.data import DataSource, ImageDataset, LargeScaleJitter, build_dataset
 from detr_fast.data.transforms import MAX_SIZE, SCALES
 from detr_fast.distributed import is_main
 from detr_fast.engine.config import TrainConfig
@@ -148,7 +148,7 @@ class ImageSizes:
 
 
 def train_on_coco(
-    data: Path,
+    data: Path | DataSource,
     output: Path,
     config: TrainConfig,
     start: StartingPoint,
@@ -160,10 +160,10 @@ def train_on_coco(
     evaluate_val: bool = True,
     echo: Callable[[str], None] = print,
 ) -> dict[str, float]:
-    """Trains a model on a data set in the COCO 2017 layout; what `detr-fast train` does.
+    """Trains a model on a data set on disk; what `detr-fast train` does.
 
     Args:
-        data: the data set's folder.
+        data: the data set's folder, or more about it.
         output: the run's folder. One that holds a run already is only gone on with (`resume`).
         config: how to train.
         start: what to train.
@@ -202,23 +202,22 @@ def train_on_coco(
     dataset = build_dataset(data, "train", contiguous_labels=contiguous_labels, **options, **train_options)
     held_out = None
     if evaluate_val:
-        held_out = build_dataset(data, "val", train=False, masks=False, contiguous_labels=True, **options)
+        source = dataclasses.replace(DataSource.of(data), exif=dataset.exif)  # one convention for both
+        held_out = build_dataset(source, "val", train=False, masks=False, contiguous_labels=True, **options)
     if is_main():
         for split, about in (("train", dataset), ("val", held_out)):
             for remark in () if about is None else about.remarks:
                 echo(f"{split}: {remark}")
     if dataset.num_objects == 0:
-        raise ValueError(f"{dataset.annotation_file}: nothing to learn from: {dataset.remarks[0]}")
+        raise ValueError(f"{dataset.annotation_file}: nothing to learn from: {'; '.join(dataset.remarks)}")
     torch.manual_seed(config.seed)
     model, remarks = start.build(dataset.num_classes)
     if is_main():
         for remark in remarks:
             echo(remark)
     detector = dataset_detector(model, dataset, start.family, start.task, sizes.scales[-1], sizes.max_size)
-    if held_out is not None:
-        detector.task.scorer(
-            held_out, detector.categories
-        )  # refuses other categories now, not after an epoch
+    if held_out is not None:  # other categories are refused now, not after an epoch
+        detector.task.scorer(held_out, detector.categories)
     trainer = Trainer(
         model,
         family.criterion(detector.config),
@@ -236,7 +235,7 @@ def train_on_coco(
 
 
 def evaluation_dataset(
-    detector: Detector, data: Path, split: str, image_size: int | None = None
+    detector: Detector, data: Path | DataSource, split: str, image_size: int | None = None
 ) -> ImageDataset:
     """What `detr-fast eval` evaluates on; `image_size`: the images' short side, by default as trained."""
     largest, num_classes = max(detector.categories, default=-1), detector.config.num_classes
