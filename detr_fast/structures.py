@@ -19,7 +19,7 @@ from torch import Tensor
 class PaddedImages:
     """Images of different sizes in one tensor, padded with zeros at the bottom and right.
 
-    Attributes:
+    Args:
         tensors: [B, 3, H, W] float.
         mask: [B, H, W] bool, True = padding.
     """
@@ -74,7 +74,7 @@ class PaddedImages:
 class PackedTargets:
     """The targets of a batch, image after image, packed once per step.
 
-    Attributes:
+    Args:
         labels: [sumT] int64 category ids.
         boxes: [sumT, 4] float, (cx, cy, w, h) relative to each image's own size.
         batch_index: [sumT] int64, the image that each target belongs to.
@@ -155,7 +155,7 @@ class PackedTargets:
 class Predictions:
     """What a detector predicts, decoder layers stacked, the last layer last.
 
-    Attributes:
+    Args:
         logits: [L, B, Q, K]; for softmax models the last class is "no object".
         boxes: [L, B, Q, 4], (cx, cy, w, h) in [0, 1].
         encoder: what the encoder of a two-stage model proposes, one for each position (L = 1, Q = S).
@@ -199,7 +199,7 @@ class Predictions:
 class MaskPredictions:
     """What a mask classifier (MaskFormer, Mask2Former) predicts, decoder layers stacked, the last layer last.
 
-    Attributes:
+    Args:
         logits: [L, B, Q, K + 1], the last class is "no object".
         masks: [L, B, Q, h, w] mask logits over the padded images.
     """
@@ -243,7 +243,7 @@ class MaskPredictions:
 class Matches:
     """The query that each target got, for every decoder layer.
 
-    Attributes:
+    Args:
         query: [L, sumT] int64 in packed target order; -1 where an image has more targets than queries and
             this target was left out.
     """

@@ -16,7 +16,9 @@ from detr_fast.structures import PackedTargets
 def cardinality_error(logits: Tensor, batch_index: Tensor) -> Tensor:
     """Mean over images of |queries that prefer some class to "no object" - targets|.
 
-    logits: [L, B, Q, K + 1].
+    Args:
+        logits: [L, B, Q, K + 1].
+        batch_index: [sumT] int64, the image of each target.
     """
     detected = (logits.argmax(-1) != logits.shape[-1] - 1).sum(-1)  # one logit alone detects nothing
     present = detected.new_zeros(logits.shape[1]).index_add(0, batch_index, torch.ones_like(batch_index))

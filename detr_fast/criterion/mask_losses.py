@@ -31,10 +31,12 @@ FOCAL = Focal()
 class Matched(NamedTuple):
     """Predicted maps beside the masks of their targets.
 
-    maps: [M, h, w] logits of all queries.
-    map_index: [R], the map of each row; any where a target is unmatched.
-    targets: with masks; query: [L, sumT] as in `Matches`.
-    num_masks: what the sums over targets are divided by.
+    Args:
+        maps: [M, h, w] logits of all queries.
+        map_index: [R], the map of each row; any where a target is unmatched.
+        targets: with masks.
+        query: [L, sumT] as in `Matches`.
+        num_masks: what the sums over targets are divided by.
     """
 
     maps: Tensor
@@ -77,9 +79,12 @@ class Matched(NamedTuple):
 def point_losses(matched: Matched, points: Tensor) -> tuple[Tensor, Tensor]:
     """Binary cross-entropy, the mean over each row's points, and dice loss (arXiv:2112.01527, section 3.3).
 
-    points: [R, P, 2], (x, y) in 0..1.
+    Args:
+        matched: R rows.
+        points: [R, P, 2], (x, y) in 0..1.
 
-    Returns [L] each.
+    Returns:
+        [L] each.
     """
     found = point_sample(matched.maps[:, None], points, map_index=matched.map_index)[:, 0]
     wanted = point_sample(matched.masks[:, None], points, map_index=matched.target_index)[:, 0]
@@ -92,7 +97,8 @@ def map_losses(matched: Matched, focal: Focal = FOCAL) -> tuple[Tensor, Tensor]:
 
     As in DETR (arXiv:2005.12872, section 4.4) and MaskFormer (arXiv:2107.06278, section 3.3).
 
-    Returns [L] each.
+    Returns:
+        [L] each.
     """
     losses = MapLosses.apply(matched.maps, matched.masks, matched.map_index, matched.target_index, focal)
     return matched.by_layer(losses)
@@ -123,7 +129,8 @@ class RowLosses(torch.autograd.Function):
 class MapLosses(torch.autograd.Function):
     """`RowLosses` of maps [M, h, w] upsampled to the size of masks [sumT, H, W].
 
-    map_index, target_index: [R] int64, which map and mask a row compares.
+    Args:
+        map_index, target_index: [R] int64, which map and mask a row compares.
     """
 
     @staticmethod

@@ -71,7 +71,7 @@ class _MaskCriterion(StackedCriterion):
 class PointDraws:
     """The random points of one call of `MaskSetCriterion`, (x, y) uniform in 0..1.
 
-    Attributes:
+    Args:
         match: [L, B, P, 2], where the matcher compares masks.
         candidates: [L, sumT, int(oversample_ratio * P), 2], of which the least certain are kept.
         extra: [L, sumT, P - int(importance_ratio * P), 2], the points beside them.

@@ -49,8 +49,12 @@ def build_body(
 ) -> ConvStem | ResNet | Swin | TimmBackbone:
     """One of `BACKBONES`, or of timm's, which gives a list of features and says their `channels`.
 
-    weights: a file to start from: torchvision's or detectron2's of a ResNet, Microsoft's of a Swin, timm's.
-    detectron2: a ResNet with the names of detectron2, and no part of it frozen but the norms.
+    Args:
+        name: one of `BACKBONES`, or "timm:NAME".
+        dilation: of the last stage of a ResNet with bottlenecks.
+        weights: a file to start from: torchvision's or detectron2's of a ResNet, Microsoft's of a Swin,
+            timm's.
+        detectron2: a ResNet with the names of detectron2, and no part of it frozen but the norms.
     """
     body: ConvStem | ResNet | Swin | TimmBackbone
     if name.startswith(TIMM):

@@ -1,18 +1,62 @@
-"""What the networks of several families share: their input, heads, and checks of their configurations."""
+"""What the networks of several families share: configurations, their checks, input and heads."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detr_fast.checkpoints import describe
 from detr_fast.models.backbones import TIMM
 from detr_fast.models.resnet import ARCHITECTURES
 from detr_fast.structures import PaddedImages
+
+Config = TypeVar("Config", bound="ModelConfig")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The sizes of a model, most of which the shapes of its weights determine."""
+
+    model: ClassVar[str]
+    """What errors call the model, such as "DETR"."""
+
+    @classmethod
+    def from_state_dict(cls: type[Config], state: Mapping[str, Tensor], **overrides: Any) -> Config:
+        """From the shapes of an official state dict, whose backbone is a ResNet or a Swin.
+
+        Args:
+            state: with the official names.
+            overrides: the fields that shapes cannot determine, where they differ from the defaults.
+
+        Raises:
+            ValueError: it is another model's state dict, or a field is out of range.
+        """
+        try:
+            sizes = cls.sizes_in(state, overrides)
+        except (KeyError, StopIteration) as error:
+            raise ValueError(
+                f"state: expected a {cls.model} on a ResNet or Swin with the official names; "
+                f"got {describe(state)}"
+            ) from error
+        return cls(**{**sizes, **overrides})
+
+    @classmethod
+    def sizes_in(cls, state: Mapping[str, Tensor], overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields that the shapes of an official state dict determine; KeyError where it is no such."""
+        raise NotImplementedError
+
+
+def official_options(config: type[ModelConfig], args: Any) -> dict[str, Any]:
+    """Those of the `args` (a namespace or mapping) of an official checkpoint that are fields of `config`."""
+    values = args if isinstance(args, Mapping) else vars(args)
+    names = {field.name for field in fields(config)}
+    return {name: value for name, value in values.items() if name in names}
 
 
 class MLP(nn.Module):
@@ -64,13 +108,20 @@ def check_dimensions(
             value = getattr(config, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name}: expected an integer >= {least}; got {value!r}")
-    if config.hidden_dim % config.nheads:
-        raise ValueError(
-            f"hidden_dim: expected a multiple of nheads = {config.nheads}; got {config.hidden_dim}"
-        )
+    check_multiple(config, "hidden_dim", "nheads")
     if not 0 <= config.dropout < 1:
         raise ValueError(f"dropout: expected 0 <= dropout < 1; got {config.dropout!r}")
     if getattr(config, "dilation", False) and not (
         config.backbone in ARCHITECTURES and ARCHITECTURES[config.backbone].bottleneck
     ):
         raise ValueError(f"dilation: expected a backbone with bottlenecks; got {config.backbone}")
+
+
+def check_multiple(config: Any, name: str, factor: int | str, purpose: str = "", least: int = 1) -> None:
+    """ValueError where a field is no multiple of a number or another field, at least `least` times it."""
+    value = getattr(config, name)
+    known = factor if isinstance(factor, int) else getattr(config, factor)
+    if value % known or value < least * known:
+        expected = f"{known}" if factor == known else f"{factor} = {known}"
+        at_least = f", at least {least * known}," if least > 1 else ""
+        raise ValueError(f"{name}: expected a multiple of {expected}{at_least}{purpose}; got {value}")

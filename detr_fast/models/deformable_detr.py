@@ -6,17 +6,23 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from detr_fast.checkpoints import describe
 from detr_fast.masks import resize_masks
 from detr_fast.models.backbones import BACKBONES, backbone_in, build_body, count_modules
-from detr_fast.models.common import MLP, check_dimensions, pixels_and_mask
+from detr_fast.models.common import (
+    MLP,
+    ModelConfig,
+    check_dimensions,
+    check_multiple,
+    official_options,
+    pixels_and_mask,
+)
 from detr_fast.models.deformable_transformer import DeformableTransformer, Levels
 from detr_fast.models.position_encoding import PositionEncodingSine
 from detr_fast.models.transformer import ACTIVATIONS
@@ -26,18 +32,24 @@ GROUPS = 32  # of the norms after the input projections
 
 
 @dataclass(frozen=True)
-class DeformableDETRConfig:
+class DeformableDETRConfig(ModelConfig):
     """The sizes of a Deformable DETR; names and defaults are those of the official options.
 
-    backbone: a ResNet, a Swin, or "conv_stem" for small images without pre-trained weights.
-    num_classes: the largest category id + 1; there is no class "no object".
-    num_feature_levels: 1 (the last backbone stage alone), or 3 and more: the last three stages and, for each
-        further level, a convolution of stride 2.
-    enc_n_points, dec_n_points: sampled points of each head and level.
-    with_box_refine: each decoder layer corrects the boxes of the one before it.
-    two_stage: queries come from the encoder's proposals; needs `with_box_refine`.
-    aux_loss: predictions of all decoder layers rather than of the last alone.
+    The shapes of weights determine all but nheads (which the numbers of points rest on), dropout, activation,
+    dilation, aux_loss and, with two stages, num_queries.
+
+    Args:
+        backbone: a ResNet, a Swin, or "conv_stem" for small images without pre-trained weights.
+        num_classes: the largest category id + 1; there is no class "no object".
+        num_feature_levels: 1 (the last backbone stage alone), or 3 and more: the last three stages and, for
+            each further level, a convolution of stride 2.
+        enc_n_points, dec_n_points: sampled points of each head and level.
+        with_box_refine: each decoder layer corrects the boxes of the one before it.
+        two_stage: queries come from the encoder's proposals; needs `with_box_refine`.
+        aux_loss: predictions of all decoder layers rather than of the last alone.
     """
+
+    model: ClassVar[str] = "Deformable DETR"
 
     backbone: str = "resnet50"
     dilation: bool = False
@@ -64,11 +76,7 @@ class DeformableDETRConfig:
             ("enc_layers", "dec_layers", "num_feature_levels", "enc_n_points", "dec_n_points"),
         )
         # one channel a group would leave a map of one pixel nothing to normalise by
-        if self.hidden_dim % GROUPS or self.hidden_dim == GROUPS:
-            raise ValueError(
-                f"hidden_dim: expected a multiple of {GROUPS}, at least {2 * GROUPS}, for the norms; "
-                f"got {self.hidden_dim}"
-            )
+        check_multiple(self, "hidden_dim", GROUPS, " for the norms", least=2)
         if self.num_feature_levels == 2:
             raise ValueError("num_feature_levels: expected 1, or at least 3; got 2")
         if self.two_stage and not self.with_box_refine:
@@ -76,55 +84,41 @@ class DeformableDETRConfig:
 
     @classmethod
     def from_official_args(cls, args: Any, num_classes: int = 91) -> DeformableDETRConfig:
-        """From the `args` (a namespace or mapping) that official training checkpoints carry.
+        """From the options of an official training run.
 
-        num_classes: not among them; 91 for COCO.
+        Args:
+            args: a namespace or mapping, as official training checkpoints carry it.
+            num_classes: not among them; 91 for COCO.
         """
-        values = dict(args) if isinstance(args, Mapping) else vars(args)
+        values = args if isinstance(args, Mapping) else vars(args)
         if values.get("position_embedding", "sine") != "sine":
             raise ValueError(
                 f"args: expected position_embedding 'sine'; got {values['position_embedding']!r}"
             )
-        names = {field.name for field in fields(cls)}
-        return cls(**{"num_classes": num_classes, **{k: v for k, v in values.items() if k in names}})
+        return cls(**{"num_classes": num_classes, **official_options(cls, values)})
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Tensor], **overrides: Any) -> DeformableDETRConfig:
-        """From the shapes of an official state dict, whose backbone is a ResNet or a Swin.
-
-        They tell everything but nheads (which the numbers of points rest on), dropout, activation, dilation
-        and, with two stages, num_queries: pass those as keywords where they differ from the defaults.
-        """
-        try:
-            levels = state["transformer.level_embed"].shape[0]
-            samples = overrides.get("nheads", cls.nheads) * levels
-            points = {
+    def sizes_in(cls, state: Mapping[str, Tensor], overrides: Mapping[str, Any]) -> dict[str, Any]:
+        levels, hidden_dim = state["transformer.level_embed"].shape
+        samples = overrides.get("nheads", cls.nheads) * levels
+        attention = {"enc_n_points": "encoder.layers.0.self", "dec_n_points": "decoder.layers.0.cross"}
+        two_stage = "transformer.enc_output.weight" in state
+        return {
+            **{
                 name: state[f"transformer.{layer}_attn.attention_weights.bias"].shape[0] // samples
-                for name, layer in (
-                    ("enc_n_points", "encoder.layers.0.self"),
-                    ("dec_n_points", "decoder.layers.0.cross"),
-                )
-            }
-            two_stage = "transformer.enc_output.weight" in state
-            sizes = {
-                **points,
-                "backbone": overrides.get("backbone") or backbone_in(state),
-                "hidden_dim": state["transformer.level_embed"].shape[1],
-                "enc_layers": count_modules(state, "transformer.encoder.layers"),
-                "dec_layers": count_modules(state, "transformer.decoder.layers"),
-                "dim_feedforward": state["transformer.decoder.layers.0.linear2.weight"].shape[1],
-                "num_queries": cls.num_queries if two_stage else state["query_embed.weight"].shape[0],
-                "num_classes": state["class_embed.0.weight"].shape[0],
-                "num_feature_levels": levels,
-                "with_box_refine": two_stage or "transformer.decoder.bbox_embed.0.layers.0.weight" in state,
-                "two_stage": two_stage,
-            }
-        except (KeyError, StopIteration) as error:
-            raise ValueError(
-                "state: expected a Deformable DETR on a ResNet or Swin with the official names; "
-                f"got {describe(state)}"
-            ) from error
-        return cls(**{**sizes, **overrides})
+                for name, layer in attention.items()
+            },
+            "backbone": overrides.get("backbone") or backbone_in(state),
+            "hidden_dim": hidden_dim,
+            "enc_layers": count_modules(state, "transformer.encoder.layers"),
+            "dec_layers": count_modules(state, "transformer.decoder.layers"),
+            "dim_feedforward": state["transformer.decoder.layers.0.linear2.weight"].shape[1],
+            "num_queries": cls.num_queries if two_stage else state["query_embed.weight"].shape[0],
+            "num_classes": state["class_embed.0.weight"].shape[0],
+            "num_feature_levels": levels,
+            "with_box_refine": two_stage or "transformer.decoder.bbox_embed.0.layers.0.weight" in state,
+            "two_stage": two_stage,
+        }
 
 
 class DeformableDETR(nn.Module):
@@ -132,7 +126,8 @@ class DeformableDETR(nn.Module):
 
     Modules carry the official names, so official state dicts fit as they are, doubled names included.
 
-    backbone_weights: a torchvision ResNet or Microsoft Swin file to start the backbone from.
+    Args:
+        backbone_weights: a torchvision ResNet or Microsoft Swin file to start the backbone from.
     """
 
     def __init__(self, config: DeformableDETRConfig, *, backbone_weights: str | Path | None = None) -> None:
@@ -169,11 +164,15 @@ class DeformableDETR(nn.Module):
         )
 
     def forward(self, images: PaddedImages | Tensor | Sequence[Tensor]) -> Predictions:
-        """
-        images: a padded batch, a [B, 3, H, W] tensor without padding, or [3, H_b, W_b] tensors; normalised.
+        """Classes and boxes of every query.
 
-        Returns logits [L, B, Q, K] and boxes [L, B, Q, 4], relative to each image without its padding; with
-        two stages also the encoder's proposals, one for each of the S positions, as `encoder`.
+        Args:
+            images: a padded batch, a [B, 3, H, W] tensor without padding, or [3, H_b, W_b] tensors;
+                normalised.
+
+        Returns:
+            Logits [L, B, Q, K] and boxes [L, B, Q, 4], relative to each image without its padding; with two
+            stages also the encoder's proposals, one for each of the S positions, as `encoder`.
         """
         features, positions, levels = self.feature_levels(images)
         memory = self.transformer.encode(features, positions, levels)

@@ -21,10 +21,11 @@ from detr_fast.models.transformer import Layer, add
 class Levels(NamedTuple):
     """The geometry of the feature levels of a batch.
 
-    shapes: (height, width) of each level.
-    padding: [B, S] bool, True = padding, or None without any.
-    valid_ratios: [B, N, 2], the valid part of each level's width and height.
-    centers: [B, S, 2], the centre (x, y) of every position relative to the valid part of its level.
+    Args:
+        shapes: (height, width) of each level.
+        padding: [B, S] bool, True = padding, or None without any.
+        valid_ratios: [B, N, 2], the valid part of each level's width and height.
+        centers: [B, S, 2], the centre (x, y) of every position relative to the valid part of its level.
     """
 
     shapes: list[tuple[int, int]]
@@ -127,8 +128,9 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """A stack of decoder layers, each with its box head.
 
-    refine: each layer attends around the boxes that the layer before it found, as constants
-        ("iterative bounding box refinement", appendix A.4).
+    Args:
+        refine: each layer attends around the boxes that the layer before it found, as constants ("iterative
+            bounding box refinement", appendix A.4).
     """
 
     def __init__(self, layers: Iterable[DecoderLayer], refine: bool) -> None:
@@ -197,7 +199,8 @@ class DeformableEncoder(nn.Module):
 class DeformableTransformer(DeformableEncoder):
     """Encoder over several feature levels, decoder over object queries; official names and initial weights.
 
-    two_stage: queries come from the encoder's best proposals instead of being learned (appendix A.4).
+    Args:
+        two_stage: queries come from the encoder's best proposals instead of being learned (appendix A.4).
     """
 
     def __init__(

@@ -4,36 +4,47 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from detr_fast.checkpoints import describe
 from detr_fast.masks import resize_masks
 from detr_fast.models.backbones import BACKBONES, backbone_in, build_body, count_modules
-from detr_fast.models.common import MLP, check_dimensions, no_padding, pixels_and_mask
+from detr_fast.models.common import (
+    MLP,
+    Config,
+    ModelConfig,
+    check_dimensions,
+    check_multiple,
+    no_padding,
+    official_options,
+    pixels_and_mask,
+)
 from detr_fast.models.position_encoding import PositionEncodingLearned, PositionEncodingSine
 from detr_fast.models.transformer import ACTIVATIONS, Transformer
 from detr_fast.structures import PaddedImages, Predictions
-
-Config = TypeVar("Config", bound="DETRConfig")
 
 POSITION_EMBEDDINGS = {"sine": PositionEncodingSine, "learned": PositionEncodingLearned}
 
 
 @dataclass(frozen=True)
-class DETRConfig:
+class DETRConfig(ModelConfig):
     """The sizes of a DETR; names and defaults are those of the official options.
 
-    backbone: a ResNet, a Swin, or "conv_stem" for small images without pre-trained weights.
-    num_classes: the largest category id + 1; "no object" comes on top.
-    dilation: stride 16 instead of 32 in the last backbone stage ("DC5").
-    pre_norm: layers normalise their input rather than their output.
-    aux_loss: predictions of all decoder layers rather than of the last alone.
+    The shapes of weights determine all but nheads, dropout, activation, dilation and aux_loss.
+
+    Args:
+        backbone: a ResNet, a Swin, or "conv_stem" for small images without pre-trained weights.
+        num_classes: the largest category id + 1; "no object" comes on top.
+        dilation: stride 16 instead of 32 in the last backbone stage ("DC5").
+        pre_norm: layers normalise their input rather than their output.
+        aux_loss: predictions of all decoder layers rather than of the last alone.
     """
+
+    model: ClassVar[str] = "DETR"
 
     backbone: str = "resnet50"
     dilation: bool = False
@@ -57,52 +68,41 @@ class DETRConfig:
             ("dec_layers",),
             ("enc_layers",),
         )
-        if self.hidden_dim % 4:
-            raise ValueError(f"hidden_dim: expected a multiple of 4 for the positions; got {self.hidden_dim}")
+        check_multiple(self, "hidden_dim", 4, " for the positions")
 
     @classmethod
     def from_official_args(cls: type[Config], args: Any, num_classes: int = 91) -> Config:
-        """From the `args` (a namespace or mapping) that official training checkpoints carry.
+        """From the options of an official training run.
 
-        num_classes: not among them; 91 for COCO, 250 for COCO panoptic.
+        Args:
+            args: a namespace or mapping, as official training checkpoints carry it.
+            num_classes: not among them; 91 for COCO, 250 for COCO panoptic.
         """
-        values = dict(args) if isinstance(args, Mapping) else vars(args)
-        names = {field.name for field in fields(cls)}
-        return cls(**{"num_classes": num_classes, **{k: v for k, v in values.items() if k in names}})
+        return cls(**{"num_classes": num_classes, **official_options(cls, args)})
 
     @classmethod
-    def from_state_dict(cls: type[Config], state: Mapping[str, Tensor], **overrides: Any) -> Config:
-        """From the shapes of an official state dict, whose backbone is a ResNet or a Swin.
-
-        They tell everything but nheads, dropout, activation and dilation: pass those as keywords where they
-        differ from the defaults.
-        """
-        try:
-            sizes = {
-                "backbone": overrides.get("backbone") or backbone_in(state),
-                "position_embedding": "learned" if "backbone.1.row_embed.weight" in state else "sine",
-                "hidden_dim": state["input_proj.weight"].shape[0],
-                "enc_layers": count_modules(state, "transformer.encoder.layers"),
-                "dec_layers": count_modules(state, "transformer.decoder.layers"),
-                "dim_feedforward": state["transformer.decoder.layers.0.linear2.weight"].shape[1],
-                "pre_norm": "transformer.encoder.norm.weight" in state,
-                "num_queries": state["query_embed.weight"].shape[0],
-                "num_classes": state["class_embed.weight"].shape[0] - 1,
-            }
-        except (KeyError, StopIteration) as error:
-            raise ValueError(
-                f"state: expected a DETR on a ResNet or Swin with the official names; got {describe(state)}"
-            ) from error
-        return cls(**{**sizes, **overrides})
+    def sizes_in(cls, state: Mapping[str, Tensor], overrides: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "backbone": overrides.get("backbone") or backbone_in(state),
+            "position_embedding": "learned" if "backbone.1.row_embed.weight" in state else "sine",
+            "hidden_dim": state["input_proj.weight"].shape[0],
+            "enc_layers": count_modules(state, "transformer.encoder.layers"),
+            "dec_layers": count_modules(state, "transformer.decoder.layers"),
+            "dim_feedforward": state["transformer.decoder.layers.0.linear2.weight"].shape[1],
+            "pre_norm": "transformer.encoder.norm.weight" in state,
+            "num_queries": state["query_embed.weight"].shape[0],
+            "num_classes": state["class_embed.weight"].shape[0] - 1,
+        }
 
 
 class Stages(NamedTuple):
     """What a DETR computes on the way to its heads.
 
-    features: of the backbone, finest first.
-    projected, memory: [B, C, h, w], the last features with C channels, and after the encoder.
-    mask: [B, h, w] bool, True = padding; None where nothing is padded.
-    hs: [L, B, Q, C], what the decoder layers say.
+    Args:
+        features: of the backbone, finest first.
+        projected, memory: [B, C, h, w], the last features with C channels, and after the encoder.
+        mask: [B, h, w] bool, True = padding; None where nothing is padded.
+        hs: [L, B, Q, C], what the decoder layers say.
     """
 
     features: list[Tensor]
@@ -117,7 +117,8 @@ class DETR(nn.Module):
 
     Modules carry the official names, so official state dicts fit as they are.
 
-    backbone_weights: a torchvision ResNet or Microsoft Swin file to start the backbone from.
+    Args:
+        backbone_weights: a torchvision ResNet or Microsoft Swin file to start the backbone from.
     """
 
     def __init__(self, config: DETRConfig, *, backbone_weights: str | Path | None = None) -> None:
@@ -144,9 +145,14 @@ class DETR(nn.Module):
         self.bbox_embed = MLP(channels, channels, 4, layers=3)
 
     def forward(self, images: PaddedImages | Tensor | Sequence[Tensor]) -> Predictions:
-        """
-        images: a padded batch, a [B, 3, H, W] tensor without padding, or [3, H_b, W_b] tensors; normalised.
-        Returns logits [L, B, Q, K + 1] and boxes [L, B, Q, 4], relative to each image without its padding.
+        """Classes and boxes of every query.
+
+        Args:
+            images: a padded batch, a [B, 3, H, W] tensor without padding, or [3, H_b, W_b] tensors;
+                normalised.
+
+        Returns:
+            Logits [L, B, Q, K + 1] and boxes [L, B, Q, 4], relative to each image without its padding.
         """
         return self.heads(self.stages(images).hs)
 

@@ -6,13 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detr_fast.checkpoints import LoadReport, describe, load_state_dict
+from detr_fast.checkpoints import LoadReport, load_state_dict
 from detr_fast.models.detr import DETR, DETRConfig, Stages
 from detr_fast.structures import PaddedImages, Predictions
 
@@ -24,9 +24,14 @@ CHUNK = 4  # queries whose masks are computed at once where no gradient is wante
 class DETRSegmConfig(DETRConfig):
     """The sizes of the detector, and whether it learns.
 
-    frozen_detector: the detector keeps its weights and only the mask head learns, as the official option
-        `--frozen-weights` has it: load a trained detector with `DETRSegm.load_detector`.
+    The shapes of weights determine all but dropout, activation, dilation, aux_loss and frozen_detector.
+
+    Args:
+        frozen_detector: the detector keeps its weights and only the mask head learns, as the official option
+            `--frozen-weights` has it: load a trained detector with `DETRSegm.load_detector`.
     """
+
+    model: ClassVar[str] = "DETR for segmentation"
 
     frozen_detector: bool = False
 
@@ -37,28 +42,16 @@ class DETRSegmConfig(DETRConfig):
 
     @classmethod
     def from_official_args(cls, args: Any, num_classes: int = 91) -> DETRSegmConfig:
-        """From the `args` (a namespace or mapping) that official training checkpoints carry.
-
-        num_classes: not among them; 91 for COCO, 250 for COCO panoptic.
-        """
+        """As of `DETRConfig`; `frozen_weights` among them freezes the detector."""
         values = dict(args) if isinstance(args, Mapping) else dict(vars(args))
         values["frozen_detector"] = values.get("frozen_weights") is not None
         return super().from_official_args(values, num_classes)
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Tensor], **overrides: Any) -> DETRSegmConfig:
-        """From the shapes of an official state dict, whose backbone is a ResNet or a Swin.
-
-        They tell everything but dropout, activation, dilation and frozen_detector: pass those as keywords
-        where they differ from the defaults.
-        """
-        if not {"mask_head.lay1.weight", "bbox_attention.k_linear.weight"} <= state.keys():
-            raise ValueError(
-                f"state: expected a DETR for segmentation with the official names; got {describe(state)}"
-            )
+    def sizes_in(cls, state: Mapping[str, Tensor], overrides: Mapping[str, Any]) -> dict[str, Any]:
         nheads = state["mask_head.lay1.weight"].shape[0] - state["bbox_attention.k_linear.weight"].shape[0]
         detector = {name.removeprefix("detr."): t for name, t in state.items() if name.startswith("detr.")}
-        return super().from_state_dict(detector, **{"nheads": nheads, **overrides})
+        return {"nheads": nheads, **super().sizes_in(detector, overrides)}
 
 
 class DETRSegm(nn.Module):
@@ -66,7 +59,8 @@ class DETRSegm(nn.Module):
 
     Modules carry the official names, so official state dicts fit as they are.
 
-    backbone_weights: a torchvision ResNet or Microsoft Swin file to start the backbone from.
+    Args:
+        backbone_weights: a torchvision ResNet or Microsoft Swin file to start the backbone from.
     """
 
     def __init__(self, config: DETRSegmConfig, *, backbone_weights: str | Path | None = None) -> None:
@@ -83,7 +77,7 @@ class DETRSegm(nn.Module):
     def forward(
         self, images: PaddedImages | Tensor | Sequence[Tensor], *, min_score: float | None = None
     ) -> Predictions:
-        """Classes, boxes and masks.
+        """Classes, boxes and masks of every query.
 
         Args:
             images: a padded batch, a [B, 3, H, W] tensor without padding, or [3, H_b, W_b] tensors;
@@ -164,8 +158,9 @@ class MaskHead(nn.Module):
     Each step halves the channels, goes up to the next finer backbone features and adds them. What does not
     depend on the query is computed once an image, never repeated for each query.
 
-    channels, heads: of the projected image and of the attention maps.
-    finer: channels of the backbone's features but the last, coarsest first; officially three.
+    Args:
+        channels, heads: of the projected image and of the attention maps.
+        finer: channels of the backbone's features but the last, coarsest first; officially three.
     """
 
     def __init__(self, channels: int, heads: int, finer: Sequence[int]) -> None:

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detr_fast.checkpoints import describe, official_names
-from detr_fast.models.backbones import backbone_in, build_body, count_modules
+from detr_fast.models.backbones import build_body, count_modules
 from detr_fast.models.common import no_padding
 from detr_fast.models.mask_classifier import (
+    PIXEL_DECODER,
+    PREDICTOR,
     MaskClassifier,
     MaskClassifierConfig,
     MaskPredictor,
@@ -30,9 +31,15 @@ from detr_fast.structures import MaskPredictions
 class Mask2FormerConfig(MaskClassifierConfig):
     """The sizes of a Mask2Former; defaults are the official ones for COCO panoptic.
 
-    dec_layers: of the decoder; there is one prediction more, from the queries before any layer.
-    enc_n_points: sampled points of each head and level in the pixel decoder.
+    The shapes of weights determine all but enc_n_points (which the number of heads rests on), dropout and
+    pre_norm.
+
+    Args:
+        dec_layers: of the decoder; there is one prediction more, from the queries before any layer.
+        enc_n_points: sampled points of each head and level in the pixel decoder.
     """
+
+    model: ClassVar[str] = "Mask2Former"
 
     enc_layers: int = 6
     dec_layers: int = 9
@@ -43,40 +50,22 @@ class Mask2FormerConfig(MaskClassifierConfig):
     positive: ClassVar[tuple[str, ...]] = (*MaskClassifierConfig.positive, "enc_layers", "enc_n_points")
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Tensor], **overrides: Any) -> Mask2FormerConfig:
-        """From the shapes of an official state dict, whose backbone is a ResNet or a Swin.
-
-        They tell everything but enc_n_points (which the number of heads rests on), dropout and pre_norm: pass
-        those as keywords where they differ from the defaults.
-        """
-        state = official_names(state)
-        pixels, queries = "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor."
-        try:
-            levels, conv_dim = state[f"{pixels}transformer.level_embed"].shape
-            layer = f"{pixels}transformer.encoder.layers.0."
-            samples = state[f"{layer}self_attn.attention_weights.bias"].shape[0]
-            num_queries, hidden_dim = state[f"{queries}query_feat.weight"].shape
-            projected = f"{queries}input_proj.0.weight" in state
-            sizes = {
-                "backbone": overrides.get("backbone") or backbone_in(state, "backbone."),
-                "num_classes": state[f"{queries}class_embed.weight"].shape[0] - 1,
-                "num_queries": num_queries,
-                "hidden_dim": hidden_dim,
-                "conv_dim": conv_dim,
-                "mask_dim": state[f"{pixels}mask_features.weight"].shape[0],
-                "nheads": samples // (levels * overrides.get("enc_n_points", cls.enc_n_points)),
-                "enc_layers": count_modules(state, f"{pixels}transformer.encoder.layers"),
-                "dec_layers": count_modules(state, f"{queries}transformer_ffn_layers"),
-                "enc_dim_feedforward": state[f"{layer}linear1.weight"].shape[0],
-                "dim_feedforward": state[f"{queries}transformer_ffn_layers.0.linear1.weight"].shape[0],
-                "enforce_input_projection": projected and conv_dim == hidden_dim,
-            }
-        except (KeyError, StopIteration) as error:
-            raise ValueError(
-                f"state: expected a Mask2Former on a ResNet or Swin with the official names; "
-                f"got {describe(state)}"
-            ) from error
-        return cls(**{**sizes, **overrides})
+    def sizes_in(cls, state: Mapping[str, Tensor], overrides: Mapping[str, Any]) -> dict[str, Any]:
+        levels, conv_dim = state[f"{PIXEL_DECODER}transformer.level_embed"].shape
+        encoder = f"{PIXEL_DECODER}transformer.encoder.layers"
+        feed_forward = f"{PREDICTOR}transformer_ffn_layers"
+        samples = state[f"{encoder}.0.self_attn.attention_weights.bias"].shape[0]
+        sizes = super().sizes_in(state, overrides)
+        projected = f"{PREDICTOR}input_proj.0.weight" in state
+        return {
+            **sizes,
+            "nheads": samples // (levels * overrides.get("enc_n_points", cls.enc_n_points)),
+            "enc_layers": count_modules(state, encoder),
+            "dec_layers": count_modules(state, feed_forward),
+            "enc_dim_feedforward": state[f"{encoder}.0.linear1.weight"].shape[0],
+            "dim_feedforward": state[f"{feed_forward}.0.linear1.weight"].shape[0],
+            "enforce_input_projection": projected and conv_dim == sizes["hidden_dim"],
+        }
 
 
 class Mask2Former(MaskClassifier):
@@ -84,7 +73,8 @@ class Mask2Former(MaskClassifier):
 
     Modules carry the official names, so official state dicts fit as they are.
 
-    backbone_weights: a pre-trained ResNet or Swin file to start the backbone from.
+    Args:
+        backbone_weights: a pre-trained ResNet or Swin file to start the backbone from.
     """
 
     size_multiple = 32
@@ -137,9 +127,13 @@ class MaskedAttentionDecoder(MaskPredictor):
         self.position = PositionEncodingSine(channels)
 
     def forward(self, levels: Sequence[Tensor], mask_features: Tensor, all_layers: bool) -> MaskPredictions:
-        """
-        levels: [B, C, h, w] each, coarsest first. mask_features: [B, M, H, W].
-        all_layers: the predictions before the first and after each layer, rather than after the last alone.
+        """Queries -> classes and masks.
+
+        Args:
+            levels: [B, C, h, w] each, coarsest first.
+            mask_features: [B, M, H, W].
+            all_layers: the predictions before the first and after each layer, rather than after the last
+                alone.
         """
         values, keys = self.values_and_keys(levels)
         resized = [resize_features(mask_features, x.shape[-2:]) for x in levels]

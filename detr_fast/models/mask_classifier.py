@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from detr_fast.models.backbones import BACKBONES
-from detr_fast.models.common import MLP, check_dimensions, pixels_and_mask
+from detr_fast.checkpoints import official_names
+from detr_fast.models.backbones import BACKBONES, backbone_in
+from detr_fast.models.common import (
+    MLP,
+    Config,
+    ModelConfig,
+    check_dimensions,
+    check_multiple,
+    pixels_and_mask,
+)
 from detr_fast.models.pixel_decoder import GROUPS, xavier_fill
 from detr_fast.structures import MaskPredictions, PaddedImages
 
 NO_DECAY_TABLES = ("relative_position_bias_table", "absolute_pos_embed")
+# in front of the names of their weights
+PIXEL_DECODER, PREDICTOR = "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor."
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 
 @dataclass(frozen=True)
-class MaskClassifierConfig:
+class MaskClassifierConfig(ModelConfig):
     """The sizes of a mask classifier.
 
-    backbone: a ResNet, a Swin, "timm:NAME" where timm is installed, or "conv_stem" for small images without
-        pre-trained weights, whose features are finer: masks at stride 2 instead of 4, the transformer's maps
-        at 4 and 8.
-    num_classes: "no object" comes on top.
-    hidden_dim, nheads, dec_layers, dim_feedforward: of the transformer decoder.
-    conv_dim, enc_layers, enc_dim_feedforward, dropout: of the pixel decoder and its encoder.
-    mask_dim: channels of the product that masks are.
-    pre_norm: layers normalise their input rather than their output.
-    enforce_input_projection: project the maps for the decoder even where their channels fit.
+    Args:
+        backbone: a ResNet, a Swin, "timm:NAME" where timm is installed, or "conv_stem" for small images
+            without pre-trained weights, whose features are finer: masks at stride 2 instead of 4, the
+            transformer's maps at 4 and 8.
+        num_classes: "no object" comes on top.
+        hidden_dim, nheads, dec_layers, dim_feedforward: of the transformer decoder.
+        conv_dim, enc_layers, enc_dim_feedforward, dropout: of the pixel decoder and its encoder.
+        mask_dim: channels of the product that masks are.
+        pre_norm: layers normalise their input rather than their output.
+        enforce_input_projection: project the maps for the decoder even where their channels fit.
     """
 
     backbone: str = "resnet50"
@@ -53,15 +64,26 @@ class MaskClassifierConfig:
     def __post_init__(self) -> None:
         check_dimensions(self, {"backbone": BACKBONES}, self.positive, ("enc_layers",))
         # one channel a group would leave a map of one pixel nothing to normalise by
-        if self.conv_dim % GROUPS or self.conv_dim == GROUPS:
-            raise ValueError(
-                f"conv_dim: expected a multiple of {GROUPS}, at least {2 * GROUPS}, for the norms; "
-                f"got {self.conv_dim}"
-            )
-        if self.conv_dim % self.nheads:
-            raise ValueError(f"conv_dim: expected a multiple of nheads = {self.nheads}; got {self.conv_dim}")
-        if self.hidden_dim % 4:
-            raise ValueError(f"hidden_dim: expected a multiple of 4 for the positions; got {self.hidden_dim}")
+        check_multiple(self, "conv_dim", GROUPS, " for the norms", least=2)
+        check_multiple(self, "conv_dim", "nheads")
+        check_multiple(self, "hidden_dim", 4, " for the positions")
+
+    @classmethod
+    def from_state_dict(cls: type[Config], state: Mapping[str, Tensor], **overrides: Any) -> Config:
+        return super().from_state_dict(official_names(state), **overrides)
+
+    @classmethod
+    def sizes_in(cls, state: Mapping[str, Tensor], overrides: Mapping[str, Any]) -> dict[str, Any]:
+        classes = state[f"{PREDICTOR}class_embed.weight"]
+        mask_dim, conv_dim = state[f"{PIXEL_DECODER}mask_features.weight"].shape[:2]
+        return {
+            "backbone": overrides.get("backbone") or backbone_in(state, "backbone."),
+            "num_classes": classes.shape[0] - 1,
+            "hidden_dim": classes.shape[1],
+            "num_queries": state[f"{PREDICTOR}query_embed.weight"].shape[0],
+            "mask_dim": mask_dim,
+            "conv_dim": conv_dim,
+        }
 
 
 class MaskPredictor(nn.Module):
@@ -91,12 +113,16 @@ class MaskClassifier(nn.Module):
     def forward(
         self, images: PaddedImages | Tensor | Sequence[Tensor], all_layers: bool | None = None
     ) -> MaskPredictions:
-        """
-        images: a padded batch, a [B, 3, H, W] tensor, or [3, H_b, W_b] tensors; normalised.
-        all_layers: predictions of all decoder layers rather than of the last alone; by default in training.
+        """Classes and masks of every query.
 
-        Returns logits [L, B, Q, K + 1] and mask logits [L, B, Q, h, w] over the padded images, at the stride
-        of the backbone's finest features, 4 or 2 (sizes rounded up).
+        Args:
+            images: a padded batch, a [B, 3, H, W] tensor, or [3, H_b, W_b] tensors; normalised.
+            all_layers: predictions of all decoder layers rather than of the last alone; by default in
+                training.
+
+        Returns:
+            Logits [L, B, Q, K + 1] and mask logits [L, B, Q, h, w] over the padded images, at the stride of
+            the backbone's finest features, 4 or 2 (sizes rounded up).
         """
         if not isinstance(images, PaddedImages | Tensor):
             images = PaddedImages.from_list(images, multiple=self.size_multiple)

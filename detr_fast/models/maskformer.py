@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from detr_fast.checkpoints import describe, official_names
-from detr_fast.models.backbones import backbone_in, build_body, count_modules
+from detr_fast.models.backbones import build_body, count_modules
 from detr_fast.models.common import no_padding
 from detr_fast.models.mask_classifier import (
+    PIXEL_DECODER,
+    PREDICTOR,
     MaskClassifier,
     MaskClassifierConfig,
     MaskPredictor,
@@ -28,48 +29,32 @@ from detr_fast.structures import MaskPredictions
 class MaskFormerConfig(MaskClassifierConfig):
     """The sizes of a MaskFormer; defaults are the official ones for COCO panoptic.
 
-    enc_layers: of the pixel decoder's transformer encoder; with none, as in the official semantic models, the
-        decoder attends to the backbone's last stage.
+    The shapes of weights determine all but nheads and dropout.
+
+    Args:
+        enc_layers: of the pixel decoder's transformer encoder; with none, as in the official semantic models,
+            the decoder attends to the backbone's last stage.
     """
 
-    @classmethod
-    def from_state_dict(cls, state: Mapping[str, Tensor], **overrides: Any) -> MaskFormerConfig:
-        """From the shapes of an official state dict, whose backbone is a ResNet or a Swin.
+    model: ClassVar[str] = "MaskFormer"
 
-        They tell everything but nheads and dropout: pass those as keywords where they differ from the
-        defaults.
-        """
-        state = official_names(state)
-        pixels, queries = "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor."
-        try:
-            mask_dim, conv_dim = state[f"{pixels}mask_features.weight"].shape[:2]
-            num_queries, hidden_dim = state[f"{queries}query_embed.weight"].shape
-            layers = f"{pixels}transformer.encoder.layers"
-            hidden = f"{queries}transformer.decoder.layers.0.linear1.weight"
-            enc_layers = count_modules(state, layers)
-            sizes = {
-                "backbone": overrides.get("backbone") or backbone_in(state, "backbone."),
-                "num_classes": state[f"{queries}class_embed.weight"].shape[0] - 1,
-                "num_queries": num_queries,
-                "hidden_dim": hidden_dim,
-                "conv_dim": conv_dim,
-                "mask_dim": mask_dim,
-                "enc_layers": enc_layers,
-                "dec_layers": count_modules(state, f"{queries}transformer.decoder.layers"),
-                "dim_feedforward": state[hidden].shape[0],
-                "pre_norm": f"{queries}transformer.encoder.norm.weight" in state,
-            }
-            if enc_layers:
-                sizes["enc_dim_feedforward"] = state[f"{layers}.0.linear1.weight"].shape[0]
-            if f"{queries}input_proj.weight" in state:
-                inputs = state[f"{queries}input_proj.weight"].shape[1]
-                sizes["enforce_input_projection"] = inputs == hidden_dim
-        except (KeyError, StopIteration) as error:
-            raise ValueError(
-                f"state: expected a MaskFormer on a ResNet or Swin with the official names; "
-                f"got {describe(state)}"
-            ) from error
-        return cls(**{**sizes, **overrides})
+    @classmethod
+    def sizes_in(cls, state: Mapping[str, Tensor], overrides: Mapping[str, Any]) -> dict[str, Any]:
+        encoder = f"{PIXEL_DECODER}transformer.encoder.layers"
+        decoder = f"{PREDICTOR}transformer.decoder.layers"
+        sizes = {
+            **super().sizes_in(state, overrides),
+            "enc_layers": count_modules(state, encoder),
+            "dec_layers": count_modules(state, decoder),
+            "dim_feedforward": state[f"{decoder}.0.linear1.weight"].shape[0],
+            "pre_norm": f"{PREDICTOR}transformer.encoder.norm.weight" in state,
+        }
+        if sizes["enc_layers"]:
+            sizes["enc_dim_feedforward"] = state[f"{encoder}.0.linear1.weight"].shape[0]
+        if f"{PREDICTOR}input_proj.weight" in state:
+            inputs = state[f"{PREDICTOR}input_proj.weight"].shape[1]
+            sizes["enforce_input_projection"] = inputs == sizes["hidden_dim"]
+        return sizes
 
 
 class MaskFormer(MaskClassifier):
@@ -77,7 +62,8 @@ class MaskFormer(MaskClassifier):
 
     Modules carry the official names, so official state dicts fit as they are.
 
-    backbone_weights: a pre-trained ResNet or Swin file to start the backbone from.
+    Args:
+        backbone_weights: a pre-trained ResNet or Swin file to start the backbone from.
     """
 
     def __init__(self, config: MaskFormerConfig, *, backbone_weights: str | Path | None = None) -> None:
@@ -101,7 +87,8 @@ class MaskFormer(MaskClassifier):
 class QueryDecoder(MaskPredictor):
     """Queries -> classes and masks (section 3.3) through DETR's decoder.
 
-    inputs: channels of the map that it attends to.
+    Args:
+        inputs: channels of the map that it attends to.
     """
 
     def __init__(self, config: MaskFormerConfig, inputs: int) -> None:
@@ -121,9 +108,12 @@ class QueryDecoder(MaskPredictor):
         self.position = PositionEncodingSine(channels)
 
     def forward(self, memory: Tensor, mask_features: Tensor, all_layers: bool) -> MaskPredictions:
-        """
-        memory: [B, C, h, w]. mask_features: [B, M, H, W].
-        all_layers: the predictions after each layer, rather than after the last alone.
+        """Queries -> classes and masks.
+
+        Args:
+            memory: [B, C, h, w].
+            mask_features: [B, M, H, W].
+            all_layers: the predictions after each layer, rather than after the last alone.
         """
         features = self.input_proj(memory)
         position = self.position(no_padding(features)).to(features.dtype)

@@ -35,9 +35,10 @@ class FeaturePyramid(nn.Module):
 
     The n-th finest stage of the backbone joins through `adapter_n` and `layer_n`.
 
-    channels: of the backbone stages that join, finest first.
-    kernel: of the last convolution.
-    upsampling: of the coarser map, "nearest" or "bilinear".
+    Args:
+        channels: of the backbone stages that join, finest first.
+        kernel: of the last convolution.
+        upsampling: of the coarser map, "nearest" or "bilinear".
     """
 
     def __init__(
@@ -101,7 +102,8 @@ class MSDeformAttnPixelDecoder(FeaturePyramid):
 class TransformerEncoderPixelDecoder(FeaturePyramid):
     """MaskFormer's: a transformer encoder over the coarsest stage, then nearest upsampling.
 
-    layers: of the encoder; with none, the coarsest stage enters the pyramid as it is.
+    Args:
+        layers: of the encoder; with none, the coarsest stage enters the pyramid as it is.
     """
 
     def __init__(

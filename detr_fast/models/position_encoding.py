@@ -14,9 +14,10 @@ class PositionEncodingSine(nn.Module):
     The encoding of "Attention Is All You Need" in two dimensions: half of the channels for y, half for x, at
     wavelengths from 2 pi to `temperature` * 2 pi, sine and cosine interleaved.
 
-    channels: of the result, a multiple of 4.
-    normalize: positions run to `scale` over the valid part of each image instead of counting 1, 2, ...
-    offset: added to the counts; -0.5 makes them the centres of pixels, as in Deformable DETR.
+    Args:
+        channels: of the result, a multiple of 4.
+        normalize: positions run to `scale` over the valid part of each image instead of counting 1, 2, ...
+        offset: added to the counts; -0.5 makes them the centres of pixels, as in Deformable DETR.
     """
 
     def __init__(
@@ -57,8 +58,9 @@ class PositionEncodingSine(nn.Module):
 class PositionEncodingLearned(nn.Module):
     """A learned vector for each column, then one for each row.
 
-    channels: of the result, even.
-    size: the largest height and width of a feature map.
+    Args:
+        channels: of the result, even.
+        size: the largest height and width of a feature map.
     """
 
     def __init__(self, channels: int, size: int = 50) -> None:

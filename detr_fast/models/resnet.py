@@ -57,8 +57,9 @@ class FrozenBatchNorm2d(nn.Module):
 class ConvNorms(nn.Module):
     """Convolutions `conv1`, `conv2`, ..., each followed by a frozen norm.
 
-    nested: norms belong to their convolution, as in detectron2 (`conv1.norm`, `shortcut.norm`), rather than
-        beside it, as in torchvision (`bn1`, `downsample.1`).
+    Args:
+        nested: norms belong to their convolution, as in detectron2 (`conv1.norm`, `shortcut.norm`), rather
+            than beside it, as in torchvision (`bn1`, `downsample.1`).
     """
 
     def __init__(self, nested: bool) -> None:
@@ -144,9 +145,11 @@ class Bottleneck(ConvNorms):
 class ResNet(ConvNorms):
     """A ResNet without its classifier.
 
-    dilation: the last stage keeps stride 1 and dilates instead ("DC5"), so features have stride 16, not 32.
-    detectron2: names as in detectron2 (`stem.conv1`, `res2.0.conv1.norm`), not as in torchvision.
-    frozen: stem and first stage get no gradient, as in the official DETR.
+    Args:
+        dilation: the last stage keeps stride 1 and dilates instead ("DC5"), so features have stride 16, not
+            32.
+        detectron2: names as in detectron2 (`stem.conv1`, `res2.0.conv1.norm`), not as in torchvision.
+        frozen: stem and first stage get no gradient, as in the official DETR.
     """
 
     def __init__(

@@ -28,11 +28,12 @@ CLASSIFIER = ("head.", "norm.")
 class SwinSizes:
     """The official options.
 
-    embed_dim: channels of the first stage; each further stage has twice as many.
-    depths, num_heads: blocks and attention heads of each stage.
-    window_size: tokens along the side of an attention window.
-    patch_size: pixels along the side of a token of the first stage.
-    mlp_ratio: hidden channels of the feed-forward networks over their inputs.
+    Args:
+        embed_dim: channels of the first stage; each further stage has twice as many.
+        depths, num_heads: blocks and attention heads of each stage.
+        window_size: tokens along the side of an attention window.
+        patch_size: pixels along the side of a token of the first stage.
+        mlp_ratio: hidden channels of the feed-forward networks over their inputs.
     """
 
     embed_dim: int
@@ -185,8 +186,9 @@ class PatchEmbedding(nn.Module):
 class Swin(nn.Module):
     """A Swin Transformer without its classifier, with a norm on each stage's output.
 
-    sizes: a name of `ARCHITECTURES` or other sizes.
-    drop_path: the largest rate of stochastic depth, that of the last block; it grows linearly from 0.
+    Args:
+        sizes: a name of `ARCHITECTURES` or other sizes.
+        drop_path: the largest rate of stochastic depth, that of the last block; it grows linearly from 0.
     """
 
     def __init__(self, sizes: str | SwinSizes = "swin_t", drop_path: float = 0.3) -> None:

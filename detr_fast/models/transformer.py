@@ -41,9 +41,16 @@ class MultiheadAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attend: Tensor | None = None) -> Tensor:
-        """query [B, Q, C]; key, value [B, S, C] -> [B, Q, C].
+        """Queries attend to keys and take up values.
 
-        attend: [B, S], or [B, Q, S] for each query its own, bool, False = leave out.
+        Args:
+            query: [B, Q, C].
+            key: [B, S, C].
+            value: [B, S, C].
+            attend: [B, S], or [B, Q, S] for each query its own, bool, False = leave out.
+
+        Returns:
+            [B, Q, C].
         """
         channels = query.shape[-1]
         if query is key:
@@ -209,10 +216,16 @@ class Transformer(nn.Module):
     def forward(
         self, features: Tensor, query_position: Tensor, position: Tensor, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """
-        features, position: [B, C, h, w]. query_position: [Q, C].
-        mask: [B, h, w] bool, True = padding, or None.
-        Returns decoder outputs [L, B, Q, C] and the encoded image [B, C, h, w].
+        """Encodes the image and decodes the queries.
+
+        Args:
+            features: [B, C, h, w].
+            query_position: [Q, C].
+            position: [B or 1, C, h, w].
+            mask: [B, h, w] bool, True = padding, or None.
+
+        Returns:
+            Decoder outputs [L, B, Q, C] and the encoded image [B, C, h, w].
         """
         batch, channels, height, width = features.shape
         tokens = features.flatten(2).transpose(1, 2)

@@ -20,9 +20,12 @@ def postprocess_detection(
 
     Every query gives its best class other than "no object": nothing is sorted, thresholded or clipped.
 
-    predictions: softmax logits with "no object" last, or the official dict of outputs.
-    target_sizes: [B, 2], height and width in pixels that the boxes are scaled to.
-    Returns for each image `scores` [Q], `labels` and `queries` [Q] int64 and `boxes` [Q, 4] xyxy in pixels.
+    Args:
+        predictions: softmax logits with "no object" last, or the official dict of outputs.
+        target_sizes: [B, 2], height and width in pixels that the boxes are scaled to.
+
+    Returns:
+        For each image `scores` [Q], `labels` and `queries` [Q] int64 and `boxes` [Q, 4] xyxy in pixels.
     """
     logits, boxes = _last_layer(predictions, target_sizes)
     scores, labels = logits.softmax(-1)[..., :-1].max(-1)
@@ -38,10 +41,14 @@ def postprocess_focal(
 
     The `top` best pairs of query and class, best first: a query may stand for several classes.
 
-    predictions: sigmoid logits, or the official dict of outputs.
-    target_sizes: [B, 2], height and width in pixels that the boxes are scaled to.
-    Returns for each image `scores` [X], `labels` and `queries` [X] int64 and `boxes` [X, 4] xyxy in pixels,
-    with X = min(top, Q * K).
+    Args:
+        predictions: sigmoid logits, or the official dict of outputs.
+        target_sizes: [B, 2], height and width in pixels that the boxes are scaled to.
+        top: pairs of an image.
+
+    Returns:
+        For each image `scores` [X], `labels` and `queries` [X] int64 and `boxes` [X, 4] xyxy in pixels, with
+        X = min(top, Q * K).
     """
     if top < 1:
         raise ValueError(f"top: expected at least 1; got {top}")

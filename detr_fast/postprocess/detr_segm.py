@@ -145,7 +145,8 @@ def _contest(
 ) -> tuple[Tensor, list[int], list[int]]:
     """Deals out the pixels by the largest of `wins` [X, h, w], which it overwrites.
 
-    Returns segment ids [h, w] int32, and the area and the index in X of each segment.
+    Returns:
+        Segment ids [h, w] int32, and the area and the index in X of each segment.
     """
     alive = list(range(len(wins)))
     if alive:
