@@ -1,0 +1,115 @@
+"""Making a model that somebody has faster, where it stands: `accelerate` and `restore`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from detr_fast.integrations import attention
+from detr_fast.integrations.swap import unswap
+
+_LOOKED_FOR = (
+    f"transformers' attention modules ({attention.CORE}, ...{attention.WRAPPER}), "
+    "their detection losses and mask criteria"
+)
+
+
+@dataclass
+class Report:
+    """What `accelerate` did to a model.
+
+    Attributes:
+        model: the class of the model.
+        replaced: (module path, what it is now) of everything replaced; the path of the model itself is "".
+        skipped: (module path, why it was left alone) of everything that was known and yet left alone.
+    """
+
+    model: str
+    replaced: list[tuple[str, str]] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"{self.model}: {len(self.replaced)} replaced, {len(self.skipped)} left alone"]
+        for title, entries in (("replaced", self.replaced), ("left alone", self.skipped)):
+            groups: dict[tuple[str, str], int] = {}
+            for path, text in entries:
+                key = (re.sub(r"\b\d+\b", "*", path) or "the model", text)
+                groups[key] = groups.get(key, 0) + 1
+            for (path, text), count in groups.items():
+                times = f" ({count}x)" if count > 1 else ""
+                lines.append(f"  {title}: {path}{times}: {text}")
+        return "\n".join(lines)
+
+
+def accelerate(model: nn.Module, strict: bool = True) -> Report:
+    """Replaces what is slow in this one model by our operators; it computes the same.
+
+    Parameters, state dict, hooks, `save_pretrained` and the class of the model stay as they are, and so does
+    every other model. It works before or after `.to()`, `torch.compile`, DistributedDataParallel and
+    gradient checkpointing; `copy.deepcopy` and `pickle` keep it, and a second call changes nothing.
+    A part that is unknown, overridden or not served faster here is left alone, and the report says why.
+
+    Args:
+        model: a model of transformers, or any module that holds one.
+        strict: raise where the model holds nothing that is known.
+
+    Returns:
+        What was replaced and what was left alone, readable when printed.
+
+    Raises:
+        TypeError: `model` is not a module.
+        ValueError: with `strict`, a model in which nothing is known.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
+    report = Report(type(model).__name__)
+    _attention(model, report)
+    if strict and not report.replaced and not report.skipped:
+        hint = ""
+        if isinstance(model, (torch.jit.ScriptModule, torch.fx.GraphModule)):
+            hint = "; a scripted or exported model holds its own graph: accelerate it before"
+        raise ValueError(f"model: expected one with {_LOOKED_FOR}; got {report.model} without any{hint}")
+    return report
+
+
+def restore(model: nn.Module) -> None:
+    """Undoes `accelerate`; does nothing to what it did not replace."""
+    for module in model.modules():
+        unswap(module)
+
+
+def _attention(model: nn.Module, report: Report) -> None:
+    tensors = list(model.parameters())
+    recorded = _recorded(model)
+    inside: tuple[str, ...] = ()
+    for path, module in model.named_modules():
+        if isinstance(module, (attention.FusedAttention, attention.CoreAttention)):
+            report.skipped.append((path, "already accelerated"))
+            inside += (f"{path}.",)
+        elif attention.known_class(module) and not path.startswith(inside):
+            like = next(module.parameters(), tensors[0] if tensors else torch.empty(0))
+            chosen: type[Any] | str | None = attention.why_not_served(like.device, like.dtype)
+            chosen = chosen or attention.choose(module, isinstance(module, recorded))
+            if isinstance(chosen, str):
+                report.skipped.append((path, chosen))
+            else:
+                module.__class__ = chosen
+                report.replaced.append((path, chosen.what))
+                inside += (f"{path}.",)
+
+
+def _recorded(model: nn.Module) -> tuple[type, ...]:
+    """The classes whose outputs transformers reads by hooks: `_can_record_outputs` of the models inside."""
+    specs = (getattr(module, "_can_record_outputs", None) or {} for module in model.modules())
+    recorders = (
+        recorder
+        for spec in specs
+        for given in spec.values()
+        for recorder in (given if isinstance(given, list) else [given])
+    )
+    found = (getattr(recorder, "target_class", recorder) for recorder in recorders)
+    return tuple(x for x in found if isinstance(x, type))

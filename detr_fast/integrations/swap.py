@@ -1,0 +1,54 @@
+"""Giving a single module another forward, undoably, by way of its class.
+
+A replaced module gets a class that derives from its own: `isinstance`, hooks, parameters, the state dict
+and the name of the class stay as they were, and `torch.compile` sees an ordinary module. Unlike a forward
+bound to the instance it is carried along by `copy.deepcopy` and `pickle`, and can call `super().forward`.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from torch import nn
+
+
+class Replacement:
+    """Base of the classes that take the place of another library's; mixed in before the class replaced.
+
+    Attributes:
+        what: what a module now is, in a few words, for the report.
+        replaced: the class that was replaced.
+        mixed: the arguments of `combined` that this class was made by.
+    """
+
+    what: str
+    replaced: type
+    mixed: tuple[Any, ...]
+
+    @classmethod
+    def attributes(cls, replaced: type) -> dict[str, Any]:
+        """Class attributes that follow from the class replaced."""
+        return {}
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        # the combined class has no name to import it by, what it is made of has
+        return _blank, self.mixed, self.__dict__
+
+
+@cache
+def combined(mixin: type[Replacement], replaced: type[Any], *options: tuple[str, Any]) -> type[Any]:
+    """`replaced` with the methods of `mixin` and options as class attributes, under its own name."""
+    attributes = {name: getattr(replaced, name) for name in ("__module__", "__qualname__", "__doc__")}
+    attributes |= {"replaced": replaced, "mixed": (mixin, replaced, *options)}
+    return type(replaced.__name__, (mixin, replaced), attributes | mixin.attributes(replaced) | dict(options))
+
+
+def unswap(module: nn.Module) -> None:
+    """Gives a module the class that was replaced; does nothing to other modules."""
+    if isinstance(module, Replacement):
+        module.__class__ = module.replaced
+
+
+def _blank(*mixed: Any) -> Any:
+    return object.__new__(combined(*mixed))

@@ -1,0 +1,240 @@
+"""What `accelerate` keeps, survives, refuses and says."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers.models.deformable_detr import modeling_deformable_detr as upstream
+
+import detr_fast
+from detr_fast.integrations import attention
+from tests.integrations import tiny
+
+NAME = "deformable_detr"
+
+
+def accelerated() -> nn.Module:
+    model = tiny.build(NAME).eval()
+    assert detr_fast.accelerate(model).replaced
+    return model
+
+
+def logits(model: nn.Module, given: dict[str, Tensor]) -> Tensor:
+    with torch.no_grad():
+        return model(**given).logits
+
+
+def test_a_second_call_changes_nothing_and_says_so() -> None:
+    model = accelerated()
+    classes = [type(module) for module in model.modules()]
+    report = detr_fast.accelerate(model)
+    assert not report.replaced
+    assert {reason for _, reason in report.skipped} == {"already accelerated"}
+    assert [type(module) for module in model.modules()] == classes
+
+
+def test_other_models_stay_as_they_are() -> None:
+    other = tiny.build(NAME)
+    accelerated()
+    assert not any(isinstance(module, attention.FusedAttention) for module in other.modules())
+
+
+def test_the_report_reads_well() -> None:
+    report = detr_fast.accelerate(tiny.build(NAME))
+    assert str(report).splitlines()[0] == "DeformableDetrForObjectDetection: 4 replaced, 0 left alone"
+    assert "model.encoder.layers.*.self_attn (2x)" in str(report)
+
+
+@pytest.mark.parametrize("carry", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_and_pickles_stay_accelerated_and_restorable(carry) -> None:
+    model, given = accelerated(), tiny.inputs(NAME)
+    other = carry(model)
+    kinds = [type(module) for module in model.modules()]
+    assert [type(module) for module in other.modules()] == kinds
+    assert torch.equal(logits(other, given), logits(model, given))
+    detr_fast.restore(other)
+    assert not any(isinstance(module, attention.FusedAttention) for module in other.modules())
+    assert [type(module) for module in model.modules()] == kinds
+
+
+def test_saved_models_load_without_us(tmp_path: Path) -> None:
+    model, given = accelerated(), tiny.inputs(NAME)
+    model.save_pretrained(tmp_path)
+    loaded = transformers.AutoModelForObjectDetection.from_pretrained(tmp_path).eval()
+    assert not any(isinstance(module, attention.FusedAttention) for module in loaded.modules())
+    torch.testing.assert_close(logits(loaded, given), logits(model, given), rtol=1e-5, atol=1e-6)
+
+
+def test_hooks_go_on_and_see_the_weights() -> None:
+    model, given = tiny.build(NAME).eval(), tiny.inputs(NAME)
+    layer, seen = model.model.encoder.layers[0].self_attn, []
+    layer.register_forward_hook(lambda module, args, output: seen.append(output[1]))
+    logits(model, given)
+    detr_fast.accelerate(model)
+    logits(model, given)
+    assert len(seen) == 2
+    torch.testing.assert_close(seen[0], seen[1])
+
+
+def test_positional_arguments_mean_the_same() -> None:
+    layer = tiny.build(NAME).model.encoder.layers[0].self_attn
+    shapes = [(3, 4), (2, 2), (1, 1)]
+    tensor = torch.tensor(shapes)
+    mask = torch.rand(2, 17) < 0.7
+    given = (torch.randn(2, 5, 32), mask, torch.randn(2, 17, 32), None, torch.randn(2, 5, 32))
+    given += (torch.rand(2, 5, 3, 2), tensor, shapes, None)
+    expected = layer(*given)[0]
+    detr_fast.accelerate(layer)
+    torch.testing.assert_close(layer(*given)[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_one_graph_under_torch_compile() -> None:
+    model, given = tiny.build(NAME).eval(), tiny.inputs(NAME)
+    expected = logits(model, given)
+    detr_fast.accelerate(model)
+    layer = model.model.encoder.layers[0]
+    layer.forward = torch.compile(layer.forward, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(logits(model, given), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_gradient_checkpointing_and_moves() -> None:
+    model, given = tiny.build(NAME, dropout=0.0), tiny.inputs(NAME)
+    detr_fast.accelerate(model)
+    model.train()
+    model(**given).logits.sum().backward()
+    expected = {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    model.to(torch.float64).to(torch.float32)
+    model.gradient_checkpointing_enable()
+    model(**given).logits.sum().backward()
+    for key, gradient in expected.items():
+        torch.testing.assert_close(model.get_parameter(key).grad, gradient, msg=key)
+
+
+def test_autocast_stays_within_the_precision_of_its_dtype() -> None:
+    model, given = tiny.build(NAME).eval(), tiny.inputs(NAME)
+    exact = logits(model, given)
+    detr_fast.accelerate(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (logits(model, given).float() - exact).abs().max() <= 0.05 * exact.abs().max()
+
+
+def test_distributed_data_parallel(tmp_path: Path) -> None:
+    model, given = tiny.build(NAME).eval(), tiny.inputs(NAME)
+    expected = logits(model, given)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        parallel = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+        report = detr_fast.accelerate(parallel)
+        assert all(path.startswith("module.") for path, _ in report.replaced)
+        output = parallel(**given).logits
+        output.sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-6)
+
+
+class Overriding(upstream.DeformableDetrMultiscaleDeformableAttention):
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs)
+
+
+def test_an_overridden_forward_keeps_its_wrapper_and_gets_the_core() -> None:
+    model, given = tiny.build(NAME).eval(), tiny.inputs(NAME)
+    expected = logits(model, given)
+    for layer in model.model.encoder.layers:
+        layer.self_attn.__class__ = Overriding
+    report = detr_fast.accelerate(model)
+    left = [path for path, reason in report.skipped if "Overriding overrides forward" in reason]
+    assert left == [f"model.encoder.layers.{i}.self_attn" for i in range(2)]
+    assert ("model.encoder.layers.0.self_attn.attn", "deformable attention") in report.replaced
+    torch.testing.assert_close(logits(model, given), expected, rtol=1e-5, atol=1e-6)
+
+
+def left_alone(model: nn.Module, strict: bool = True) -> str:
+    report = detr_fast.accelerate(model, strict)
+    wrappers = [(path, reason) for path, reason in report.skipped if not path.endswith(".attn")]
+    assert not [path for path, _ in report.replaced if not path.endswith(".attn")]
+    assert len({reason for _, reason in wrappers}) == 1
+    return wrappers[0][1]
+
+
+def test_a_forward_bound_to_the_instance_is_left_alone() -> None:
+    model = tiny.build(NAME)
+    for module in model.modules():
+        if attention.known_class(module):
+            module.forward = module.forward
+    assert left_alone(model) == "another forward is bound to the instance"
+
+
+def test_a_quantised_model_is_left_alone() -> None:
+    model = torch.ao.quantization.quantize_dynamic(tiny.build(NAME).eval(), {nn.Linear}, torch.qint8)
+    assert "quantised" in left_alone(model)
+
+
+def test_a_changed_meaning_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = upstream.MultiScaleDeformableAttention.forward
+
+    @functools.wraps(original)
+    def forward(self, *args, **kwargs):
+        given = inspect.signature(original).bind(self, *args, **kwargs).arguments
+        return original(**(given | {"sampling_locations": given["sampling_locations"] + 0.01}))
+
+    monkeypatch.setattr(upstream.MultiScaleDeformableAttention, "forward", forward)
+    report = detr_fast.accelerate(tiny.build(NAME))
+    assert not report.replaced
+    assert all(reason.startswith("on a random input its result is not") for _, reason in report.skipped)
+
+
+def test_an_unknown_signature_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(self, hidden_states, memory):
+        raise NotImplementedError
+
+    monkeypatch.setattr(upstream.DeformableDetrMultiscaleDeformableAttention, "forward", forward)
+    assert "unknown signature" in left_alone(tiny.build(NAME))
+    assert "got (hidden_states, memory)" in left_alone(tiny.build(NAME))
+
+
+def test_discrete_sampling_and_ragged_points_keep_the_original() -> None:
+    assert "discrete" in left_alone(tiny.build("d_fine", decoder_method="discrete"))
+    model, given = tiny.build("d_fine", decoder_n_points=[3, 6, 3]).eval(), tiny.inputs("d_fine")
+    expected = logits(model, given)
+    assert "[3, 6, 3]" in left_alone(model)
+    assert torch.equal(logits(model, given), expected)
+
+
+def test_without_a_fast_backend_nothing_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons = dict.fromkeys(("cuda", "triton", "native", "cpu"), "broken") | {"reference": None}
+    monkeypatch.setattr(type(attention.OPERATOR), "explain", lambda *_: reasons)
+    assert left_alone(tiny.build(NAME)).startswith("no fast backend serves torch.float32 on cpu")
+
+
+def test_a_model_without_anything_known_raises() -> None:
+    with pytest.raises(ValueError, match="got Linear without any"):
+        detr_fast.accelerate(nn.Linear(2, 2))
+    report = detr_fast.accelerate(nn.Linear(2, 2), strict=False)
+    assert (report.replaced, report.skipped) == ([], [])
+    with pytest.raises(ValueError, match="accelerate it before"):
+        detr_fast.accelerate(torch.jit.script(nn.Linear(2, 2)))
+    with pytest.raises(TypeError, match=r"model: expected a torch\.nn\.Module; got str"):
+        detr_fast.accelerate("model")
+
+
+def test_nothing_is_imported_that_is_not_there() -> None:
+    code = (
+        "import sys, torch, detr_fast\n"
+        "detr_fast.accelerate(torch.nn.Linear(1, 1), strict=False)\n"
+        "print([name for name in ('transformers', 'mmcv', 'detectron2', 'kernels') if name in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
