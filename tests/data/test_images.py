@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from detr_fast.data import ImageError, load_image
+from detr_fast.data.images import read_header
 
 RAMP = np.tile(np.linspace(0, 255, 32).round().astype(np.uint8), (24, 1))
 COLORS = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
@@ -128,3 +131,50 @@ def test_decompression_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ImageError, match=r"bomb\.png"):
         load_image(path)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError, NotImplementedError, IndexError, KeyError, ZeroDivisionError, OverflowError, struct.error,
+     SyntaxError, EOFError, TypeError, AttributeError, MemoryError, Image.DecompressionBombError],
+)  # fmt: skip
+def test_whatever_a_decoder_raises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """Plug-ins stumble over damaged files in ways of their own."""
+    path = saved(tmp_path / "a.png", Image.fromarray(COLORS))
+
+    def stumble(*_: object) -> None:
+        raise error("odd bytes")
+
+    monkeypatch.setattr(PngImageFile, "load", stumble)
+    with pytest.raises(ImageError, match=r"a\.png: .*(odd bytes|more memory)"):
+        load_image(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.dds", b"DDS " + b"\x7c\0\0\0" + b"\xff" * 120),
+        ("a.spi", np.full(256, 1.0, ">f4").tobytes()),
+        ("a.avif", b"\0\0\0\x1cftypavif" + b"\0" * 40),
+        ("a.webp", b"RIFF\x20\0\0\0WEBPVP8 " + b"\0" * 20),
+        ("a.ico", b"\0\0\1\0\1\0" + b"\xff" * 30),
+        ("a.psd", b"8BPS\0\1" + b"\0" * 6 + b"\xff" * 30),
+        ("a.qoi", b"qoif" + b"\xff" * 20),
+        ("a.gif", b"GIF89a\xff\xff\xff\xff\xff\0\0," + b"\xff" * 20),
+        ("a.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) run\n"),
+    ],
+)
+def test_damaged_files_of_plug_ins(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    for read in (load_image, read_header):
+        if read is load_image or name.endswith("eps"):
+            with pytest.raises(ImageError, match=name):
+                read(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a\0b.png", "\ud800.png", "x" * 300 + ".png", "../" * 3000 + "a.png"])
+def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
+    with pytest.raises((FileNotFoundError, ImageError)):
+        load_image(tmp_path / name)
