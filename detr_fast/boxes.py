@@ -3,6 +3,9 @@
 Formats: `cxcywh` (centre, width, height) and `xyxy` (left, top, right, bottom). Values may be relative or
 pixels; the functions are scale free. A box whose right is left of its left edge (or bottom above its top)
 counts as empty: every overlap is finite, and equals the usual definition for boxes of positive area.
+
+These take corners, as users have them. Matching costs compute GIoU from centres and sizes instead
+(`ops/box_match_cost/reference.py`): for small boxes differences of corners have lost digits.
 """
 
 from __future__ import annotations

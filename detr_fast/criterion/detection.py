@@ -90,13 +90,14 @@ class SetCriterion(StackedCriterion):
         logits, boxes = (
             x.to(torch.promote_types(x.dtype, torch.float32)) for x in (predictions.logits, predictions.boxes)
         )
-        query = self.matcher.match(Predictions(logits, boxes), targets).query
+        wide = Predictions(logits, boxes)
+        query = self.matcher.match(wide, targets).query
         num_boxes, class_weight = self._normalizers(targets, joined_num_targets, logits)
 
         by_layer: dict[str, Tensor] = {}
         last: dict[str, Tensor] = {}
         if "labels" in self.losses:
-            by_layer["loss_ce"] = self._classification_loss(logits, targets, query, num_boxes, class_weight)
+            by_layer["loss_ce"] = self._classification_loss(wide, targets, query, num_boxes, class_weight)
             last["class_error"] = classification_error(logits[-1:], targets, query[-1:])[0]
         if "boxes" in self.losses:
             losses = box_loss(boxes, targets.boxes, query, targets.num_targets) / num_boxes
@@ -112,13 +113,16 @@ class SetCriterion(StackedCriterion):
 
     def _classification_loss(
         self,
-        logits: Tensor,
+        predictions: Predictions,
         targets: PackedTargets,
         query: Tensor,
         num_boxes: Tensor | float,
         class_weight: Tensor | float,
     ) -> Tensor:
-        sums = class_loss(logits, targets.labels, query, targets.num_targets, no_object=self.eos_coef)
+        """[L], normalised; boxes are at hand for losses that weigh a class by the quality of its box."""
+        sums = class_loss(
+            predictions.logits, targets.labels, query, targets.num_targets, no_object=self.eos_coef
+        )
         return sums / class_weight
 
     def _check(self, predictions: Predictions, targets: PackedTargets) -> None:

@@ -77,14 +77,14 @@ class FocalSetCriterion(SetCriterion):
 
     def _classification_loss(
         self,
-        logits: Tensor,
+        predictions: Predictions,
         targets: PackedTargets,
         query: Tensor,
         num_boxes: Tensor | float,
         class_weight: Tensor | float,
     ) -> Tensor:
         sums = class_loss(
-            logits,
+            predictions.logits,
             targets.labels,
             query,
             targets.num_targets,
