@@ -1,7 +1,10 @@
 """Data sets, augmentation and batches."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from detr_fast.data.batching import Batch, TrainBatches, begin_epoch, build_loader, collate
-from detr_fast.data.build import build_dataset, build_detection_dataset
+from detr_fast.data.build import build_detection_dataset
 from detr_fast.data.coco import CocoDetection
 from detr_fast.data.dataset import ImageDataset
 from detr_fast.data.images import ImageError, load_image
@@ -36,7 +39,6 @@ __all__ = [
     "TrainTransform",
     "YoloSummary",
     "begin_epoch",
-    "build_dataset",
     "build_detection_dataset",
     "build_loader",
     "collate",
@@ -47,3 +49,11 @@ __all__ = [
     "resized_size",
     "write_shapes_dataset",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """`build_dataset` stands in `detr_fast.tasks`, above this package, and is found here too."""
+        if name == "build_dataset":
+            return import_module("detr_fast.tasks").build_dataset
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

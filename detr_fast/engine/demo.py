@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 from detr_fast.bench import run_benchmarks, why_not
-from detr_fast.data import CocoPanoptic, ImageDataset, build_dataset, write_shapes_dataset
+from detr_fast.data import CocoPanoptic, ImageDataset, write_shapes_dataset
 from detr_fast.data.transforms import TrainTransform
 from detr_fast.drawing.boxes import draw_detections
 from detr_fast.drawing.masks import draw_panoptic
@@ -32,6 +32,7 @@ from detr_fast.engine.train import Trainer
 from detr_fast.families import FAMILIES, model_config
 from detr_fast.families.detr import detr_criterion
 from detr_fast.families.mask2former import mask2former_criterion
+from detr_fast.tasks import build_dataset
 
 IMAGE_SIZE = 64
 TRAIN_IMAGES, VAL_IMAGES = 2048, 256
@@ -197,7 +198,7 @@ def _dataset(part: Part, root: Path, split: str) -> ImageDataset:
     return build_dataset(
         root,
         split,  # type: ignore[arg-type]
-        part.task,  # type: ignore[arg-type]
+        part.task,
         train=False,
         masks=FAMILIES[part.family].masks,
         contiguous_labels=FAMILIES[part.family].contiguous_labels,

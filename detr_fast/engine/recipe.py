@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from detr_fast.checkpoints import load_state_dict
-from detr_fast.data import DataSource, ImageDataset, LargeScaleJitter, build_dataset
+from detr_fast.data import DataSource, ImageDataset, LargeScaleJitter
 from detr_fast.data.transforms import MAX_SIZE, SCALES
 from detr_fast.distributed import is_main
 from detr_fast.engine.config import TrainConfig
@@ -20,6 +20,7 @@ from detr_fast.engine.detector import Detector, load_detector
 from detr_fast.engine.evaluate import evaluate
 from detr_fast.engine.train import Trainer
 from detr_fast.families import FAMILIES, check_task, family_of, model_config
+from detr_fast.tasks import build_dataset
 
 DEFAULT_MODEL = "detr-r50"
 
@@ -248,7 +249,7 @@ def evaluation_dataset(
     return build_dataset(
         data,
         split,  # type: ignore[arg-type]
-        detector.task_name,  # type: ignore[arg-type]
+        detector.task_name,
         train=False,
         masks=False,
         contiguous_labels=True,  # the scorer finds the model's

@@ -1,11 +1,7 @@
-"""What models are trained and asked for."""
+"""What models are trained and asked for: targets, scores, records and pictures, one file a task."""
 
-from detr_fast.tasks.detection import Detection
-from detr_fast.tasks.instance import Instance
-from detr_fast.tasks.panoptic import Panoptic
-from detr_fast.tasks.semantic import Semantic
+from detr_fast.tasks.datasets import build_dataset
+from detr_fast.tasks.table import TASKS
 from detr_fast.tasks.task import Categories, Record, Scorer, Task
 
-TASKS: dict[str, Task] = {task.name: task for task in (Detection(), Instance(), Panoptic(), Semantic())}
-
-__all__ = ["TASKS", "Categories", "Record", "Scorer", "Task"]
+__all__ = ["TASKS", "Categories", "Record", "Scorer", "Task", "build_dataset"]

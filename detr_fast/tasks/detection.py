@@ -9,7 +9,10 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
-from detr_fast.data import CocoDetection, ImageDataset
+from detr_fast.data import CocoDetection, DataSource, ImageDataset
+from detr_fast.data.build import build_instances
+from detr_fast.data.dataset import Transform
+from detr_fast.data.layouts import Split
 from detr_fast.distributed import gather
 from detr_fast.drawing.boxes import draw_detections
 from detr_fast.metrics import coco_detections, coco_metrics, format_metrics
@@ -20,9 +23,15 @@ class Detection:
     """Results hold `scores` [X], `labels` [X] and `boxes` [X, 4] xyxy in pixels."""
 
     name = "detection"
+    masks = False
     best_metric = "AP"
     records_key = "detections"
     threshold: float | None = 0.5
+
+    def dataset(
+        self, source: DataSource, split: Split, transforms: Transform, *, masks: bool, **options: Any
+    ) -> CocoDetection:
+        return build_instances(source, split, transforms, segmentations=masks, masks=masks, **options)
 
     def scorer(self, dataset: ImageDataset, categories: Categories) -> BoxScorer:
         return BoxScorer(dataset, categories)

@@ -7,7 +7,10 @@ from typing import Any
 
 from PIL import Image
 
-from detr_fast.data import ImageDataset
+from detr_fast.data import CocoDetection, DataSource, ImageDataset
+from detr_fast.data.build import build_instances
+from detr_fast.data.dataset import Transform
+from detr_fast.data.layouts import Split
 from detr_fast.drawing.masks import draw_instances
 from detr_fast.metrics.coco import encode_mask
 from detr_fast.tasks.detection import BoxScorer, Detection, box_records, captions
@@ -18,6 +21,13 @@ class Instance(Detection):
     """Results hold what those of detection do, and `masks` [X, h, w] bool."""
 
     name = "instance"
+    masks = True
+
+    def dataset(
+        self, source: DataSource, split: Split, transforms: Transform, *, masks: bool, **options: Any
+    ) -> CocoDetection:
+        # masks are evaluated by what the file says, also where targets hold none
+        return build_instances(source, split, transforms, segmentations=True, masks=masks, **options)
 
     def scorer(self, dataset: ImageDataset, categories: Categories) -> BoxScorer:
         return BoxScorer(dataset, categories, kind="segm")

@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from detr_fast.data import CocoPanoptic, ImageDataset
+from detr_fast.data import CocoPanoptic, DataSource, ImageDataset
+from detr_fast.data.build import build_segments
+from detr_fast.data.dataset import Transform
+from detr_fast.data.layouts import Split
 from detr_fast.distributed import gather
 from detr_fast.drawing.masks import draw_panoptic
 from detr_fast.metrics import PanopticQuality
@@ -20,9 +23,15 @@ class Panoptic:
     "id", "label", "isthing", "score" and "area"."""
 
     name = "panoptic"
+    masks = True
     best_metric = "PQ"
     records_key = "segments"
     threshold: float | None = None
+
+    def dataset(
+        self, source: DataSource, split: Split, transforms: Transform, *, masks: bool, **options: Any
+    ) -> ImageDataset:
+        return build_segments(source, split, transforms, semantic=False, masks=masks, **options)
 
     def scorer(self, dataset: ImageDataset, categories: Categories) -> PanopticScorer:
         return PanopticScorer(dataset, categories)

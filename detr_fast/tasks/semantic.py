@@ -9,7 +9,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from detr_fast.data import CocoPanoptic, ImageDataset, SemanticMaps
+from detr_fast.data import CocoPanoptic, DataSource, ImageDataset, SemanticMaps
+from detr_fast.data.build import build_segments
+from detr_fast.data.dataset import Transform
+from detr_fast.data.layouts import Split
 from detr_fast.distributed import gather
 from detr_fast.drawing.masks import draw_semantic
 from detr_fast.metrics import MeanIoU
@@ -20,9 +23,15 @@ class Semantic:
     """Results hold `labels` [h, w], the class of each pixel."""
 
     name = "semantic"
+    masks = True
     best_metric = "mIoU"
     records_key = "classes"
     threshold: float | None = None
+
+    def dataset(
+        self, source: DataSource, split: Split, transforms: Transform, *, masks: bool, **options: Any
+    ) -> ImageDataset:
+        return build_segments(source, split, transforms, semantic=True, masks=masks, **options)
 
     def scorer(self, dataset: ImageDataset, categories: Categories) -> SemanticScorer:
         return SemanticScorer(dataset, categories)

@@ -9,7 +9,9 @@ from typing import Any, Protocol, TypeAlias
 
 from PIL import Image
 
-from detr_fast.data import ImageDataset
+from detr_fast.data import DataSource, ImageDataset
+from detr_fast.data.dataset import Transform
+from detr_fast.data.layouts import Split
 
 Categories: TypeAlias = Mapping[int, tuple[int, str]]
 """For each label that stands for something, (category id, name)."""
@@ -30,18 +32,25 @@ class Scorer(Protocol):
 
 
 class Task(Protocol):
-    """How results of one kind are scored, written and drawn.
+    """What models of one kind learn from, and how their results are scored, written and drawn.
 
     A result is what the postprocessing of the task returns for one image.
     """
 
     name: str
+    masks: bool
+    """Whether targets hold masks, unless said otherwise."""
     best_metric: str
     """The number that tells the best checkpoint."""
     records_key: str
     """What records are called where they are listed."""
     threshold: float | None
     """Lowest score that is shown by default; None where the family decides."""
+
+    def dataset(
+        self, source: DataSource, split: Split, transforms: Transform, *, masks: bool, **options: Any
+    ) -> ImageDataset:
+        """A split with the targets of the task; `options` are those of the data set."""
 
     def scorer(self, dataset: ImageDataset, categories: Categories) -> Scorer:
         """A fresh scorer on the ground truth of `dataset`; `categories` are the model's."""

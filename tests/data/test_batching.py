@@ -15,12 +15,12 @@ from detr_fast.data import (
     CocoDetection,
     ImageError,
     begin_epoch,
-    build_dataset,
     build_detection_dataset,
     build_loader,
     collate,
 )
 from detr_fast.structures import PackedTargets
+from detr_fast.tasks import build_dataset
 from tests.data.make import annotation, image, segment, write_dataset, write_panoptic
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_fast.data import DataSource, ImageDataset, build_dataset
+from detr_fast.data import DataSource, ImageDataset
+from detr_fast.tasks import build_dataset
 from tests.data.make import (
     CATEGORIES,
     annotation,

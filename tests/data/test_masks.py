@@ -15,8 +15,9 @@ import torch
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from detr_fast.data import CocoDetection, build_dataset
+from detr_fast.data import CocoDetection
 from detr_fast.data.packed_masks import PackedMasks
+from detr_fast.tasks import build_dataset
 from tests.data.make import annotation, image, write_dataset
 from tests.paths import COCO_SAMPLE, COCO_SAMPLE_REASON
 

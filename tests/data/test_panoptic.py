@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from detr_fast.data import CocoPanoptic, ImageError, build_dataset
+from detr_fast.data import CocoPanoptic, ImageError
+from detr_fast.tasks import build_dataset
 from tests.data.make import PANOPTIC_CATEGORIES, image, segment, write_json, write_panoptic, write_segments
 from tests.paths import COCO_SAMPLE, COCO_SAMPLE_REASON
 

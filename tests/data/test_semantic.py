@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_fast.data import CocoPanoptic, ImageError, SemanticMaps, build_dataset
+from detr_fast.data import CocoPanoptic, ImageError, SemanticMaps
+from detr_fast.tasks import build_dataset
 from tests.data.make import image, segment, write_images, write_panoptic
 
 CLASSES = ["sky", "road", "car"]

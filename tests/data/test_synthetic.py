@@ -16,12 +16,12 @@ from scipy.ndimage import binary_erosion
 from detr_fast.data import (
     CocoPanoptic,
     Target,
-    build_dataset,
     build_detection_dataset,
     load_image,
     write_shapes_dataset,
 )
 from detr_fast.data.synthetic import BRIGHT, CATEGORIES, MAX_OBJECTS, STUFF
+from detr_fast.tasks import build_dataset
 
 
 def contents(root: Path) -> dict[str, bytes]:

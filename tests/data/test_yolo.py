@@ -11,7 +11,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from detr_fast.data import CocoDetection, build_dataset, convert_yolo
+from detr_fast.data import CocoDetection, convert_yolo
+from detr_fast.tasks import build_dataset
 
 NAMES = ["car", "bus", "tram"]
 

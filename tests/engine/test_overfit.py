@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from detr_fast.data import ImageDataset, build_dataset
+from detr_fast.data import ImageDataset
 from detr_fast.engine import FAMILIES, TrainConfig, Trainer, dataset_detector, evaluate, model_config
 from detr_fast.engine.logs import read_log
 from detr_fast.families.mask2former import mask2former_criterion
+from detr_fast.tasks import build_dataset
 from tests.paths import COCO_SAMPLE, COCO_SAMPLE_REASON
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(COCO_SAMPLE is None, reason=COCO_SAMPLE_REASON)]

@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from torch import nn
 
-from detr_fast.data import build_dataset
 from detr_fast.engine import (
     FAMILIES,
     MODELS,
@@ -25,6 +24,7 @@ from detr_fast.engine import (
 from detr_fast.engine.coco_categories import coco_categories
 from detr_fast.families import check_task, family_in, family_of, results
 from detr_fast.structures import MaskPredictions, PackedTargets, PaddedImages, Predictions
+from detr_fast.tasks import build_dataset
 from tests.engine.tiny import SIZE, write_data
 
 
