@@ -53,7 +53,7 @@ class Contender:
     missing: why it cannot run here, or None.
     waits: it needs the host, so that no CUDA graph can hold it.
     repeatable: two calls must agree bit for bit. passes: of a case, those that it takes part in.
-    needs_s: it begins only with so many seconds left, because compiling cannot be interrupted.
+    compiles_s: its first call compiles, for about so long, which cannot be interrupted.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Contender:
     waits: bool = False
     repeatable: bool = False
     passes: Sequence[str] = (FORWARD, BACKWARD, FORWARD_BACKWARD)
-    needs_s: float = 0.0
+    compiles_s: float = 0.0
 
 
 @dataclass(frozen=True)

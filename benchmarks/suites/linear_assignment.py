@@ -1,4 +1,4 @@
-"""Batched assignment beside scipy in both orientations, py-lap-solver, lapx and lap, and solvers for GPUs."""
+"""Assignment beside scipy in both orientations, py-lap-solver, the lap family and GPU solvers."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ from detr_fast.ops import box_match_cost, linear_assignment
 OPERATOR = "linear_assignment"
 QUERY_MAJOR, TARGET_MAJOR = "(Q, T) matrices", "(T, Q) matrices"
 SCIPY, PY_LAP_SOLVER = f"scipy, {QUERY_MAJOR}", "py-lap-solver"
+LAPX, LAPRUST, LAPCPP = "lapx", "laprust", "lapcpp"
 SCIPY_ON_HOST, AUCTION = "scipy on the host, copies included", ", auction"
 
 
@@ -133,10 +134,10 @@ def _py_lap_solver(module: Any) -> Callable[[Any], Any]:
     return solve
 
 
-def _lapx(module: Any) -> Callable[[Any], Any]:
-    """Its Rust batch solver, the only one of its solvers that does not pad to a square."""
+def _threaded(solve: Any) -> Callable[[Any], Any]:
+    """The batch solvers of one author, which share their signature."""
     threads = torch.get_num_threads()
-    return lambda costs: module.lapjvr_batch(costs, extend_cost=True, return_cost=False, n_threads=threads)
+    return lambda costs: solve(costs, extend_cost=True, return_cost=False, n_threads=threads)
 
 
 def _contenders(case: Assignment) -> list[Contender]:
@@ -144,6 +145,8 @@ def _contenders(case: Assignment) -> list[Contender]:
     # lap and lapx install into the same folder; where lap came last, lapx's solver is still beneath it
     lapx, no_lapx = (lap, None) if hasattr(lap, "lapjvr_batch") else import_peer("lap._lapjv_rh")
     pls, no_pls = import_peer("py_lap_solver.solvers")
+
+    (rust, no_rust), (cpp, no_cpp) = import_peer(LAPRUST), import_peer(LAPCPP)
 
     def swapped(result: Any, inputs: Inputs) -> list[Tensor]:
         return _pairs([(columns, rows) for rows, columns in result], inputs)
@@ -165,7 +168,16 @@ def _contenders(case: Assignment) -> list[Contender]:
         Contender(SCIPY, each(lambda i: i.query_major, scipy), swapped, beside=ours),
         Contender(f"scipy, {TARGET_MAJOR}", each(Inputs.batch, scipy), _pairs, quick=False),
         Contender(PY_LAP_SOLVER, _solve_batch(lambda: _py_lap_solver(pls)), as_it_is, missing=no_pls),
-        Contender("lapx", _solve_batch(lambda: _lapx(lapx)), joined, missing=no_lapx),
+        # of lapx's solvers the only one that does not pad to a square
+        Contender(LAPX, _solve_batch(lambda: _threaded(lapx.lapjvr_batch)), joined, missing=no_lapx),
+        Contender(
+            LAPRUST, _solve_batch(lambda: _threaded(rust.lapjv_batch)), joined, quick=False, missing=no_rust
+        ),
+        Contender(
+            LAPCPP, _solve_batch(lambda: _threaded(cpp.lapjv_batch)), joined, quick=False, missing=no_cpp
+        ),
+        # ours against ours: what a transposed view costs
+        Contender(f"{OURS}, {TARGET_MAJOR}", _ours, _queries, beside=ours, quick=False),
         Contender("lap", each(Inputs.batch, by_lap), as_it_is, missing=no_lap, quick=False),
     ]
 
@@ -208,8 +220,11 @@ def _work(inputs: Inputs, pass_: str) -> Work:
 
 
 def _goal(case: str, pass_: str, peer: str, threads: int) -> float | None:
-    held = threads == 2 and case in {c.name for c in BATCHES}
-    return {SCIPY: 5.0, PY_LAP_SOLVER: 3.0}.get(peer) if held else None
+    if threads == 2 and case in {c.name for c in BATCHES} and peer in (SCIPY, PY_LAP_SOLVER):
+        return 5.0 if peer == SCIPY else 3.0
+    if threads <= 2 and peer in (LAPX, LAPRUST, LAPCPP) and case != SMALLEST.name:
+        return 1.2 if case in {c.name for c in SQUARES} else 1.3
+    return None
 
 
 def median_rows(rows: Sequence[Row]) -> list[Row]:
@@ -263,6 +278,12 @@ BATCHES = tuple(
 )
 # the layers and images of one step together
 STEPS = tuple(replace(case, images=96, quick=False) for case in BATCHES)
+SMALLEST = Assignment(1, 1, "random", images=1)
+SQUARES = tuple(
+    Assignment(side, side, kind, images=1, quick=False)
+    for side in (300, 1000)
+    for kind in ("random", "early")
+)
 SUITES = [
     Suite(
         OPERATOR,
@@ -270,7 +291,7 @@ SUITES = [
         Contract(_expected, verify_matching),
         _work,
         parts=(OPERATOR,),
-        cases=(Assignment(1, 1, "random", images=1), *BATCHES),
+        cases=(SMALLEST, *BATCHES, *STEPS, *SQUARES),
         gpu_cases=(
             *(
                 replace(case, quick=case.name in ("300x30 clustered", "300x100 clustered", "900x300 early"))

@@ -1,10 +1,10 @@
-"""Multi-scale deformable attention beside the `grid_sample` path and the kernels of 2020."""
+"""Multi-scale deformable attention beside `grid_sample`, compiled indexing and the 2020 kernels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ from detr_fast.ops import ms_deform_attn, ms_deform_attn_fused
 
 OPERATOR = "ms_deform_attn"
 Function = Callable[..., Tensor]
+Shapes = tuple[tuple[int, int], ...]
 
 PLAIN, FUSED = "plain", "fused"
 # The arguments that each form differentiates.
@@ -74,7 +75,7 @@ class Inputs:
     """
 
     form: str
-    shapes: tuple[tuple[int, int], ...]
+    shapes: Shapes
     leaves: Mapping[str, Tensor]
     references: Tensor
     grad_output: Tensor
@@ -123,13 +124,13 @@ class Attention:
     """Sampling points lie about three pixels around reference points.
 
     The reference points are the pixel centres of all levels where queries is None (an encoder), else random.
-    compiled: only torch.compile of the `grid_sample` path is timed.
+    compiled: on a GPU only what torch.compile makes is timed.
     """
 
     name: str
     images: int
     queries: int | None
-    shapes: tuple[tuple[int, int], ...]
+    shapes: Shapes
     heads: int = 8
     channels: int = 32
     points: int = 4
@@ -203,48 +204,61 @@ def _away_from_knots(pixels: Tensor) -> Tensor:
     return fraction.clamp(0.01, 0.99) - fraction
 
 
-def grid_sample_path(inputs: Inputs, value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+def grid_sample_path(shapes: Shapes, value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
     """The pure-PyTorch path that every public model falls back to: one `grid_sample` a level."""
     B, _, H, D = value.shape
     Q, P = locations.shape[1], locations.shape[4]
     grids = 2 * locations - 1
     sampled = []
-    for level, of_level in enumerate(value.split([h * w for h, w in inputs.shapes], dim=1)):
-        height, width = inputs.shapes[level]
+    for level, of_level in enumerate(value.split([h * w for h, w in shapes], dim=1)):
+        height, width = shapes[level]
         image = of_level.flatten(2).transpose(1, 2).reshape(B * H, D, height, width)
         grid = grids[:, :, :, level].transpose(1, 2).flatten(0, 1)
         sampled.append(grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False))
-    flat = weights.transpose(1, 2).reshape(B * H, 1, Q, len(inputs.shapes) * P)
+    flat = weights.transpose(1, 2).reshape(B * H, 1, Q, len(shapes) * P)
     output = (torch.stack(sampled, dim=-2).flatten(-2) * flat).sum(-1)
     return output.view(B, H * D, Q).transpose(1, 2).contiguous()
 
 
-def _float32(path: Function) -> Callable[[Inputs], Function]:
+def indexing_path(shapes: Shapes, value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+    """Bilinear sampling by indexing rows of value: what a careful user gives to torch.compile."""
+    B, _, H, D = value.shape
+    image = torch.arange(B, device=value.device)[:, None, None, None]
+    head = torch.arange(H, device=value.device)[:, None]
+    output, start = value.new_zeros(B, locations.shape[1], H, D), 0
+    for level, (height, width) in enumerate(shapes):
+        x = locations[:, :, :, level, :, 0] * width - 0.5
+        y = locations[:, :, :, level, :, 1] * height - 0.5
+        for column in (x.floor(), x.floor() + 1):
+            for row in (y.floor(), y.floor() + 1):
+                inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+                share = (1 - (x - column).abs()) * (1 - (y - row).abs()) * weights[:, :, :, level]
+                pixel = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
+                rows = value[image, start + pixel.long(), head]
+                output = output + (rows * torch.where(inside, share, 0.0)[..., None]).sum(3)
+        start += height * width
+    return output.flatten(2)
+
+
+def _float32(path: Function, inputs: Inputs) -> Function:
     """A path that computes in float32 whatever comes, as autocast has it beside float32 locations."""
 
-    def bind(inputs: Inputs) -> Function:
-        def call(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
-            return path(inputs, value.float(), locations.float(), weights.float()).to(value.dtype)
+    def call(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+        return path(inputs.shapes, value.float(), locations.float(), weights.float()).to(value.dtype)
 
-        return call
-
-    return bind
+    return call
 
 
-def _classic(module: Any) -> Callable[[Inputs], Function]:
+def _classic(module: Any, inputs: Inputs) -> Function:
     """The 2020 kernel."""
+    shapes = torch.tensor(inputs.shapes, device=inputs.grad_output.device)
+    starts = torch.cat([shapes.new_zeros(1), shapes.prod(1)[:-1]]).cumsum(0)
 
-    def bind(inputs: Inputs) -> Function:
-        shapes = torch.tensor(inputs.shapes, device=inputs.grad_output.device)
-        starts = torch.cat([shapes.new_zeros(1), shapes.prod(1)[:-1]]).cumsum(0)
+    def path(_: Shapes, value: Tensor, *places: Tensor) -> Tensor:
+        output: Tensor = module.ms_deform_attn(value, shapes, starts, *places)
+        return output
 
-        def path(_: Inputs, value: Tensor, *places: Tensor) -> Tensor:
-            output: Tensor = module.ms_deform_attn(value, shapes, starts, *places)
-            return output
-
-        return _float32(path)(inputs)
-
-    return bind
+    return _float32(path, inputs)
 
 
 def _eager(plain: Callable[[Inputs], Function], inputs: Inputs) -> Function:
@@ -258,11 +272,15 @@ def _eager(plain: Callable[[Inputs], Function], inputs: Inputs) -> Function:
     return call
 
 
-def _compiled(plain: Callable[[Inputs], Function], inputs: Inputs) -> Function:
+@cache
+def _compiled(path: Function) -> Function:
+    import torch._dynamo.config as dynamo
     import torch._functorch.config as functorch
 
     functorch.donated_buffer = False  # a backward pass is repeated to be timed
-    return torch.compile(plain(inputs), dynamic=False)
+    # beyond the limit of variants a function would run as it is, without a word
+    setattr(dynamo, "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit", 128)
+    return torch.compile(path, dynamic=False)
 
 
 def _ours(inputs: Inputs, **options: Any) -> Function:
@@ -279,7 +297,10 @@ def _peers(case: Attention, device: torch.device) -> list[Contender]:
     if module is not None and device.type == "cuda":
         native, _ = import_peer("torch_ms_deform_attn._C")
         missing = missing if getattr(native, "with_cuda", True) else "built without CUDA"
-    paths = {GRID_SAMPLE: (_float32(grid_sample_path), None), CLASSIC: (_classic(module), missing)}
+    paths = {
+        GRID_SAMPLE: (partial(_float32, grid_sample_path), None),
+        CLASSIC: (partial(_classic, module), missing),
+    }
     if case.form == PLAIN:
         return [differentiable(name, bind, missing=why) for name, (bind, why) in paths.items()]
     return [
@@ -292,13 +313,23 @@ def _peers(case: Attention, device: torch.device) -> list[Contender]:
 
 def _contenders(case: Attention) -> list[Contender]:
     name = OURS if case.form == PLAIN else OURS + FUSED_FORM
-    return [differentiable(name, _ours, ours=True), *_peers(case, torch.device("cpu"))]
+    compiled = _compiled_contenders(indexing_path) if case.form == PLAIN else []
+    return [differentiable(name, _ours, ours=True), *_peers(case, torch.device("cpu")), *compiled]
+
+
+def _compiled_contenders(*paths: Function) -> list[Contender]:
+    names = {grid_sample_path: GRID_SAMPLE, indexing_path: INDEXING}
+
+    def bind(path: Function, inputs: Inputs) -> Function:
+        return _float32(_compiled(path), inputs)
+
+    options: Row = {"quick": False, "compiles_s": COMPILE_S}
+    return [differentiable(names[path] + COMPILED, partial(bind, path), **options) for path in paths]
 
 
 def _gpu_contenders(case: Attention, device: torch.device) -> list[Contender]:
     if case.compiled:
-        bind = partial(_compiled, _float32(grid_sample_path))
-        return [differentiable(GRID_SAMPLE + COMPILED, bind, needs_s=COMPILE_S)]
+        return _compiled_contenders(grid_sample_path, indexing_path)
     ours = []
     for name, _, why in backends((OPERATOR,), device, case.precision.value):
         # a pin for the call alone costs nothing that would show in its time

@@ -12,8 +12,10 @@ import torch
 from benchmarks.contract import ContractFailed
 from benchmarks.runner import Plan, Runner, Subject
 from benchmarks.suite import FORWARD, FORWARD_BACKWARD, Contender, Suite, all_suites
+from benchmarks.suites import ms_deform_attn
 from tests.benchmarking.tiny import ATTENTION, CASES, suite
 
+FULL_ATTENTION = next(s for s in all_suites() if s.operator == "ms_deform_attn")
 PLAN = Plan(threads=(1,), budget_s=0, patience_s=0)
 USABLE = [
     (operator, case, contender.name)
@@ -57,6 +59,15 @@ def test_right_results_pass(operator: str, case: Any, name: str, rng: torch.Gene
     contender = next(c for c in subject.suite.contenders(case) if c.name == name)
     for pass_ in case.passes:
         assert subject.check(contender, pass_) > 0
+
+
+def test_the_path_that_is_compiled_is_right(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = [c for c in FULL_ATTENTION.contenders(ATTENTION) if c.compiles_s]
+    assert [c.name for c in compiled] == ["indexing, torch.compile"]
+    monkeypatch.setattr(ms_deform_attn, "_compiled", lambda path: path)
+    for contender in ms_deform_attn._compiled_contenders(ms_deform_attn.indexing_path):
+        subject = Subject(FULL_ATTENTION, ATTENTION, seed=rng.initial_seed())
+        assert subject.check(contender, FORWARD_BACKWARD) > 0
 
 
 def swapped(queries: torch.Tensor) -> torch.Tensor:

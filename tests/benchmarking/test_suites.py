@@ -54,8 +54,8 @@ def test_goals_name_cases_and_peers_that_exist() -> None:
         for pass_ in case.passes
         if full.goal(case.name, pass_, peer.name, 2) is not None and not peer.ours and full.by_default
     ]
-    # 4 attention cases x 2 passes x 2 peers, 18 assignment cases x 2 peers, 3 matcher cases
-    assert len(found) == len(set(found)) == 16 + 36 + 3
+    # 4 attention cases x 2 passes x 2 peers, assignment: 18 cases x 2 peers and 40 x 3, 3 matcher cases
+    assert len(found) == len(set(found)) == 16 + 36 + 120 + 3
     assert FULL["linear_assignment"].goal("100x7 random", FORWARD, SCIPY, 1) is None
 
 
