@@ -205,8 +205,15 @@ BAD: dict[str, bytes] = {
     "no end": b"\x80\x04}",
     "unknown instruction": b"\x80\x04\xff.",
     "future protocol": b"\x80\x63}.",
-    "empty": b"",
     "text": b"hello, this is text",
+    "tuples as a key": b"\x80\x02}" + b")" + b"2\x86" * 100 + b"K\x01s.",
+    "tuples in a set": b"\x80\x04\x8f(" + b")" + b"2\x86" * 100 + b"\x90.",
+    "fill of a name": b"\x80\x04cnumpy\nndarray\nK\x01a.",
+    "empty stack": b"\x80\x02000.",
+    "no mark": b"\x80\x02]K\x01e.",
+    "unknown memo": b"\x80\x02h\x07.",
+    "bytes of a length": b"\x80\x02c__builtin__\nbytes\n" + GIANT + b"\x85R.",
+    "many arrays of one buffer": array_state(b"K\x01\x85", "f4", b"C\x04aaaa"),
 }
 
 
@@ -216,6 +223,13 @@ def test_damaged_and_lying_pickles(kind: str, tmp_path: Path) -> None:
     (tmp_path / "m.pkl").write_bytes(BAD[kind])
     with pytest.raises(ValueError, match=r"m.pkl: (damaged|refused|expected a state dict)"):
         read_checkpoint(tmp_path / "m.pkl")
+
+
+def test_instructions_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("detr_fast.checkpoints.pickle_machine.MAX_INSTRUCTIONS", 1000)
+    (tmp_path / "m.pkl").write_bytes(b"\x80\x02" + b"N0" * 500 + b"N.")
+    with pytest.raises(ValueError, match="a pickle of more than 1000 instructions"):
+        read_file(tmp_path / "m.pkl")
 
 
 def test_builder_of_bad_arrays_builds_good_ones(tmp_path: Path) -> None:
@@ -237,13 +251,39 @@ def test_registered_extensions_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "hacked").exists()
 
 
-def test_parts_that_repeat_take_no_time(tmp_path: Path) -> None:
-    """2 ** 200 entries, if each were visited."""
-    x: list[Any] = [1]
-    for _ in range(200):
-        x = [x, x]
-    (tmp_path / "m.pkl").write_bytes(pickle.dumps({"x": x}))
-    assert len(read_file(tmp_path / "m.pkl")["x"]) == 2
+@pytest.mark.parametrize("doublings", [60, 200])
+@pytest.mark.parametrize("kind", [list, tuple])
+@pytest.mark.parametrize("suffix", [".pkl", ".pth"])
+def test_parts_that_repeat_take_no_time(doublings: int, kind: type, suffix: str, tmp_path: Path) -> None:
+    """2 ** 200 entries, if each were visited, printed or hashed."""
+    x: Any = kind([1])
+    for _ in range(doublings):
+        x = kind([x, x])
+    (tmp_path / f"m{suffix}").write_bytes(pickle.dumps({"detector": {"family": x}}))
+    with pytest.raises(ValueError, match=r"stand for more than|nested deeper than"):
+        read_file(tmp_path / f"m{suffix}")
+
+
+def test_parts_may_repeat_a_little(tmp_path: Path) -> None:
+    part = [np.ones(2), "a"]
+    (tmp_path / "m.pkl").write_bytes(pickle.dumps([part] * 100))
+    found = read_file(tmp_path / "m.pkl")
+    assert len(found) == 100
+    assert found[0] is found[99]
+
+
+def test_arrays_may_not_multiply_their_contents(tmp_path: Path) -> None:
+    """Many arrays over one buffer of the file."""
+    buffer = b"C\x80" + bytes(128) + b"\x94"  # memo 0
+    one = array_state(b"K\x20\x85", "f4", b"h\x00").removeprefix(b"\x80\x04").removesuffix(b".")
+    many = one + b"\x94" + b"0(" + b"h\x01" * 50 + b"l."  # the same array again is no memory
+    (tmp_path / "m.pkl").write_bytes(b"\x80\x04" + buffer + b"0" + many)
+    assert len(read_file(tmp_path / "m.pkl")) == 50
+    many = b"(" + one * 50 + b"l."
+    content = b"\x80\x04C\xff" + bytes(255) + b"\x94" + b"0" + many.replace(b"K\x20", b"K\x3f")
+    (tmp_path / "m.pkl").write_bytes(content)
+    with pytest.raises(ValueError, match="damaged"):
+        read_file(tmp_path / "m.pkl")
 
 
 @pytest.mark.filterwarnings("ignore:invalid escape sequence")
@@ -260,5 +300,5 @@ def test_flipped_and_missing_bytes(protocol: int, tmp_path: Path, rng: torch.Gen
             read_checkpoint(path)
     for length in range(0, len(whole), 5):
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"m.pkl: damaged, or not a checkpoint"):
+        with pytest.raises(ValueError, match=r"m.pkl: (damaged, or )?not a checkpoint"):
             read_checkpoint(path)

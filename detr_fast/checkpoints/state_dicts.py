@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+
+from detr_fast.checkpoints.kinds import describe
 
 logger = logging.getLogger(__name__)
 
@@ -19,22 +21,6 @@ CLASS_HEAD = re.compile(r"(^|\.)class_embed(\.\d+)?\.(weight|bias)$")
 RENAMED = (
     (re.compile(r"^sem_seg_head\.predictor\.static_query\."), "sem_seg_head.predictor.query_feat."),
     (re.compile(r"^sem_seg_head\.(?!pixel_decoder\.|predictor\.)"), "sem_seg_head.pixel_decoder."),
-)
-
-# telling key patterns, most particular first
-KNOWN = (
-    ("a Mask2Former", r"^sem_seg_head\.predictor\.(query_feat|static_query)"),
-    ("a MaskFormer", r"^sem_seg_head\.predictor\."),
-    ("a Deformable DETR", r"^transformer\.level_embed$"),
-    ("a DETR for segmentation", r"^detr\.|^mask_head\."),
-    ("a DETR", r"^transformer\.decoder\.layers\.\d+\.multihead_attn\."),
-    (
-        "a Hugging Face transformers model",
-        r"^(model\.)?(backbone\.conv_encoder|encoder\.layers\.0\.self_attn\.q_proj|pixel_level_module)",
-    ),
-    ("a torchvision ResNet classifier", r"^fc\.weight$"),
-    ("a ResNet backbone", r"^(layer4|res5)\.0\.conv1\.weight$"),
-    ("a Swin", r"^layers\.0\.blocks\.0\.attn\.relative_position_bias_table$"),
 )
 
 
@@ -100,15 +86,6 @@ def load_state_dict(model: nn.Module, state: Mapping[str, Tensor], *, strict: bo
         missing=tuple(sorted({*missing, *others})),
         unexpected=tuple(sorted({*unexpected, *others})),
     )
-
-
-def describe(names: Iterable[str]) -> str:
-    """Which kind of model a state dict with these names belongs to."""
-    names = list(names)
-    for kind, pattern in KNOWN:
-        if any(re.search(pattern, name) for name in names):
-            return kind
-    return "an unknown model"
 
 
 def _explain(

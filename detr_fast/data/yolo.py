@@ -9,9 +9,9 @@ from shutil import copyfile
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
+from detr_fast.data.bounded_yaml import read_yaml
 from detr_fast.data.coco_json import as_int, short
 from detr_fast.data.dataset import MAX_LABEL
 from detr_fast.data.images import load_image, read_header, upright_size
@@ -19,7 +19,6 @@ from detr_fast.data.semantic import IMAGE_SUFFIXES
 
 # Rounding may push a coordinate a little outside of the image; more is another unit or another image.
 TOLERANCE = 0.01
-MAX_YAML = 1_000_000  # bytes; the reader takes seconds for a megabyte
 
 
 @dataclass
@@ -140,15 +139,7 @@ class _Config:
 
 
 def _read_config(path: Path) -> _Config:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    if path.stat().st_size > MAX_YAML:
-        raise ValueError(f"{path}: expected at most {MAX_YAML} bytes; got {path.stat().st_size}")
-    try:
-        # All scalars as they are written: the names no, 012 and 1.10 are words here.
-        config = yaml.load(path.read_bytes(), yaml.BaseLoader)
-    except (yaml.YAMLError, RecursionError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a YAML file: {' '.join(str(error).split())[:200]}") from error
+    config = read_yaml(path)
     if not isinstance(config, dict):
         raise ValueError(f"{path}: expected a mapping with 'names', 'train' and 'val'; got {short(config)}")
     names = config.get("names")
