@@ -108,7 +108,7 @@ def read_instances(path: str | Path, *, segmentations: bool = False, part: Part 
     crowd, area = reader.crowds(), reader.areas()
     boxes, boxed = reader.boxes()
     sizes = np.array(images.sizes, np.float64)[image]
-    boxes, has_area = _cut(boxes, sizes)
+    given, (boxes, has_area) = boxes, _cut(boxes, sizes)
     here = image >= 0
 
     masks, numbers = PackedMasks(), np.full(len(image), -1, np.int64)
@@ -149,7 +149,7 @@ def read_instances(path: str | Path, *, segmentations: bool = False, part: Part 
         masks if segmentations else None,
         numbers[kept],
         {reason: int(rows.sum()) for reason, rows in problems.items() if rows.any()},
-        remarks,
+        remarks + _doubts(given[kept], boxes[kept]),
     )
 
 
@@ -270,6 +270,15 @@ def _cut(
     # Compared as float32, which is what samples hold: a sliver may vanish there.
     positive = np.all(last.astype(np.float32) > first.astype(np.float32), axis=1)
     return np.concatenate([first, cut], 1), positive
+
+
+def _doubts(given: NDArray[np.float64], cut: NDArray[np.float64]) -> tuple[str, ...]:
+    """What makes one doubt that boxes [A, 4] are (x, y, w, h) in pixels."""
+    if outside := int((np.abs(given - cut) > 1).any(1).sum()):
+        return (f"{outside} boxes reach out of their image and are cut: are they [x, y, width, height]?",)
+    if len(given) and (given <= 1).all():
+        return ("all boxes lie within one pixel: are they in pixels?",)
+    return ()
 
 
 def _without_supercategory(

@@ -352,6 +352,16 @@ def test_the_group_of_all_categories_is_none_of_them(tmp_path: Path) -> None:
     )
 
 
+def test_boxes_in_other_conventions_are_doubted(tmp_path: Path) -> None:
+    assert read(tmp_path, [row(), row(bbox=[-0.5, 0, 60.5, 40.9])]).remarks == ()
+    corners = read(tmp_path, [row(), row(bbox=[30, 20, 50, 38]), row(bbox=[-9, 0, 60, 40])])
+    assert corners.remarks == (
+        "2 boxes reach out of their image and are cut: are they [x, y, width, height]?",
+    )
+    relative = read(tmp_path, [row(bbox=[0.1, 0.2, 0.5, 0.9]), row(bbox=[0, 0, 1, 1])])
+    assert relative.remarks == ("all boxes lie within one pixel: are they in pixels?",)
+
+
 def test_parts_are_disjoint_and_complete(tmp_path: Path) -> None:
     images = [image(i) for i in range(20)] + [image(20, file_name="3.png")]
     rows = [annotation(i, i, [1, 1, 5, 5]) for i in range(21)]
