@@ -111,13 +111,16 @@ def read_instances(path: str | Path, *, segmentations: bool = False, part: Part 
     given, (boxes, has_area) = boxes, _cut(boxes, sizes)
     here = image >= 0
 
+    def shape(i: int) -> tuple[int, int]:
+        width, height = images.sizes[image[i]]
+        return height, width
+
     masks, numbers = PackedMasks(), np.full(len(image), -1, np.int64)
     for i in np.flatnonzero(here & (has_area & segmentations | ~boxed)).tolist():
-        numbers[i] = reader.take_mask(i, images.sizes[image[i]], masks, boxes[i] if crowd[i] else None)
+        numbers[i] = reader.take_mask(i, shape(i), masks, boxes[i] if crowd[i] else None)
     masked = numbers >= 0
     for i in np.flatnonzero(masked & ~boxed).tolist():
-        width, height = images.sizes[image[i]]
-        around, positive = _cut(masks.bounds(int(numbers[i]), (height, width))[None], sizes[i : i + 1])
+        around, positive = _cut(masks.bounds(int(numbers[i]), shape(i))[None], sizes[i : i + 1])
         boxes[i], has_area[i] = around[0], positive[0]
     if (missing := here & ~boxed & ~masked & ~crowd).any():
         raise ValueError(reader.bad_box(int(missing.argmax())))
@@ -131,12 +134,10 @@ def read_instances(path: str | Path, *, segmentations: bool = False, part: Part 
     kept = kept[np.argsort(image[kept], kind="stable")]
     reader.check_areas(area, kept)
     for i in kept[np.isnan(area[kept])].tolist():
-        width, height = images.sizes[image[i]]
-        area[i] = (
-            coco_mask.area(masks.encoding(int(numbers[i]), (height, width)))
-            if masked[i]
-            else boxes[i, 2] * boxes[i, 3]
-        )
+        if masked[i]:
+            area[i] = coco_mask.area(masks.encoding(int(numbers[i]), shape(i)))
+        else:
+            area[i] = boxes[i, 2] * boxes[i, 3]
     return Instances(
         path,
         images,
@@ -233,17 +234,16 @@ class _Reader:
         return self.expected("'bbox' as four finite numbers [x, y, w, h]")(i, self.annotations[i].get("bbox"))
 
     def take_mask(
-        self, i: int, image_size: tuple[int, int], masks: PackedMasks, crowd_box: NDArray[np.float64] | None
+        self, i: int, shape: tuple[int, int], masks: PackedMasks, crowd_box: NDArray[np.float64] | None
     ) -> int:
         """The number of an annotation's mask, -1 where it has none; a crowd's box stands in for one."""
-        width, height = image_size
         try:
-            taken = masks.append(self.annotations[i].get("segmentation"), (height, width))
+            taken = masks.append(self.annotations[i].get("segmentation"), shape)
         except ValueError as error:
             raise ValueError(f"{self.entry(i)}: {error}") from None
         if not taken and crowd_box is not None and np.isfinite(crowd_box).all():
             x, y, w, h = crowd_box.tolist()
-            taken = masks.append([[x, y, x + w, y, x + w, y + h, x, y + h]], (height, width))
+            taken = masks.append([[x, y, x + w, y, x + w, y + h, x, y + h]], shape)
         return len(masks) - 1 if taken else -1
 
 

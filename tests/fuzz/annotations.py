@@ -10,8 +10,12 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from detr_fast.data import CocoDetection, CocoPanoptic, Instances
-from detr_fast.metrics import coco_metrics
+from detr_fast.metrics import PanopticQuality, coco_metrics
+from tests.data.make import write_segments
 from tests.fuzz.driver import Target, main
 
 WIDTH, HEIGHT = 60, 40
@@ -138,7 +142,7 @@ def case(rng: random.Random, folder: Path) -> None:
     path = folder / "a.json"
     path.write_bytes(text_of(content, rng))
     if kind == "panoptic":
-        CocoPanoptic(folder, path, folder, contiguous_labels=True)
+        check_panoptic(CocoPanoptic(folder, path, write_maps(folder), contiguous_labels=True))
         return
     data = CocoDetection(folder, path, masks=kind == "segm", contiguous_labels=True)
     detections = list(perfect(data.instances, kind))
@@ -147,6 +151,28 @@ def case(rng: random.Random, folder: Path) -> None:
     assert abs(metrics["AP"] - best) < 1e-9, metrics
     assert data.num_objects is not None
     assert data.num_objects >= len(detections)
+
+
+def write_maps(folder: Path) -> Path:
+    """The PNGs of good panoptic files."""
+    maps = folder / "maps"
+    if not maps.exists():
+        ids = np.full((HEIGHT, WIDTH), 258)
+        ids[5:20, 5:30], ids[0] = 3, 0
+        for number in range(3):
+            write_segments(maps / f"{number}.png", ids)
+    return maps
+
+
+def check_panoptic(data: CocoPanoptic) -> None:
+    """The truth as a prediction has quality 1."""
+    quality = PanopticQuality(data.things, data.label_to_category.keys() - data.things)
+    for index in range(len(data)):
+        ids, segments = data.panoptic_truth(index)
+        found = [segment for segment in segments if not segment["iscrowd"]]
+        crowds = torch.tensor([segment["id"] for segment in segments if segment["iscrowd"]], dtype=ids.dtype)
+        quality.update(ids.masked_fill(torch.isin(ids, crowds), 0), found, ids, segments)
+    assert quality.result()["PQ"] == (1 if data.num_objects else -1)
 
 
 def perfect(data: Instances, kind: str) -> Any:
