@@ -26,8 +26,9 @@ class Part:
     Which image falls where depends on the file names, the fraction and the seed alone; entries with the same
     file name stay together.
 
-    name: "train" or "val".
-    fraction: share of the images that "val" gets, above 0 and below 1; both parts get at least one.
+    Attributes:
+        name: "train" or "val".
+        fraction: share of the images that "val" gets, above 0 and below 1; both parts get at least one.
     """
 
     name: Literal["train", "val"]
@@ -52,9 +53,10 @@ class Part:
 class ImageEntries:
     """The images of a file: in the order of their ids where those are all integers, else of the file.
 
-    ids: as the file has them, integers or strings.
-    files: names relative to the image folder.
-    sizes: (width, height) in pixels.
+    Attributes:
+        ids: as the file has them, integers or strings.
+        files: names relative to the image folder.
+        sizes: (width, height) in pixels.
     """
 
     ids: list[ImageId]

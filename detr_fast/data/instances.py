@@ -42,17 +42,18 @@ NO_PLACE = "crowds without box and mask"
 class Instances:
     """The objects and crowds of the images, image after image, within an image in the order of the file.
 
-    path: the file.
-    images: its images, or those of a part of it.
-    categories: the names by category id, in the order of the ids.
-    image: [A] int64, the position of an object's image in `images`.
-    category: [A] int64, category ids.
-    boxes_xywh: [A, 4] float64 in pixels, cut to the image.
-    area: [A] float64 in square pixels: the annotated one, else that of the mask, else that of the box.
-    crowd: [A] bool.
-    masks: the segmentations, where they were asked for; that of object a is number `mask_number[a]`.
-    left_out: how many annotations are not among these, by the reason.
-    remarks: what else a person should know.
+    Attributes:
+        path: the file.
+        images: its images, or those of a part of it.
+        categories: the names by category id, in the order of the ids.
+        image: [A] int64, the position of an object's image in `images`.
+        category: [A] int64, category ids.
+        boxes_xywh: [A, 4] float64 in pixels, cut to the image.
+        area: [A] float64 in square pixels: the annotated one, else that of the mask, else that of the box.
+        crowd: [A] bool.
+        masks: the segmentations, where they were asked for; that of object a is number `mask_number[a]`.
+        left_out: how many annotations are not among these, by the reason.
+        remarks: what else a person should know.
     """
 
     path: Path

@@ -25,12 +25,13 @@ _EXPECTED = (
 class DataSource:
     """A data set on disk.
 
-    root: its folder, in one of the layouts that `build_dataset` lists.
-    train_json, train_images, val_json, val_images: an `instances` file and the folder of its images, given by
-        hand; they come before what `root` holds.
-    val_fraction: the share of the training images that is held out for validation where there is no split for
-        it, above 0 and below 1; by file name, so that the same images are held out each time.
-    exif: as for `ImageDataset`.
+    Attributes:
+        root: its folder, in one of the layouts that `build_dataset` lists.
+        train_json, train_images, val_json, val_images: an `instances` file and the folder of its images,
+            given by hand; they come before what `root` holds.
+        val_fraction: the share of the training images that is held out for validation where there is no split
+            for it, above 0 and below 1; by file name, so that the same images are held out each time.
+        exif: as for `ImageDataset`.
     """
 
     root: Path | None = None
@@ -128,9 +129,10 @@ class DataSource:
 class Located:
     """The files of a split.
 
-    image_dirs: where the images may lie, the likeliest first.
-    words: what was recognised.
-    part: the part of the images that is meant.
+    Attributes:
+        image_dirs: where the images may lie, the likeliest first.
+        words: what was recognised.
+        part: the part of the images that is meant.
     """
 
     annotations: Path

@@ -47,10 +47,11 @@ class TrainTransform:
     """Horizontal flip; then, each half of the time, a resize to a random scale, or a resize, a crop of
     random size and a resize to a random scale; then `to_model_input`.
 
-    scales: short sides to choose from, pixels.
-    max_size: bound of the long side after the last resize.
-    crop_scales: short sides before a crop.
-    crop_size: smallest and largest side of a crop.
+    Attributes:
+        scales: short sides to choose from, pixels.
+        max_size: bound of the long side after the last resize.
+        crop_scales: short sides before a crop.
+        crop_size: smallest and largest side of a crop.
     """
 
     scales: Sequence[int] = SCALES
@@ -89,8 +90,9 @@ class LargeScaleJitter:
     Samples are at most `size` x `size`; the batch pads them (`build_loader(..., size=(size, size))`). Where
     the target has masks, boxes and areas are those of what is left of them, as in Mask2Former.
 
-    size: side of the square, pixels.
-    scale: smallest and largest multiple.
+    Attributes:
+        size: side of the square, pixels.
+        scale: smallest and largest multiple.
     """
 
     size: int = 1024

@@ -25,14 +25,15 @@ TOLERANCE = 0.01
 class YoloSummary:
     """What one split came to.
 
-    images: converted, with or without objects.
-    objects: annotations written.
-    masks: those of them with a polygon.
-    without_labels: images without a label file, taken as images without objects.
-    clamped: objects with a coordinate up to a hundredth outside of 0..1, cut to the image.
-    without_area: objects left out because their box has no width or height.
-    repeated: label lines left out because the same object stands on another line of the file.
-    repeated_images: images left out because the split lists them already.
+    Attributes:
+        images: converted, with or without objects.
+        objects: annotations written.
+        masks: those of them with a polygon.
+        without_labels: images without a label file, taken as images without objects.
+        clamped: objects with a coordinate up to a hundredth outside of 0..1, cut to the image.
+        without_area: objects left out because their box has no width or height.
+        repeated: label lines left out because the same object stands on another line of the file.
+        repeated_images: images left out because the split lists them already.
     """
 
     images: int = 0
@@ -129,8 +130,10 @@ def convert_yolo(
 class _Config:
     """What `data.yaml` says.
 
-    names: by class. sources: the image files of each split.
-    keypoints: numbers that follow a box on a label line; None: a line may be a polygon.
+    Attributes:
+        names: by class.
+        sources: the image files of each split.
+        keypoints: numbers that follow a box on a label line; None: a line may be a polygon.
     """
 
     names: dict[int, str]

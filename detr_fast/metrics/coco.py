@@ -44,8 +44,11 @@ def coco_detections(
 
     Labels that stand for no category of the data set (COCO's ids have gaps) are left out.
 
-    result: `scores` [X], `labels` [X], `boxes` [X, 4] xyxy in pixels, and for `segmentation` entries `masks`
-        [X, h, w] bool, all at the image's original size.
+    Args:
+        image_id: as the annotation file has it.
+        result: `scores` [X], `labels` [X], `boxes` [X, 4] xyxy in pixels, and for `segmentation` entries
+            `masks` [X, h, w] bool, all at the image's original size.
+        label_to_category: the category id of each label.
     """
     x0, y0, x1, y1 = result["boxes"].float().cpu().unbind(-1)
     boxes = torch.stack([x0, y0, x1 - x0, y1 - y0], -1).tolist()
