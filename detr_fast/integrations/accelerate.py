@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from detr_fast.integrations import attention
+from detr_fast.integrations import attention, losses
 from detr_fast.integrations.swap import unswap
+from detr_fast.ops.box_match_cost import OPERATOR as BOX_MATCH_COST
+from detr_fast.ops.ms_deform_attn import OPERATOR as MS_DEFORM_ATTN
+from detr_fast.ops.operator import ORDER, Operator
 
 _LOOKED_FOR = (
     f"transformers' attention modules ({attention.CORE}, ...{attention.WRAPPER}), "
@@ -68,6 +72,7 @@ def accelerate(model: nn.Module, strict: bool = True) -> Report:
         raise TypeError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
     report = Report(type(model).__name__)
     _attention(model, report)
+    _losses(model, report)
     if strict and not report.replaced and not report.skipped:
         hint = ""
         if isinstance(model, (torch.jit.ScriptModule, torch.fx.GraphModule)):
@@ -80,10 +85,21 @@ def restore(model: nn.Module) -> None:
     """Undoes `accelerate`; does nothing to what it did not replace."""
     for module in model.modules():
         unswap(module)
+        if isinstance(module.__dict__.get("_loss_function"), losses.FastLoss):
+            del module._loss_function
+
+
+def why_not_served(operator: Operator, module: nn.Module, model: nn.Module) -> str | None:
+    """The reason why only an operator's reference would run for a module; None if a fast backend does."""
+    like = next((p for part in (module, model) for p in part.parameters()), torch.empty(0))
+    reasons = operator.explain(like.device, like.dtype)
+    if any(reasons[name] is None for name in ORDER if name != "reference"):
+        return None
+    listing = "; ".join(f"{name}: {reasons[name]}" for name in ORDER if name != "reference")
+    return f"no fast backend serves {like.dtype} on {like.device} ({listing})"
 
 
 def _attention(model: nn.Module, report: Report) -> None:
-    tensors = list(model.parameters())
     recorded = _recorded(model)
     inside: tuple[str, ...] = ()
     for path, module in model.named_modules():
@@ -91,8 +107,7 @@ def _attention(model: nn.Module, report: Report) -> None:
             report.skipped.append((path, "already accelerated"))
             inside += (f"{path}.",)
         elif attention.known_class(module) and not path.startswith(inside):
-            like = next(module.parameters(), tensors[0] if tensors else torch.empty(0))
-            chosen: type[Any] | str | None = attention.why_not_served(like.device, like.dtype)
+            chosen: type[Any] | str | None = why_not_served(MS_DEFORM_ATTN, module, model)
             chosen = chosen or attention.choose(module, isinstance(module, recorded))
             if isinstance(chosen, str):
                 report.skipped.append((path, chosen))
@@ -100,6 +115,28 @@ def _attention(model: nn.Module, report: Report) -> None:
                 module.__class__ = chosen
                 report.replaced.append((path, chosen.what))
                 inside += (f"{path}.",)
+
+
+def _losses(model: nn.Module, report: Report) -> None:
+    mapping = getattr(sys.modules.get("transformers.loss.loss_utils"), "LOSS_MAPPING", {})
+    for path, module in model.named_modules():
+        known = mapping.get(getattr(module, "loss_type", None))
+        if known is None or not isinstance(getattr(type(module), "loss_function", None), property):
+            continue
+        own = module.__dict__.get("_loss_function")
+        chosen: losses.FastLoss | str | None
+        if isinstance(own, losses.FastLoss):
+            chosen = "already accelerated"
+        elif (chosen := losses.choose(known, module.config)) is not None and own is not None:
+            chosen = "it has a loss function of its own"
+        elif chosen is not None:
+            chosen = why_not_served(BOX_MATCH_COST, module, model) or chosen
+        name = f"{path}.loss_function" if path else "loss_function"
+        if isinstance(chosen, losses.FastLoss):
+            module.loss_function = chosen
+            report.replaced.append((name, chosen.what))
+        elif chosen is not None:
+            report.skipped.append((name, chosen))
 
 
 def _recorded(model: nn.Module) -> tuple[type, ...]:

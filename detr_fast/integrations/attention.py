@@ -17,8 +17,6 @@ from torch import Tensor, nn
 
 from detr_fast.integrations.swap import Replacement, combined
 from detr_fast.ops import ms_deform_attn, ms_deform_attn_fused
-from detr_fast.ops.ms_deform_attn import OPERATOR
-from detr_fast.ops.operator import ORDER
 
 CORE, WRAPPER = "MultiScaleDeformableAttention", "MultiscaleDeformableAttention"
 _NEEDED = frozenset(("hidden_states", "encoder_hidden_states", "reference_points", "spatial_shapes_list"))
@@ -115,15 +113,6 @@ def known_class(module: nn.Module) -> Any:
         ):
             return None if issubclass(found, Replacement) else found
     return None
-
-
-def why_not_served(device: torch.device, dtype: torch.dtype) -> str | None:
-    """The reason why only the reference backend would run on such tensors; None if a fast one does."""
-    reasons = OPERATOR.explain(device, dtype)
-    if any(reasons[name] is None for name in ORDER if name != "reference"):
-        return None
-    listing = "; ".join(f"{name}: {reasons[name]}" for name in ORDER if name != "reference")
-    return f"no fast backend serves {dtype} on {device} ({listing})"
 
 
 def choose(module: Any, weights_for_hooks: bool) -> type[Any] | str:

@@ -18,6 +18,7 @@ from transformers.models.deformable_detr import modeling_deformable_detr as upst
 
 import detr_fast
 from detr_fast.integrations import attention
+from detr_fast.ops.operator import Operator
 from tests.integrations import tiny
 
 NAME = "deformable_detr"
@@ -51,7 +52,7 @@ def test_other_models_stay_as_they_are() -> None:
 
 def test_the_report_reads_well() -> None:
     report = detr_fast.accelerate(tiny.build(NAME))
-    assert str(report).splitlines()[0] == "DeformableDetrForObjectDetection: 4 replaced, 0 left alone"
+    assert str(report).splitlines()[0] == "DeformableDetrForObjectDetection: 5 replaced, 0 left alone"
     assert "model.encoder.layers.*.self_attn (2x)" in str(report)
 
 
@@ -163,8 +164,9 @@ def test_an_overridden_forward_keeps_its_wrapper_and_gets_the_core() -> None:
 
 def left_alone(model: nn.Module, strict: bool = True) -> str:
     report = detr_fast.accelerate(model, strict)
-    wrappers = [(path, reason) for path, reason in report.skipped if not path.endswith(".attn")]
-    assert not [path for path, _ in report.replaced if not path.endswith(".attn")]
+    other = (".attn", "loss_function")
+    wrappers = [(path, reason) for path, reason in report.skipped if not path.endswith(other)]
+    assert not [path for path, _ in report.replaced if not path.endswith(other)]
     assert len({reason for _, reason in wrappers}) == 1
     return wrappers[0][1]
 
@@ -192,7 +194,7 @@ def test_a_changed_meaning_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(upstream.MultiScaleDeformableAttention, "forward", forward)
     report = detr_fast.accelerate(tiny.build(NAME))
-    assert not report.replaced
+    assert [path for path, _ in report.replaced] == ["loss_function"]
     assert all(reason.startswith("on a random input its result is not") for _, reason in report.skipped)
 
 
@@ -215,8 +217,10 @@ def test_discrete_sampling_and_ragged_points_keep_the_original() -> None:
 
 def test_without_a_fast_backend_nothing_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     reasons = dict.fromkeys(("cuda", "triton", "native", "cpu"), "broken") | {"reference": None}
-    monkeypatch.setattr(type(attention.OPERATOR), "explain", lambda *_: reasons)
-    assert left_alone(tiny.build(NAME)).startswith("no fast backend serves torch.float32 on cpu")
+    monkeypatch.setattr(Operator, "explain", lambda *_: reasons)
+    report = detr_fast.accelerate(tiny.build(NAME))
+    assert not report.replaced
+    assert all(x.startswith("no fast backend serves torch.float32 on cpu") for _, x in report.skipped)
 
 
 def test_a_model_without_anything_known_raises() -> None:

@@ -88,7 +88,6 @@ def test_outputs_and_gradients_stay_the_same(name: str, mode: str) -> None:
     report = detr_fast.accelerate(model)
     assert report.replaced
     assert not report.skipped
-    assert all(isinstance(model.get_submodule(path), nn.Module) for path, _ in report.replaced)
     assert model.state_dict().keys() == state.keys()
 
     outputs, gradients = run_with_gradients(name, model, given)

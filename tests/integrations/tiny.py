@@ -37,7 +37,7 @@ def swin(*stages: str) -> hf.SwinConfig:
 SWIN = swin("stage1", "stage2", "stage3", "stage4")
 SWIN_3 = swin("stage2", "stage3", "stage4")
 BERT = hf.BertConfig(
-    hidden_size=WIDTH, num_hidden_layers=1, num_attention_heads=4, intermediate_size=WIDTH, vocab_size=200
+    hidden_size=WIDTH, num_hidden_layers=1, num_attention_heads=4, intermediate_size=WIDTH, vocab_size=1100
 )
 DETR = {
     "d_model": WIDTH,
@@ -95,23 +95,23 @@ def deformable_detr(**options: Any) -> nn.Module:
     return hf.DeformableDetrForObjectDetection(config)
 
 
-def rt_detr() -> nn.Module:
-    return hf.RTDetrForObjectDetection(hf.RTDetrConfig(backbone_config=RT_BACKBONE, **RT))
+def rt_detr(**options: Any) -> nn.Module:
+    return hf.RTDetrForObjectDetection(hf.RTDetrConfig(backbone_config=RT_BACKBONE, **(RT | options)))
 
 
-def rt_detr_v2() -> nn.Module:
-    return hf.RTDetrV2ForObjectDetection(hf.RTDetrV2Config(backbone_config=RT_BACKBONE, **RT))
+def rt_detr_v2(**options: Any) -> nn.Module:
+    return hf.RTDetrV2ForObjectDetection(hf.RTDetrV2Config(backbone_config=RT_BACKBONE, **(RT | options)))
 
 
 def d_fine(**options: Any) -> nn.Module:
-    return hf.DFineForObjectDetection(hf.DFineConfig(backbone_config=HGNET, **RT, **options))
+    return hf.DFineForObjectDetection(hf.DFineConfig(backbone_config=HGNET, **(RT | options)))
 
 
-def deimv2() -> nn.Module:
-    return hf.Deimv2ForObjectDetection(hf.Deimv2Config(backbone_config=HGNET, **RT))
+def deimv2(**options: Any) -> nn.Module:
+    return hf.Deimv2ForObjectDetection(hf.Deimv2Config(backbone_config=HGNET, **(RT | options)))
 
 
-def lw_detr() -> nn.Module:
+def lw_detr(**options: Any) -> nn.Module:
     backbone = hf.LwDetrViTConfig(
         hidden_size=WIDTH,
         num_hidden_layers=2,
@@ -123,10 +123,10 @@ def lw_detr() -> nn.Module:
         window_block_indices=[0],
         out_indices=[1, 2],
     )
-    return hf.LwDetrForObjectDetection(hf.LwDetrConfig(backbone_config=backbone, **GROUPED))
+    return hf.LwDetrForObjectDetection(hf.LwDetrConfig(backbone_config=backbone, **GROUPED, **options))
 
 
-def rf_detr() -> nn.Module:
+def rf_detr(**options: Any) -> nn.Module:
     backbone = hf.RfDetrDinov2Config(
         hidden_size=WIDTH,
         num_hidden_layers=2,
@@ -136,7 +136,7 @@ def rf_detr() -> nn.Module:
         num_windows=2,
         out_features=["stage1", "stage2"],
     )
-    return hf.RfDetrForObjectDetection(hf.RfDetrConfig(backbone_config=backbone, **GROUPED))
+    return hf.RfDetrForObjectDetection(hf.RfDetrConfig(backbone_config=backbone, **GROUPED, **options))
 
 
 GROUPED = {
@@ -152,18 +152,22 @@ GROUPED = {
 }
 
 
-def grounding_dino() -> nn.Module:
-    config = hf.GroundingDinoConfig(backbone_config=SWIN_3, text_config=BERT, max_text_len=16, **DETR)
+def grounding_dino(**options: Any) -> nn.Module:
+    config = hf.GroundingDinoConfig(
+        backbone_config=SWIN_3, text_config=BERT, max_text_len=16, **DETR, **options
+    )
     return hf.GroundingDinoForObjectDetection(config)
 
 
-def mm_grounding_dino() -> nn.Module:
-    config = hf.MMGroundingDinoConfig(backbone_config=SWIN_3, text_config=BERT, max_text_len=16, **DETR)
+def mm_grounding_dino(**options: Any) -> nn.Module:
+    config = hf.MMGroundingDinoConfig(
+        backbone_config=SWIN_3, text_config=BERT, max_text_len=16, **DETR, **options
+    )
     return hf.MMGroundingDinoForObjectDetection(config)
 
 
-def mask2former() -> nn.Module:
-    config = hf.Mask2FormerConfig(backbone_config=SWIN, **MASKS)
+def mask2former(**options: Any) -> nn.Module:
+    config = hf.Mask2FormerConfig(backbone_config=SWIN, **MASKS, **options)
     return hf.Mask2FormerForUniversalSegmentation(config)
 
 
@@ -179,7 +183,7 @@ MASKS = {
 }
 
 
-def oneformer() -> nn.Module:
+def oneformer(**options: Any) -> nn.Module:
     config = hf.OneFormerConfig(
         backbone_config=SWIN,
         conv_dim=WIDTH,
@@ -191,6 +195,7 @@ def oneformer() -> nn.Module:
         text_encoder_n_ctx=4,
         task_seq_len=8,
         **MASKS,
+        **options,
     )
     return hf.OneFormerForUniversalSegmentation(config)
 
@@ -277,7 +282,7 @@ def inputs(name: str) -> dict[str, Tensor]:
     given = {"pixel_values": images, "pixel_mask": mask}
     if name.endswith("grounding_dino"):
         tokens = torch.tensor([[101, 5, 1012, 6, 7, 1012, 102]]).expand(BATCH, -1).clone()
-        given |= {"input_ids": tokens % 200, "attention_mask": torch.ones_like(tokens)}
+        given |= {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
         given["token_type_ids"] = torch.zeros_like(tokens)
     elif name == "oneformer":
         given["task_inputs"] = torch.randint(0, 200, (BATCH, 8))
@@ -290,6 +295,60 @@ def inputs(name: str) -> dict[str, Tensor]:
         given["classes_structure"] = torch.tensor([3] * BATCH)
     return given
 
+
+def detr(**options: Any) -> nn.Module:
+    config = {key: value for key, value in DETR.items() if key != "num_feature_levels"}
+    return hf.DetrForObjectDetection(hf.DetrConfig(backbone_config=RESNET, **(config | options)))
+
+
+def table_transformer(**options: Any) -> nn.Module:
+    config = {key: value for key, value in DETR.items() if key != "num_feature_levels"}
+    config = hf.TableTransformerConfig(backbone_config=RESNET, **(config | options))
+    return hf.TableTransformerForObjectDetection(config)
+
+
+def conditional_detr(**options: Any) -> nn.Module:
+    config = {key: value for key, value in DETR.items() if key != "num_feature_levels"}
+    config = hf.ConditionalDetrConfig(backbone_config=RESNET, **(config | options))
+    return hf.ConditionalDetrForObjectDetection(config)
+
+
+def yolos(**options: Any) -> nn.Module:
+    config = hf.YolosConfig(
+        hidden_size=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=WIDTH,
+        image_size=[SIZE, SIZE],
+        num_detection_tokens=12,
+        **options,
+    )
+    return hf.YolosForObjectDetection(config)
+
+
+def targets(classes: int = 2) -> list[dict[str, Tensor]]:
+    """Labels of two images: some boxes, and none."""
+    boxes = torch.rand(5, 4) * torch.tensor([0.5, 0.5, 0.3, 0.3]) + 0.1
+    some = {"class_labels": torch.randint(0, classes, (5,)), "boxes": boxes}
+    return [some, {key: x[:0] for key, x in some.items()}]
+
+
+LOSSES: dict[str, dict[str, Any]] = {
+    "detr": {"auxiliary_loss": True, "num_labels": 5},
+    "table_transformer": {"auxiliary_loss": True, "num_labels": 5},
+    "conditional_detr": {"auxiliary_loss": True, "num_labels": 5},
+    "yolos": {"num_labels": 5},
+    "deformable_detr": {"auxiliary_loss": True, "num_labels": 5},
+    "rt_detr": {"num_denoising": 4, "num_labels": 5},
+    "rt_detr_v2": {"num_denoising": 4, "num_labels": 5},
+    "d_fine": {"num_denoising": 4, "num_labels": 5},
+    "deimv2": {"num_denoising": 4, "num_labels": 5},
+    "lw_detr": {"num_labels": 5},
+    "rf_detr": {"num_labels": 5},
+    "grounding_dino": {"auxiliary_loss": True},
+    "mm_grounding_dino": {"auxiliary_loss": True},
+}
+"""The models that have a set loss of boxes, with options that make much of it run."""
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     build.__name__: build
@@ -311,11 +370,13 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
         oneformer,
     )
 }
+ONLY_LOSSES = {f.__name__: f for f in (detr, table_transformer, conditional_detr, yolos)}
+"""Models without deformable attention, of which the loss is replaced."""
 
 
 def build(name: str, **options: Any) -> nn.Module:
     """A random model away from its initial values, which put samples on pixel centres."""
-    model = MODELS[name](**options)
+    model = (MODELS | ONLY_LOSSES)[name](**options)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)

@@ -1,0 +1,367 @@
+"""The detection losses of transformers, with all decoder layers matched in one call.
+
+DETR's and Deformable DETR's are computed whole by our operators. Of the others, whose classification losses
+we do not have, the criterion stays as it is and only its matching is replaced.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from detr_fast.integrations.swap import Replacement, combined
+from detr_fast.ops.box_loss import box_loss
+from detr_fast.ops.box_match_cost import box_match_cost
+from detr_fast.ops.class_loss import class_loss
+from detr_fast.ops.linear_assignment import linear_assignment
+from detr_fast.structures import Matches, PackedTargets
+
+Classification = Literal["softmax", "focal"]
+Targets = Sequence[Mapping[str, Tensor]]
+Indices = list[tuple[Tensor, Tensor]]
+_TOLERANCE = 1e-4  # of random inputs in float32
+
+
+class FastLoss:
+    """Base of what stands in a model's `loss_function`; pickles by the name of the function replaced."""
+
+    what: str
+
+    def __init__(self, original: Callable[..., Any]) -> None:
+        self.original = original
+
+
+class WholeLoss(FastLoss):
+    """The loss of DETR (softmax) or Deformable DETR (focal), of all layers at once."""
+
+    what = "the whole detection loss, all decoder layers at once"
+
+    def __init__(self, original: Callable[..., Any], classification: Classification) -> None:
+        super().__init__(original)
+        self.classification: Classification = classification
+
+    def __call__(
+        self,
+        logits: Tensor,
+        labels: Targets,
+        device: torch.device,
+        pred_boxes: Tensor,
+        config: Any,
+        outputs_class: Tensor | Sequence[Tensor] | None = None,
+        outputs_coord: Tensor | Sequence[Tensor] | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, dict[str, Tensor], list[dict[str, Tensor]] | None]:
+        """Total, named losses and earlier layers, as the function replaced returns them."""
+        earlier = None
+        if config.auxiliary_loss:
+            assert outputs_class is not None
+            assert outputs_coord is not None
+            pairs = zip(outputs_class[:-1], outputs_coord[:-1], strict=True)
+            earlier = [{"logits": x, "pred_boxes": boxes} for x, boxes in pairs]
+        layers = [*(earlier or ()), {"logits": logits, "pred_boxes": pred_boxes}]
+        scores, boxes = (
+            torch.stack([layer[key] for layer in layers]).to(torch.promote_types(like.dtype, torch.float32))
+            for key, like in (("logits", logits), ("pred_boxes", pred_boxes))
+        )
+        targets = packed(labels)
+        query = match(scores.detach(), boxes.detach(), targets, config, self.classification)
+
+        num_boxes = _shared(sum(targets.num_targets), logits.device)
+        images, queries = logits.shape[:2]
+        matched = sum(min(count, queries) for count in targets.num_targets)
+        focal = self.classification == "focal"
+        if focal:
+            sums = class_loss(
+                scores, targets.labels, query, targets.num_targets, kind="focal", alpha=config.focal_alpha
+            )
+            loss_ce = sums / num_boxes
+        else:
+            weight = config.eos_coefficient
+            sums = class_loss(scores, targets.labels, query, targets.num_targets, no_object=weight)
+            loss_ce = sums / (matched + weight * (images * queries - matched))
+        loss_bbox, loss_giou = box_loss(boxes, targets.boxes, query, targets.num_targets) / num_boxes
+        with torch.no_grad():
+            found = scores.sigmoid().amax(-1) > 0.5 if focal else scores.argmax(-1) != scores.shape[-1] - 1
+            present = torch.tensor(targets.num_targets, device=scores.device)
+            error = (found.sum(-1) - present).abs().to(scores.dtype).mean(1)
+
+        named = {
+            "loss_ce": loss_ce,
+            "loss_bbox": loss_bbox,
+            "loss_giou": loss_giou,
+            "cardinality_error": error,
+        }
+        last = len(layers) - 1
+        losses = {
+            f"{name}{'' if layer == last else f'_{layer}'}": values[layer]
+            for layer in (last, *range(last))
+            for name, values in named.items()
+        }
+        # as upstream, layers beyond those of the configuration have no weight
+        weighed = [layer for layer in range(last) if layer < config.decoder_layers - 1] + [last]
+        weights = (1, config.bbox_loss_coefficient, config.giou_loss_coefficient)
+        terms = (loss_ce, loss_bbox, loss_giou)
+        return sum(w * x[weighed].sum() for w, x in zip(weights, terms, strict=True)), losses, earlier
+
+
+class OneMatch(FastLoss):
+    """Any of the other losses, its criterion unchanged but for all layers being matched in one call."""
+
+    what = "all decoder layers matched in one call; the criterion is unchanged"
+
+    def __init__(self, original: Callable[..., Any], classification: Classification | None) -> None:
+        super().__init__(original)
+        self.classification = classification
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        name, criterion = criterion_class(self.original)
+        fast = combined(MatchedAtOnce, criterion, ("classification", self.classification))
+        return _with_global(self.original, name, fast)(*args, **kwargs)
+
+
+class MatchedAtOnce(Replacement):
+    """A criterion whose matcher finds what one call matched for all layers before."""
+
+    what = OneMatch.what
+    classification: Classification | None
+
+    def forward(self, outputs: dict[str, Any], targets: Targets) -> Any:
+        module: Any = self
+        layers = [outputs, *outputs.get("auxiliary_outputs", ())]
+        if "enc_outputs" in outputs:
+            layers.append(outputs["enc_outputs"])
+        matcher = module.matcher
+        module.matcher = _FoundBefore(matcher, layers, self.classification)
+        try:
+            return super().forward(outputs, targets)  # type: ignore[misc]
+        finally:
+            module.matcher = matcher
+
+
+class _FoundBefore(nn.Module):
+    """Takes a matcher's place for one call of a criterion."""
+
+    def __init__(
+        self, matcher: Any, layers: list[dict[str, Any]], classification: Classification | None
+    ) -> None:
+        super().__init__()
+        self.matcher, self.layers, self.classification = matcher, layers, classification
+        self.found: dict[int, Indices] | None = None
+
+    def forward(self, outputs: Mapping[str, Any], targets: Targets, *groups: int, **named: int) -> Indices:
+        if self.found is None:
+            parts = groups[0] if groups else named.get("group_detr", 1)
+            alike = [x for x in self.layers if x["logits"].shape == outputs["logits"].shape]
+            self.found = match_layers(self.matcher, alike, targets, parts, self.classification)
+        found = self.found.get(id(outputs["logits"]))
+        return self.matcher(outputs, targets, *groups, **named) if found is None else found
+
+
+def match_layers(
+    matcher: Any,
+    layers: Sequence[Mapping[str, Any]],
+    targets: Targets,
+    groups: int = 1,
+    classification: Classification | None = "softmax",
+) -> dict[int, Indices]:
+    """Matches outputs of one shape, each as the matcher would, by the id of their logits.
+
+    Args:
+        matcher: with the weights `class_cost`, `bbox_cost`, `giou_cost` and maybe `alpha`, `gamma`.
+        layers: each with `logits` [B, Q, K] and `pred_boxes` [B, Q, 4] and, for `classification` None, with
+            `label_maps`, one [phrases, K] an image.
+        targets: for each image `class_labels` [T] and `boxes` [T, 4].
+        groups: queries are matched in so many parts, each with all targets.
+        classification: the class cost, or None: the mean focal cost over the tokens of the target's phrase.
+
+    Returns:
+        For the id of each layer's logits, for each image (query indices, target indices) on the CPU.
+    """
+    logits, boxes = (
+        torch.stack([layer[key].detach() for layer in layers]).unflatten(2, (groups, -1))
+        for key in ("logits", "pred_boxes")
+    )
+    # the parts become layers of their own: [L * G, B, Q / G, ...]
+    logits, boxes = (x.transpose(1, 2).flatten(0, 1) for x in (logits, boxes))
+    packs, maps = packed(targets), None
+    if classification is None:
+        maps = torch.cat(
+            [x[target["class_labels"]] for x, target in zip(layers[0]["label_maps"], targets, strict=False)]
+        )
+    matches = Matches(match(logits, boxes, packs, matcher, classification, maps))
+    queries = logits.shape[2]
+    found = {}
+    for i, layer in enumerate(layers):
+        parts = [matches.as_indices(packs, i * groups + part) for part in range(groups)]
+        found[id(layer["logits"])] = [
+            (
+                torch.cat([query + part * queries for part, (query, _) in enumerate(image)]),
+                torch.cat([target for _, target in image]),
+            )
+            for image in zip(*parts, strict=True)
+        ]
+    return found
+
+
+@torch.no_grad()
+def match(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: PackedTargets,
+    weights: Any,
+    classification: Classification | None,
+    label_maps: Tensor | None = None,
+) -> Tensor:
+    """The query of each target, [L, sumT], of logits [L, B, Q, K] and boxes [L, B, Q, 4].
+
+    Args:
+        logits: of all layers.
+        boxes: (cx, cy, w, h) of all layers.
+        targets: of the images.
+        weights: anything with `class_cost`, `bbox_cost`, `giou_cost` and maybe `alpha`, `gamma`.
+        classification: the class cost; None: see `label_maps`.
+        label_maps: [sumT, K], which logits stand for a target; their focal costs are averaged.
+    """
+    costs = box_match_cost(
+        logits,
+        boxes,
+        targets.labels if label_maps is None else torch.zeros_like(targets.labels),
+        targets.boxes,
+        targets.num_targets,
+        class_cost=classification or "softmax",
+        w_class=0.0 if classification is None else weights.class_cost,
+        w_l1=weights.bbox_cost,
+        w_giou=weights.giou_cost,
+        alpha=getattr(weights, "alpha", 0.25),
+        gamma=getattr(weights, "gamma", 2.0),
+    )
+    if label_maps is not None:
+        costs = costs + weights.class_cost * _phrase_cost(logits, label_maps, targets)
+    return linear_assignment(costs, targets.num_targets)
+
+
+def packed(targets: Targets) -> PackedTargets:
+    """Targets of transformers, whose labels are called `class_labels`, packed."""
+    return PackedTargets.from_list([{"labels": x["class_labels"], "boxes": x["boxes"]} for x in targets])
+
+
+def _phrase_cost(logits: Tensor, label_maps: Tensor, targets: PackedTargets) -> Tensor:
+    """[L, sumT, Q] focal costs, the mean over each target's own tokens (Grounding DINO, arXiv:2303.05499)."""
+    p = logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
+    cost = 0.25 * (1 - p) ** 2 * -(p + 1e-8).log() - 0.75 * p**2 * -(1 - p + 1e-8).log()
+    shares = (label_maps / label_maps.sum(-1, keepdim=True)).to(p.dtype).split(targets.num_targets)
+    return torch.cat([share @ cost[:, image].mT for image, share in enumerate(shares)], dim=1)
+
+
+def _shared(count: int, device: torch.device) -> Tensor | float:
+    """The mean number of targets over the processes of accelerate, at least 1, as upstream normalises."""
+    state = getattr(sys.modules.get("accelerate"), "PartialState", None)
+    if state is None or not state._shared_state:
+        return float(max(count, 1))
+    total = sys.modules["accelerate"].utils.reduce(torch.full((), float(count), device=device))
+    return (total / state().num_processes).clamp(min=1)
+
+
+def criterion_class(loss: Any) -> tuple[str, Any]:
+    """The criterion that a loss function of transformers builds, and the name by which it does."""
+    for name in loss.__code__.co_names:
+        found = loss.__globals__.get(name)
+        if isinstance(found, type) and issubclass(found, nn.Module) and not name.endswith("Matcher"):
+            return name, found
+    raise LookupError(f"{loss.__name__} builds no criterion")
+
+
+def choose(loss: Any, config: Any) -> FastLoss | str | None:
+    """What takes the place of a model's loss, the reason why nothing does, or None if it is no set loss."""
+    if not isinstance(loss, FunctionType) or not hasattr(config, "auxiliary_loss"):
+        return None  # such as a language model's, or that of a detector which cannot be trained
+    try:
+        name, criterion = criterion_class(loss)
+    except LookupError:
+        return None
+    known: dict[str, Classification] = {"ImageLoss": "softmax", "DeformableDetrImageLoss": "focal"}
+    try:
+        if name in known and "pred_masks" not in inspect.signature(loss).parameters:
+            whole = WholeLoss(loss, known[name])
+            return whole if _same_loss(loss, whole, config) else "its loss is not that of DETR as we know it"
+        matcher = _built(loss, name, criterion, config).matcher
+        costs: tuple[Classification | None, ...] = ("softmax", "focal", None)
+        for classification in costs:
+            if _same_indices(matcher, classification):
+                return OneMatch(loss, classification)
+        return f"the costs of its {type(matcher).__name__} are unknown"
+    except Exception as error:  # whatever a loss of an unknown version does, it is left alone
+        return f"its loss could not be tried: {type(error).__name__}: {error}"
+
+
+def _with_global(function: Any, name: str, value: Any) -> Any:
+    """The same function, one of whose globals is another; the module it comes from is left as it is."""
+    made = FunctionType(
+        function.__code__, {**function.__globals__, name: value}, function.__name__, function.__defaults__
+    )
+    made.__kwdefaults__ = function.__kwdefaults__
+    return made
+
+
+class _Built(Exception):
+    def __init__(self, criterion: Any) -> None:
+        self.criterion = criterion
+
+
+def _built(loss: Any, name: str, criterion: Any, config: Any) -> Any:
+    """The criterion that a loss builds of a configuration, caught where it is moved to its device."""
+
+    class Caught(criterion):
+        def to(self, *args: Any, **kwargs: Any) -> Any:
+            raise _Built(self)
+
+    names = loss.__code__.co_varnames[: loss.__code__.co_argcount]
+    try:
+        _with_global(loss, name, Caught)(**{key: config if key == "config" else None for key in names})
+    except _Built as built:
+        return built.criterion
+    raise LookupError(f"{loss.__name__} does not move its criterion")
+
+
+def _same_loss(loss: Any, fast: WholeLoss, config: Any) -> bool:
+    """Whether both give the same on a random input."""
+    layers = config.decoder_layers if config.auxiliary_loss else 1
+    logits, boxes, targets = _example(layers, config.num_labels + (fast.classification == "softmax"))
+    given = (logits[-1], targets, torch.device("cpu"), boxes[-1], config, logits, boxes)
+    (total, named, _), (fast_total, fast_named, _) = loss(*given), fast(*given)
+    pairs = [(total, fast_total), *((x, fast_named[key]) for key, x in named.items())]
+    return named.keys() == fast_named.keys() and all(
+        bool((x - y).abs() <= _TOLERANCE * x.abs().clamp(min=1)) for x, y in pairs
+    )
+
+
+def _same_indices(matcher: Any, classification: Classification | None) -> bool:
+    """Whether both match a random input alike."""
+    logits, boxes, targets = _example(3, 20)
+    maps = [torch.eye(20) + torch.eye(20).roll(1, 0)] * len(targets)
+    layers = [{"logits": x, "pred_boxes": b, "label_maps": maps} for x, b in zip(logits, boxes, strict=True)]
+    groups = (2,) if "group_detr" in inspect.signature(matcher.forward).parameters else ()
+    found = match_layers(matcher, layers, targets, *(groups or (1,)), classification=classification)
+    for layer in layers:
+        for ours, theirs in zip(found[id(layer["logits"])], matcher(layer, targets, *groups), strict=True):
+            if not all(map(torch.equal, ours, theirs)):
+                return False
+    return True
+
+
+def _example(layers: int, classes: int) -> tuple[Tensor, Tensor, Targets]:
+    """Random logits [L, 2, 32, K], boxes [L, 2, 32, 4] and targets, the same in each call."""
+    generator = torch.Generator().manual_seed(0)
+
+    def boxes(*shape: int) -> Tensor:
+        return torch.rand(*shape, 4, generator=generator) * torch.tensor([0.6, 0.6, 0.3, 0.3]) + 0.1
+
+    labels = (torch.arange(count) % max(1, classes - 1) for count in (9, 14))
+    targets = [{"class_labels": x, "boxes": boxes(len(x))} for x in labels]
+    return torch.randn(layers, 2, 32, classes, generator=generator) * 3, boxes(layers, 2, 32), targets

@@ -1,0 +1,117 @@
+"""Losses of accelerated models are those of before, gradients included."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import detr_fast
+from detr_fast.integrations import losses
+from tests.integrations import tiny
+
+
+def case(name: str, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
+    model = tiny.build(name, **(tiny.LOSSES[name] | options)).train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    given = tiny.inputs(name)
+    if name == "yolos":
+        del given["pixel_mask"]
+    return model, given | {"labels": tiny.targets(model.config.num_labels if "grounding" not in name else 2)}
+
+
+def step(model: nn.Module, given: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    torch.manual_seed(5)  # dropout and denoising
+    output = model(**given)
+    output.loss.backward()
+    named = {"loss": output.loss.detach()} | {key: x.detach() for key, x in output.loss_dict.items()}
+    return named, {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
+
+
+def without_attention(model: nn.Module) -> detr_fast.Report:
+    """Accelerates a model and takes everything back but its loss."""
+    report = detr_fast.accelerate(model)
+    chosen = {m: m.loss_function for m in model.modules() if "_loss_function" in m.__dict__}
+    detr_fast.restore(model)
+    for module, loss in chosen.items():
+        module.loss_function = loss
+    return report
+
+
+@pytest.mark.parametrize("name", tiny.LOSSES)
+def test_losses_and_gradients_stay_the_same(name: str) -> None:
+    model, given = case(name)
+    before = copy.deepcopy(model)
+    expected, expected_gradients = step(before, given)
+    report = without_attention(model)
+    assert any(path == "loss_function" for path, _ in report.replaced), str(report)
+    got, gradients = step(model, given)
+    assert got.keys() == expected.keys()
+    for key, x in expected.items():
+        torch.testing.assert_close(got[key], x, rtol=1e-5, atol=1e-5, msg=key)
+    assert gradients.keys() == expected_gradients.keys()
+    largest = max(float(x.abs().max()) for x in expected_gradients.values())
+    for key, x in expected_gradients.items():
+        assert (gradients[key] - x).abs().max() <= 1e-5 * largest, key
+    detr_fast.restore(model)
+    assert not isinstance(model.loss_function, losses.FastLoss)
+
+
+@pytest.mark.parametrize("name", ["detr", "rt_detr"])
+def test_copies_and_pickles_keep_the_loss(name: str) -> None:
+    model, given = case(name)
+    detr_fast.accelerate(model)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert isinstance(other.loss_function, losses.FastLoss)
+        torch.testing.assert_close(step(other, given)[0], step(copy.deepcopy(model), given)[0])
+    assert ("loss_function", "already accelerated") in detr_fast.accelerate(model).skipped
+
+
+def test_no_targets_at_all() -> None:
+    model, given = case("deformable_detr")
+    given["labels"] = [{key: x[:0] for key, x in target.items()} for target in given["labels"]]
+    expected, _ = step(copy.deepcopy(model), given)
+    without_attention(model)
+    torch.testing.assert_close(step(model, given)[0], expected)
+
+
+def test_more_targets_than_queries() -> None:
+    model, given = case("detr", num_queries=3)
+    expected, _ = step(copy.deepcopy(model), given)
+    without_attention(model)
+    torch.testing.assert_close(step(model, given)[0], expected)
+
+
+def own_loss(*args: Any, **kwargs: Any) -> None:
+    """A user's loss."""
+
+
+def test_a_loss_of_the_users_own_is_left_alone() -> None:
+    model, _ = case("detr")
+    model.loss_function = own_loss
+    report = detr_fast.accelerate(model)
+    assert report.skipped == [("loss_function", "it has a loss function of its own")]
+    detr_fast.restore(model)
+    assert model.loss_function is own_loss
+
+
+def test_a_changed_loss_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.loss import loss_deformable_detr, loss_rt_detr
+
+    monkeypatch.setattr(loss_deformable_detr.DeformableDetrImageLoss, "loss_boxes", lambda *_: {})
+    report = detr_fast.accelerate(case("deformable_detr")[0])
+    assert ("loss_function", "its loss is not that of DETR as we know it") in report.skipped
+
+    def forward(self, outputs, targets):
+        return [tuple(x.flip(0) for x in pair) for pair in original(self, outputs, targets)]
+
+    original = loss_rt_detr.RTDetrHungarianMatcher.forward
+    monkeypatch.setattr(loss_rt_detr.RTDetrHungarianMatcher, "forward", forward)
+    report = detr_fast.accelerate(case("rt_detr")[0])
+    assert ("loss_function", "the costs of its RTDetrHungarianMatcher are unknown") in report.skipped
