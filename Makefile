@@ -54,7 +54,7 @@ $(VENV)/.torch: constraints.txt
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml $(NATIVE)
-	$(PIP) install -c constraints.txt -e ".[test,lint]"
+	$(PIP) install -c constraints.txt -e ".[train,test,lint]"
 	touch $@
 
 # torch-ms-deform-attn is compiled against the torch that is installed here, never taken from a cache.

@@ -12,6 +12,7 @@ import torch
 import typer
 from typer.core import TyperGroup
 
+from detr_fast import __version__
 from detr_fast.bench import run_benchmarks
 from detr_fast.data import DataSource, convert_yolo
 from detr_fast.distributed import is_main, pick_device, process_group
@@ -28,6 +29,7 @@ from detr_fast.engine import (
 )
 from detr_fast.engine.demo import run_demo
 from detr_fast.engine.recipe import ModelChoice, evaluation_dataset, train_on_coco
+from detr_fast.extras import explain_missing
 from detr_fast.ops import BackendUnavailable
 
 # What a person can cause and mend; anything else is a defect and keeps its traceback.
@@ -43,7 +45,8 @@ class _Commands(TyperGroup):
         except USER_ERRORS as error:
             if ctx.params.get("debug"):
                 raise
-            typer.echo(f"error: {error}", err=True)
+            message = explain_missing(error) if isinstance(error, ImportError) else error
+            typer.echo(f"error: {message}", err=True)
             raise typer.Exit(2) from error
 
 
@@ -115,9 +118,18 @@ TaskName = Annotated[
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: torch's choice.")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"detr_fast {__version__}, torch {torch.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _settings(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it and end.")
+    ] = False,
 ) -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -98,7 +97,7 @@ def _heat(image: Image.Image, weights: Tensor, padded: Sequence[int], size: Sequ
     heat = ((maps - maps.min()) / (maps.max() - maps.min()).clamp(min=1e-12)).numpy()
     gray = np.asarray(image.convert("L"), np.float32)[..., None] / 255
     opacity = 0.35 + 0.5 * heat[..., None]
-    colors = matplotlib.colormaps["inferno"](heat)[..., :3]
+    colors = _colormap("inferno", heat)
     return _picture((1 - opacity) * 0.8 * gray + opacity * colors)
 
 
@@ -116,13 +115,20 @@ def _dots(
     draw = ImageDraw.Draw(canvas)
     radius = SMOOTH * max(2.0, max(image.size) / 120)
     weights = weights.flatten() / weights.max()
-    colors = (255 * matplotlib.colormaps["turbo"](0.05 + 0.9 * weights.numpy())).round().astype(int)
+    colors = (255 * _colormap("turbo", 0.05 + 0.9 * weights.numpy())).round().astype(int)
     for i in weights.argsort().tolist():
         x, y = (locations.flatten(0, -2)[i] * span).tolist()
         corners = (x - radius, y - radius, x + radius, y + radius)
-        draw.ellipse(corners, fill=tuple(colors[i, :3].tolist()), outline="black")
+        draw.ellipse(corners, fill=tuple(colors[i].tolist()), outline="black")
     _draw_reference(draw, (reference.unflatten(0, (-1, 2)) * span).flatten(), radius)
     return canvas.resize(image.size, Image.Resampling.LANCZOS)
+
+
+def _colormap(name: str, values: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    """values [...] in 0..1 -> RGB [..., 3] in 0..1."""
+    import matplotlib
+
+    return matplotlib.colormaps[name](values)[..., :3]
 
 
 def _draw_reference(draw: ImageDraw.ImageDraw, reference: Tensor, radius: float) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
-from scipy import ndimage
 from torch import Tensor
 
 from detr_fast.drawing.boxes import CaptionPlates, Color, caption_font, class_color, draw_detections, shade
@@ -37,6 +36,8 @@ def draw_instances(
         labels: [X], the class of each; instances of a class get shades of one colour.
         captions: [X]; "" writes nothing.
     """
+    from scipy import ndimage
+
     stack = _checked(masks, image, "masks", 3).astype(bool)
     pixels = np.asarray(image.convert("RGB"), np.float32).copy()
     colors = _shades(labels)
@@ -118,6 +119,8 @@ def _shades(labels: Sequence[int]) -> list[Color]:
 
 def _painted(image: Image.Image, ids: Array, colors: Mapping[int, Color]) -> Image.Image:
     """The image under the colours of `ids`, others left as they are, with light borders between ids."""
+    from scipy import ndimage
+
     pixels = np.asarray(image.convert("RGB"), np.float32).copy()
     present, index = np.unique(ids, return_inverse=True)
     index = index.reshape(ids.shape)
@@ -143,6 +146,8 @@ def _write_inside(canvas: Image.Image, parts: Sequence[tuple[Array, str]]) -> No
 
 def _widest_place(mask: Array) -> tuple[float, float]:
     """The pixel (x, y) of a mask that lies farthest from its border."""
+    from scipy import ndimage
+
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     part = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     # the border of the picture is a border of the mask

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
 
 class RunLog:
     """Appends records to `log.jsonl` and the numbers among them to TensorBoard.
@@ -20,6 +18,8 @@ class RunLog:
     """
 
     def __init__(self, directory: Path, after_step: int | None = None) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
         path = directory / "log.jsonl"
         kept = [] if after_step is None or not path.exists() else _up_to(path, after_step)
         path.write_text("".join(kept), encoding="utf-8")

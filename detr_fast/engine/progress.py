@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any
 
 from detr_fast.distributed import is_main
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 def progress(*args: Any, **options: Any) -> tqdm:
     """A tqdm bar of rank 0; redrawn four times a second on a terminal, every ten seconds elsewhere."""
+    from tqdm import tqdm
+
     interval = 0.25 if sys.stderr.isatty() else 10.0
     return tqdm(*args, disable=not is_main(), leave=False, mininterval=interval, maxinterval=10.0, **options)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from detr_fast.machine import describe_machine
@@ -51,6 +50,8 @@ def plot_losses(
         scores: which numbers.
         path: of the PNG file.
     """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     terms, numbers = figure.subplots(1, 2)
     for name, title in losses.items():

@@ -36,7 +36,7 @@ OPERATOR = Operator(
     Backend("cuda", cuda.BACKEND, cuda.BACKEND.why_not),
     Backend("triton", triton, triton.why_not),
     Backend("cpu", cpu, _needs_cpu),
-    Backend("reference", reference, lambda device, dtype: None),
+    Backend("reference", reference, reference.why_not),
 )
 
 

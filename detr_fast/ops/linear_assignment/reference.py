@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import NoReturn
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+
+
+def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the reference cannot serve: scipy comes with the extra `train` alone."""
+    return None if find_spec("scipy") else "scipy is not installed; `pip install scipy`"
 
 
 def solve(costs: Tensor, sizes: Sequence[int], check: bool) -> tuple[Tensor, Tensor | None]:
@@ -16,6 +21,8 @@ def solve(costs: Tensor, sizes: Sequence[int], check: bool) -> tuple[Tensor, Ten
 
     With `check` an infeasible problem raises, and there is no status.
     """
+    from scipy.optimize import linear_sum_assignment  # slow to import, and rarely needed
+
     host = costs.detach().cpu().double().numpy()
     query = np.full(host.shape[:-1], -1, dtype=np.int64)
     status = np.zeros((*host.shape[:-2], len(sizes)), dtype=np.int32)

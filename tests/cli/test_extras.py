@@ -1,0 +1,73 @@
+"""Without the packages of the extra `train`: operators and models work, commands say what to install."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from detr_fast.extras import MODULES
+from tests.paths import ROOT
+
+# these names import as if nothing of them were installed
+BLOCK = "import sys; sys.modules.update(dict.fromkeys({modules!r})); "
+
+
+def run(modules: set[str], program: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", BLOCK.format(modules=sorted(modules)) + program]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_operators_and_models_need_torch_and_numpy_alone() -> None:
+    program = """
+import torch
+import detr_fast, detr_fast.families, detr_fast.integrations, detr_fast.ops
+costs = torch.rand(1, 3, 5)
+assert detr_fast.ops.linear_assignment(costs, [3], backend="cpu").unique().numel() == 3
+try:
+    detr_fast.ops.linear_assignment(costs, [3], backend="reference")
+except detr_fast.ops.BackendUnavailable as error:
+    print(error)
+"""
+    done = run(MODULES, program)
+    assert done.returncode == 0, done.stderr
+    assert "reference: scipy is not installed; `pip install scipy`" in done.stdout
+
+
+def test_importing_the_package_loads_nothing_of_the_extra() -> None:
+    program = f"""
+import torch
+before = set(sys.modules)
+import detr_fast, detr_fast.families, detr_fast.ops
+print({MODULES!r} & (sys.modules.keys() - before))
+"""
+    assert run(set(), program).stdout == "set()\n"
+
+
+@pytest.mark.parametrize("module", ["typer", "PIL", "pycocotools"])
+def test_the_command_names_the_extra(module: str) -> None:
+    done = run({module}, "sys.argv[1:] = ['doctor']; from detr_fast.__main__ import main; main()")
+    assert done.returncode == 2
+    assert done.stderr == (f"error: {module} is not installed; `pip install 'detr_fast[train]'` brings it\n")
+
+
+def test_a_command_that_needs_more_than_others_names_it(tmp_path) -> None:
+    (tmp_path / "data.yaml").write_text("names: [cat]")
+    arguments = ["convert", "yolo", str(tmp_path / "data.yaml"), str(tmp_path / "coco")]
+    done = run({"yaml"}, f"sys.argv[1:] = {arguments!r}; from detr_fast.__main__ import main; main()")
+    assert done.returncode == 2
+    assert done.stderr == "error: yaml is not installed; `pip install 'detr_fast[train]'` brings it\n"
+
+
+def test_other_missing_modules_are_defects() -> None:
+    done = run({"detr_fast.engine"}, "from detr_fast.__main__ import main; main()")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_module_and_version() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "detr_fast", "--version"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("detr_fast 0.")
