@@ -9,6 +9,7 @@ import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from random import Random
 from typing import Any, Literal, TypeAlias
@@ -157,6 +158,8 @@ def as_int(value: Any) -> int | None:
     """An integer, which may also be written 3.0 or "3"; None where it is none (a truth value is none)."""
     if type(value) is int:
         return value
+    if isinstance(value, Integral) and not isinstance(value, bool):  # numpy's
+        return int(value)
     if type(value) is float and value.is_integer() and abs(value) < 2**53:
         return int(value)
     if type(value) is str and value.isascii() and value.removeprefix("-").isdigit() and len(value) <= 20:

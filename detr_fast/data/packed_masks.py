@@ -77,12 +77,14 @@ class PackedMasks:
         return last > first
 
     def _append_runs(self, encoding: dict[str, Any], size: tuple[int, int]) -> bool:
-        if encoding.get("size") != list(size):
+        if encoding.get("size") not in (list(size), size):
             raise ValueError(
                 f"the run-length encoding is for a mask of [height, width] = "
                 f"{short(encoding.get('size'))}, but the image has {list(size)}"
             )
         counts = encoding["counts"]
+        if isinstance(counts, bytes):  # as pycocotools returns them
+            counts = counts.decode("latin-1")
         runs = _listed_runs(counts) if isinstance(counts, list) else _decoded_runs(counts)
         if runs is None or (runs < 0).any() or runs.sum() != size[0] * size[1]:
             raise ValueError(

@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
-from detr_fast.data.coco_json import ImageId, find_image
+from detr_fast.data.coco_json import ImageId, as_int, find_image, short
 from detr_fast.data.instances import Instances, read_instances
 from detr_fast.data.packed_masks import PackedMasks
 
@@ -73,7 +73,7 @@ def encode_mask(mask: Tensor) -> dict[str, Any]:
 
 def coco_metrics(
     annotations: str | Path | Instances,
-    detections: Sequence[Mapping[str, Any]],
+    detections: Iterable[Mapping[str, Any]],
     image_ids: Iterable[ImageId] | None = None,
     kind: Literal["bbox", "segm"] = "bbox",
 ) -> dict[str, float]:
@@ -101,11 +101,12 @@ def coco_metrics(
     key = {"bbox": "bbox", "segm": "segmentation"}.get(kind)
     if key is None:
         raise ValueError(f"kind: expected 'bbox' or 'segm'; got {kind!r}")
+    detections = list(detections)
     for i, detection in enumerate(detections):
-        if missing := {key, "image_id", "category_id", "score"} - detection.keys():
+        if missing := [name for name in ("image_id", "category_id", "score", key) if name not in detection]:
             raise ValueError(
-                f"detections[{i}]: expected {', '.join(map(repr, sorted(missing)))} for kind={kind!r}; "
-                f"got {sorted(detection)}"
+                f"detections[{i}]: expected {', '.join(map(repr, missing))} for kind={kind!r}; "
+                f"got {short(detection)}"
             )
     if not isinstance(annotations, Instances):
         annotations = read_instances(annotations, segmentations=kind == "segm")
@@ -153,27 +154,49 @@ def _found(data: Instances, detections: Sequence[Mapping[str, Any]], kind: str) 
     for i, detection in enumerate(detections):
         entry = f"detections[{i}]"
         position = _position(positions, detection["image_id"], entry)
-        if (category := detection["category_id"]) not in data.categories:
-            raise ValueError(f"{entry}: category {category} is not in {data.path}")
-        row = {"image_id": position, "category_id": category, "score": detection["score"], "iscrowd": 0}
-        numbers = [row["score"]]
+        category = as_int(detection["category_id"])
+        if category not in data.categories:
+            raise ValueError(f"{entry}: category {short(detection['category_id'])} is not in {data.path}")
+        score = _finite(detection["score"])
+        if score is None:
+            raise ValueError(f"{entry}: expected 'score' as a finite number; got {short(detection['score'])}")
+        row: dict[str, Any] = {"image_id": position, "category_id": category, "score": score, "iscrowd": 0}
         if kind == "bbox":
-            row["bbox"] = box = detection["bbox"]
+            row["bbox"] = box = _box(detection["bbox"], entry)
             row["area"] = box[2] * box[3]
-            numbers = [*numbers, *box]
         else:
             width, height = data.images.sizes[position]
             row["segmentation"] = _encoding(detection["segmentation"], (height, width), entry)
             row["area"] = float(rle.area(row["segmentation"]))
-        if not all(map(math.isfinite, numbers)):
-            raise ValueError(f"{entry}: expected finite numbers; got {numbers}")
         yield row
+
+
+def _finite(value: Any) -> float | None:
+    """A finite number, plain or of numpy or torch."""
+    if isinstance(value, (bool, str, bytes)):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _box(value: Any, entry: str) -> list[float]:
+    try:
+        numbers = [_finite(number) for number in value]
+    except TypeError:
+        numbers = []
+    box = [number for number in numbers if number is not None]
+    if len(numbers) != 4 or len(box) != 4:
+        raise ValueError(f"{entry}: expected 'bbox' as four finite numbers [x, y, w, h]; got {short(value)}")
+    return box
 
 
 def _position(positions: Mapping[ImageId, int], image_id: Any, entry: str) -> int:
     position = find_image(positions, image_id)
     if position is None:
-        raise ValueError(f"{entry}: image {image_id!r} is not in the annotations")
+        raise ValueError(f"{entry}: image {short(image_id)} is not in the annotations")
     return position
 
 

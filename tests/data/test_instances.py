@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -317,15 +318,24 @@ def test_annotation_ids_do_not_change_the_score(tmp_path: Path, ids: str, count:
     [
         ({"image_id": 3}, "detections.0.: image 3 is not in the annotations"),
         ({"category_id": 5}, "category 5 is not in .*a.json"),
-        ({"score": float("nan")}, "expected finite numbers"),
-        ({"bbox": [0, 0, 1, float("inf")]}, "expected finite numbers"),
+        ({"category_id": []}, r"category \[\] is not in .*a.json"),
+        ({"image_id": True}, "image True is not in the annotations"),
+        ({"score": float("nan")}, "expected 'score' as a finite number; got nan"),
+        ({"score": "0.9"}, "expected 'score' as a finite number; got '0.9'"),
+        ({"score": True}, "expected 'score' as a finite number; got True"),
+        ({"bbox": [0, 0, 1, float("inf")]}, "expected 'bbox' as four finite numbers"),
+        ({"bbox": "1234"}, "expected 'bbox' as four finite numbers .*; got '1234'"),
+        ({"bbox": [1, 2, 3]}, "expected 'bbox' as four finite numbers"),
+        ({"bbox": None}, "expected 'bbox' as four finite numbers .*; got None"),
         ({"score": ...}, "expected 'score' for kind='bbox'"),
     ],
 )
 def test_detections_are_checked(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     path = write_json(tmp_path / "a.json", [image(1)], [row()])
     good = {"image_id": 1, "category_id": 3, "bbox": [1, 2, 10, 20], "score": 0.9}
-    assert coco_metrics(path, [{**good, "image_id": "1"}])["AP"] == pytest.approx(1.0)
+    numbers = {"image_id": np.int64(1), "category_id": np.int64(3), "score": torch.tensor(0.5)}
+    for same in ({}, {"image_id": "1", "category_id": "3"}, {"bbox": np.array([1, 2, 10, 20])}, numbers):
+        assert coco_metrics(path, iter([{**good, **same}]))["AP"] == pytest.approx(1.0)
     bad = {key: value for key, value in {**good, **changes}.items() if value is not ...}
     with pytest.raises(ValueError, match=message):
         coco_metrics(path, [bad])

@@ -7,6 +7,7 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from pycocotools import mask as rle
@@ -15,6 +16,7 @@ from pycocotools.cocoeval import COCOeval
 
 from detr_fast.metrics import coco_detections, coco_metrics
 from detr_fast.metrics.coco import encode_mask
+from tests.data.make import image, write_json
 from tests.paths import COCO_SAMPLE, COCO_SAMPLE_REASON
 
 
@@ -65,6 +67,18 @@ def test_masks_as_run_lengths(rng: torch.Generator) -> None:
     assert torch.equal(torch.from_numpy(rle.decode(encoded)).bool(), mask)
     with pytest.raises(ValueError, match=r"mask: expected \[h, w\]; got \[1, 5, 7\]"):
         encode_mask(mask[None])
+
+
+def test_masks_as_pycocotools_encodes_them(tmp_path: Path, rng: torch.Generator) -> None:
+    """With bytes, and sizes as tuples."""
+    mask = np.asfortranarray((torch.rand(20, 30, generator=rng) < 0.5).numpy().astype(np.uint8))
+    truth = rle.encode(mask)
+    common = {"image_id": 1, "category_id": 3}
+    row = {**common, "bbox": rle.toBbox(truth).tolist(), "segmentation": encode_mask(torch.from_numpy(mask))}
+    path = write_json(tmp_path / "a.json", [image(1, 30, 20)], [row])
+    for size in (truth["size"], tuple(truth["size"])):
+        detection = {**common, "segmentation": {"size": size, "counts": truth["counts"]}, "score": 0.5}
+        assert coco_metrics(path, [detection], kind="segm")["AP"] == pytest.approx(1)
 
 
 def test_what_is_compared_must_be_there(tmp_path: Path) -> None:
