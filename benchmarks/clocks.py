@@ -181,7 +181,7 @@ class Clock:
             return False
         return True
 
-    def copy_rates(self) -> list[float]:
+    def copy_rates(self) -> tuple[float, float]:
         """Bytes a second, read and written, of copies in device memory and in the cache."""
         rates = []
         with self.context():
@@ -189,7 +189,7 @@ class Clock:
                 source = torch.rand(size // 4, device=self.device)
                 copy = functools.partial(torch.empty_like(source).copy_, source)
                 rates.append(2 * size / (1e-6 * self.kernel([copy], 0.2).us))
-        return rates
+        return rates[0], rates[1]
 
     def product_rates(self) -> dict[str, float]:
         """Operations a second of a matrix product in fp32, tf32 (fp32 where there is none) and bf16."""

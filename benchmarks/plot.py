@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ class Panel(NamedTuple):
     peers: tuple[str, ...]
     cases: tuple[str, ...]
 
-    def bars(self, rows: dict[tuple[str, ...], float]) -> list[tuple[str, dict[str, float]]]:
+    def bars(self, rows: Mapping[Any, float]) -> list[tuple[str, dict[str, float]]]:
         """(label, ratio of each peer) for each case and pass that was measured."""
         bars = []
         for case in self.cases:

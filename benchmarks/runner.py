@@ -220,7 +220,7 @@ class Runner:
 
     def missing(self) -> dict[str, str]:
         """The peers of a paired run that this environment lacks, with the reasons."""
-        found = {}
+        found: dict[str, str] = {}
         for suite, case in self.chosen:
             found |= {peer.name: peer.missing for peer in suite.contenders(case) if peer.missing}
         return found

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import tests.ops.cases
 from detr_fast.ops.operator import ORDER
-from tests.ops.contract import Case, Contract, convert, to_float64
+from tests.ops.contract import Case, Contract, Inputs, convert, to_float64
 
 LARGE = 1 << 16  # elements of an input, beyond which a case is left to the tests
 SEED = 1
@@ -58,7 +58,7 @@ def _error(contract: Contract, case: Case, dtype: torch.dtype, device: str, back
     return max(_relative(a, e) / limit for a, e, limit in zip(found, expected, limits, strict=True))
 
 
-def _call(contract: Contract, inputs: dict, backend: str) -> list[Tensor]:  # type: ignore[type-arg]
+def _call(contract: Contract, inputs: Inputs, backend: str) -> list[Tensor]:
     """Output and, where there are any, gradients."""
     names = contract.differentiable
     leaves = {k: v.detach().clone().requires_grad_() if k in names else v for k, v in inputs.items()}

@@ -108,6 +108,7 @@ class Suite:
 
     cases: on a CPU, where each peer is timed beside ours. gpu_cases: on a GPU, where each is timed alone.
     contenders: of a case; ours first.
+    tiny: cases that take milliseconds, in place of both in the tests.
     gpu_contenders: (case, device) -> those on a GPU; default: ours once for each backend, and the peers.
     contract: what every result must meet. work: (inputs, pass) -> the floor.
     parts: the names of the operators in it.
@@ -127,6 +128,7 @@ class Suite:
     parts: Sequence[str]
     cases: Sequence[Case] = ()
     gpu_cases: Sequence[Case] = ()
+    tiny: Sequence[Case] = ()
     gpu_contenders: Callable[[Any, torch.device], list[Contender]] | None = None
     to_check: Callable[[Any, Any, Generator, int | None], Any] = _as_timed
     goal: Callable[[str, str, str, int], float | None] = _no_goal
@@ -229,6 +231,11 @@ def reference(contender: Contender, inputs: Any, pass_: str) -> Any:
 
 def leaves_of(*tensors: Tensor) -> list[Tensor]:
     return [tensor.detach().requires_grad_() for tensor in tensors]
+
+
+def drawn_from(generator: Generator) -> dict[str, Any]:
+    """Keywords of torch's random functions, for numbers from `generator` on its device."""
+    return {"generator": generator, "device": generator.device}
 
 
 def import_peer(module: str) -> tuple[Any, str | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -95,10 +96,8 @@ def forward_of(model: nn.Module) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
 
     Raises ImportError without transformers, ValueError where its names differ from those of version 5.
     """
-    import transformers
-
+    transformers: Any = importlib.import_module("transformers")
     stages = ["stage1", "stage2", "stage3", "stage4"]
-    config: Any
     theirs: nn.Module
     if isinstance(model, DeformableDETR):
         backbone = transformers.ResNetConfig(out_features=stages[1:])

@@ -24,6 +24,7 @@ from benchmarks.suite import (
     Row,
     Suite,
     Work,
+    drawn_from,
     leaves_of,
     measured,
     pinned,
@@ -83,7 +84,7 @@ class Detection:
 
     def inputs(self, generator: Generator) -> Inputs:
         L, B, Q, K = self.layers, len(self.targets), self.queries, self.classes
-        draw = {"generator": generator, "device": generator.device}
+        draw = drawn_from(generator)
         boxes = random_boxes(generator, sum(self.targets))
         labels = torch.randint(K - 1, (sum(self.targets),), **draw)
         if self.kind == "early":
@@ -104,8 +105,8 @@ class Detection:
 
 def random_boxes(generator: Generator, count: int) -> Tensor:
     """[count, 4] boxes (cx, cy, w, h) inside the unit square."""
-    extent = 0.05 + 0.4 * torch.rand(count, 2, generator=generator, device=generator.device)
-    centre = torch.rand(count, 2, generator=generator, device=generator.device)
+    extent = 0.05 + 0.4 * torch.rand(count, 2, **drawn_from(generator))
+    centre = torch.rand(count, 2, **drawn_from(generator))
     return torch.cat([extent / 2 + (1 - extent) * centre, extent], -1)
 
 
@@ -324,7 +325,8 @@ class Loss:
 def _loss(inputs: LossInputs, pass_: str) -> Call:
     """The losses of all layers and the gradient of their sum."""
     (leaf,) = leaves_of(inputs.predictions)
-    function = box_loss if inputs.loss == "boxes" else partial(class_loss, kind=inputs.loss)
+    kind: Any = inputs.loss
+    function = box_loss if kind == "boxes" else partial(class_loss, kind=kind)
 
     def call() -> dict[str, Tensor]:
         losses = function(leaf, inputs.targets, inputs.query, inputs.num_targets)
@@ -392,6 +394,7 @@ _GPU_CASES = tuple(
     Detection(f"{kind}L={L} B=16 Q={Q}", Q, COCO_COUNTS, L, K, quick=Q == 300)
     for kind, L, Q, K in (("", 6, 300, 92), ("", 7, 900, 92), ("Mask2Former ", 10, 100, 81))
 )
+_TINY = Detection("tiny", 12, (3, 5), layers=2, classes=5)
 MATCHER_PARTS = ("box_match_cost", "linear_assignment")
 CRITERION_PARTS = (*MATCHER_PARTS, "class_loss", "box_loss")
 
@@ -409,6 +412,7 @@ SUITES = [
         parts=("box_match_cost",),
         cases=(Detection("smallest", 1, (1,), layers=1, classes=2), *_CASES),
         gpu_cases=_GPU_CASES,
+        tiny=(_TINY,),
     ),
     Suite(
         "matcher",
@@ -418,6 +422,7 @@ SUITES = [
         parts=MATCHER_PARTS,
         cases=_CASES,
         gpu_cases=_GPU_CASES,
+        tiny=(_TINY,),
         gpu_contenders=_gpu_match_contenders,
         goal=_goal,
         gpu_goals=_gpu_match_goals,
@@ -430,6 +435,7 @@ SUITES = [
         parts=CRITERION_PARTS,
         cases=_with_gradients(_CASES),
         gpu_cases=_with_gradients(_GPU_CASES),
+        tiny=_with_gradients([_TINY]),
         gpu_contenders=_gpu_criterion_contenders,
         gpu_goals=_gpu_criterion_goals,
     ),
@@ -441,6 +447,7 @@ SUITES = [
             _loss_work,
             parts=(operator,),
             cases=tuple(Loss(case, loss) for case in _CASES for loss in losses),
+            tiny=tuple(Loss(_TINY, loss) for loss in losses),
             gpu_cases=tuple(Loss(case, loss, quick=case.quick) for case in _GPU_CASES[:2] for loss in losses),
         )
         for operator, losses in (("class_loss", ("softmax", "focal")), ("box_loss", ("boxes",)))

@@ -299,6 +299,7 @@ SUITES = [
             ),
             *STEPS,
         ),
+        tiny=(Assignment(9, 4, "clustered", images=3), Assignment(9, 3, "random", images=2)),
         gpu_contenders=_gpu_contenders,
         goal=_goal,
         gpu_goals=_gpu_goals,

@@ -20,6 +20,7 @@ from benchmarks.suite import (
     Contender,
     Suite,
     Work,
+    drawn_from,
     leaves_of,
     pinned,
     size_of,
@@ -49,7 +50,7 @@ class Inputs:
         layers, images = self.predictions.logits.shape[:2]
         masks = sum(len(target["labels"]) for target in self.targets)
         shapes = ((images, 12544), (masks, 3 * 12544), (masks, 3136))
-        draw = {"generator": generator, "device": generator.device}
+        draw = drawn_from(generator)
         return replace(self, draws=PointDraws(*(torch.rand(layers, *shape, 2, **draw) for shape in shapes)))
 
 
@@ -74,7 +75,7 @@ class Masks:
 
     def inputs(self, generator: Generator) -> Inputs:
         shape = (self.layers, len(self.targets), self.queries)
-        draw = {"generator": generator, "device": generator.device}
+        draw = drawn_from(generator)
         logits = torch.randn(*shape, self.classes + 1, **draw)
         masks = 4 * torch.randn(*shape, self.size // 4, self.size // 4, **draw)
         targets = []
@@ -171,6 +172,7 @@ SUITES = [
             Masks("B=2 Q=100 1024x1024", (14, 6), checked_at=256),
             Masks("L=10 B=16 Q=100 1024x1024", COCO_COUNTS, checked_at=256, quick=False),
         ),
+        tiny=(Masks("tiny", (2, 3), 6, 2, 5, size=64), Masks("checked smaller", (2, 3), 6, 2, 5, 64, 32)),
         gpu_contenders=_gpu_contenders,
         to_check=_to_check,
     )

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from benchmarks.contract import Contract, compare
 from benchmarks.peers.official_mask2former import pairwise_dice, pairwise_entropy
-from benchmarks.suite import FORWARD, OURS, Call, Contender, Suite, Work, size_of
+from benchmarks.suite import FORWARD, OURS, Call, Contender, Suite, Work, drawn_from, size_of
 from benchmarks.suites.detection import COCO_COUNTS
 from benchmarks.suites.mask_criterion import OFFICIAL
 from detr_fast.ops import mask_match_cost
@@ -50,7 +50,7 @@ class MaskCost:
 
     def inputs(self, generator: Generator) -> Inputs:
         lead, total = (self.layers, len(self.targets), self.queries), sum(self.targets)
-        draw = {"generator": generator, "device": generator.device}
+        draw = drawn_from(generator)
         if self.loss == "bce":
             values = (2 * torch.rand(self.layers, total, self.points, **draw) - 0.5).clamp(0, 1)
         else:
@@ -66,9 +66,10 @@ class MaskCost:
 
 
 def _ours(inputs: Inputs, pass_: str, **options: Any) -> Call:
-    weights = dict(zip(("w_class", "w_mask", "w_dice"), WEIGHTS[inputs.loss], strict=True))
+    options |= dict(zip(("w_class", "w_mask", "w_dice"), WEIGHTS[inputs.loss], strict=True))
+    options["mask_cost"] = inputs.loss
     tensors = (inputs.logits, inputs.mask_values, inputs.labels, inputs.target_values)
-    return lambda: mask_match_cost(*tensors, inputs.num_targets, mask_cost=inputs.loss, **weights, **options)
+    return lambda: mask_match_cost(*tensors, inputs.num_targets, **options)
 
 
 def _pairwise_focal(x: Tensor, t: Tensor) -> Tensor:
@@ -172,6 +173,7 @@ SUITES = [
             MaskCost("Mask2Former B=1 T=100", (100,), 12544),
             MaskCost("MaskFormer B=4 T~14", (7, 12, 16, 20), 6400, "focal", layers=6),
         ),
+        tiny=tuple(MaskCost(loss, (3, 2), 70, loss, 6, 2, 5) for loss in ("bce", "focal")),
         gpu_cases=(
             MaskCost("Mask2Former L=10 B=16 Q=100", COCO_COUNTS, 12544, quick=False),
             MaskCost("MaskFormer L=6 B=16 Q=100", COCO_COUNTS, 6400, "focal", layers=6, quick=False),

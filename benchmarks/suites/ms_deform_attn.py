@@ -26,6 +26,7 @@ from benchmarks.suite import (
     Work,
     backends,
     differentiable,
+    drawn_from,
     import_peer,
     measured,
     ratio,
@@ -147,7 +148,7 @@ class Attention:
     def inputs(self, generator: Generator) -> Inputs:
         B, H, N, P = self.images, self.heads, len(self.shapes), self.points
         S = sum(h * w for h, w in self.shapes)
-        draw = {"generator": generator, "device": generator.device}
+        draw = drawn_from(generator)
         if self.queries is None:
             centres = [_pixel_centres(h, w, generator.device) for h, w in self.shapes]
             points = torch.cat(centres).expand(B, S, 2)
@@ -486,6 +487,9 @@ _GPU_CASES = (
     Attention("decoder B=16", 16, 300, COCO_LEVELS, quick=False),
     Attention("Mask2Former B=8", 8, None, MASK2FORMER_LEVELS, quick=False),
 )
+_TINY = Attention("tiny", 2, None, ((6, 5), (3, 2)), heads=2, channels=8, points=2)
+_TINY_BF16 = replace(_TINY, name="tiny bf16", passes=(FORWARD, BACKWARD), precision=BF16, form=FUSED)
+_TINY_ALL_BF16 = replace(_TINY_BF16, precision=ALL_BF16, form=PLAIN)
 _GPU_VARIANTS = (
     *(
         replace(case, precision=precision, form=form)
@@ -510,6 +514,12 @@ SUITES = [
         parts=(OPERATOR,),
         cases=tuple(replace(case, form=form) for case in _CASES for form in (PLAIN, FUSED)),
         gpu_cases=tuple(replace(case, passes=(FORWARD, BACKWARD)) for case in _GPU_VARIANTS),
+        tiny=(
+            _TINY,
+            replace(_TINY, form=FUSED),
+            _TINY_BF16,
+            replace(_TINY_BF16, precision=ALL_BF16, form=PLAIN),
+        ),
         gpu_contenders=_gpu_contenders,
         to_check=_to_check,
         goal=_goal,

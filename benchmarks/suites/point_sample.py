@@ -19,6 +19,7 @@ from benchmarks.suite import (
     Suite,
     Work,
     differentiable,
+    drawn_from,
     reference,
     size_of,
 )
@@ -61,8 +62,7 @@ class PointSample:
 
     def inputs(self, generator: Generator) -> Inputs:
         M, C, h, w = self.maps
-        device = generator.device
-        draw = {"generator": generator, "device": device}
+        device, draw = generator.device, drawn_from(generator)
         if self.masks:
             y, x = (torch.arange(side, device=device).add(0.5).div(side) for side in (h, w))
             centre, radius = torch.rand(M, C, 2, 1, 1, **draw), 0.4 * torch.rand(M, C, 1, 1, **draw)
@@ -111,9 +111,10 @@ def _work(inputs: Inputs, pass_: str) -> Work:
     return Work(read + 2 * size_of(inputs.grad_output) + size_of(inputs.maps, inputs.points))
 
 
+_BOTH = (FORWARD, FORWARD_BACKWARD)
 _CASES = (
     PointSample("matcher", (4, 100, 256, 256)),
-    PointSample("loss", (400, 1, 256, 256), rows=100, passes=(FORWARD, FORWARD_BACKWARD)),
+    PointSample("loss", (400, 1, 256, 256), rows=100, passes=_BOTH),
     PointSample("target masks", (100, 1, 1024, 1024), masks=True),
 )
 SUITES = [
@@ -124,6 +125,10 @@ SUITES = [
         _work,
         parts=(OPERATOR,),
         cases=(PointSample("smallest", (1, 1, 2, 2), points=1), *_CASES),
+        tiny=(
+            PointSample("rows", (6, 1, 8, 8), rows=4, points=9, passes=_BOTH),
+            PointSample("maps", (6, 1, 8, 8), masks=True, points=9),
+        ),
         gpu_cases=tuple(replace(case, quick=False) for case in _CASES),
     )
 ]

@@ -20,7 +20,7 @@ from benchmarks.report import run_benchmarks
 from benchmarks.runner import Plan, Runner
 from detr_fast.machine import torch_threads
 from detr_fast.ops import OPERATORS
-from tests.benchmarking.tiny import suite
+from tests.benchmarking.conftest import TINY
 
 
 def test_interleaved_samples_alternate_and_count() -> None:
@@ -51,7 +51,7 @@ def test_threads_are_restored() -> None:
         fail()
     assert seen == [before + 1]
     assert torch.get_num_threads() == before
-    list(Runner(Plan(threads=(before + 1,), budget_s=0, patience_s=0), [suite("linear_assignment")]).run())
+    list(Runner(Plan(threads=(before + 1,), budget_s=0, patience_s=0), [TINY["linear_assignment"]]).run())
     assert torch.get_num_threads() == before
 
 
@@ -152,7 +152,7 @@ def test_every_step_runs_and_is_recorded(tmp_path: Path) -> None:
     assert run.steps[3]["tests"].startswith("7 passed, 1 skipped")
     assert not gpu_run.succeeded(run.steps)
     assert gpu_run.succeeded(run.steps[2:4])
-    trial = run_benchmarks(Plan(paired=False, budget_s=0), run.report, suites=[suite("linear_assignment")])
+    trial = run_benchmarks(Plan(paired=False, budget_s=0), run.report, suites=[TINY["linear_assignment"]])
     as_json, table = gpu_run.write(run, "2026-01-01-GPU", tmp_path / "results")
     written = json.loads(as_json.read_text())
     assert [entry["step"] for entry in written["steps"]] == ["wrong", "slow", "absent", "tests", "broken"]

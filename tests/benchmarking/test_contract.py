@@ -11,18 +11,18 @@ import torch
 
 from benchmarks.contract import ContractFailed
 from benchmarks.runner import Plan, Runner, Subject
-from benchmarks.suite import FORWARD, FORWARD_BACKWARD, Contender, Suite, all_suites
+from benchmarks.suite import FORWARD, FORWARD_BACKWARD, Contender, Suite
 from benchmarks.suites import ms_deform_attn
-from tests.benchmarking.tiny import ATTENTION, CASES, suite
+from tests.benchmarking.conftest import FULL, TINY
 
-FULL_ATTENTION = next(s for s in all_suites() if s.operator == "ms_deform_attn")
+ATTENTION = FULL["ms_deform_attn"].tiny[0]
 PLAN = Plan(threads=(1,), budget_s=0, patience_s=0)
 USABLE = [
     (operator, case, contender.name)
-    for operator in CASES
+    for operator, suite in TINY.items()
     if operator != "model"
-    for case in CASES[operator]
-    for contender in suite(operator).contenders(case)
+    for case in suite.cases
+    for contender in suite.contenders(case)
     if not contender.missing
 ]
 
@@ -39,7 +39,7 @@ def spoilt(contender: Contender, spoil: Callable[[Any], Any]) -> Contender:
 
 def with_spoilt(operator: str, ours: bool, spoil: Callable[[Any], Any]) -> Suite:
     """The suite of the first case and peer with one side of it spoilt."""
-    whole = suite(operator)
+    whole = TINY[operator]
     found = whole.contenders(whole.cases[0])
     mine = found[0]
     peer = next(contender for contender in found if not contender.ours and contender.beside == mine.name)
@@ -48,25 +48,25 @@ def with_spoilt(operator: str, ours: bool, spoil: Callable[[Any], Any]) -> Suite
 
 
 def test_every_suite_is_tried() -> None:
-    assert CASES.keys() == {s.operator for s in all_suites()}
+    assert all(suite.tiny for suite in TINY.values())
 
 
 @pytest.mark.parametrize(
     ("operator", "case", "name"), USABLE, ids=[f"{o}-{c.name}-{n}" for o, c, n in USABLE]
 )
 def test_right_results_pass(operator: str, case: Any, name: str, rng: torch.Generator) -> None:
-    subject = Subject(suite(operator), case, seed=rng.initial_seed())
+    subject = Subject(TINY[operator], case, seed=rng.initial_seed())
     contender = next(c for c in subject.suite.contenders(case) if c.name == name)
     for pass_ in case.passes:
         assert subject.check(contender, pass_) > 0
 
 
 def test_the_path_that_is_compiled_is_right(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = [c for c in FULL_ATTENTION.contenders(ATTENTION) if c.compiles_s]
+    compiled = [c for c in FULL["ms_deform_attn"].contenders(ATTENTION) if c.compiles_s]
     assert [c.name for c in compiled] == ["indexing, torch.compile"]
     monkeypatch.setattr(ms_deform_attn, "_compiled", lambda path: path)
     for contender in ms_deform_attn._compiled_contenders(ms_deform_attn.indexing_path):
-        subject = Subject(FULL_ATTENTION, ATTENTION, seed=rng.initial_seed())
+        subject = Subject(FULL["ms_deform_attn"], ATTENTION, seed=rng.initial_seed())
         assert subject.check(contender, FORWARD_BACKWARD) > 0
 
 
@@ -126,7 +126,7 @@ def test_a_wrong_side_leaves_a_failed_row_without_a_time(ours: bool, reason: str
 
 
 def test_sampled_check_sees_the_checked_queries() -> None:
-    subject = Subject(suite("ms_deform_attn"), ATTENTION, queries=7)
+    subject = Subject(TINY["ms_deform_attn"], ATTENTION, queries=7)
     ours = subject.suite.contenders(ATTENTION)[0]
     assert subject.check(ours, FORWARD_BACKWARD) > 0
     leaky = spoilt(ours, lambda r: (r[0], r[1], r[2] + 1e-6, r[3]))
@@ -142,7 +142,7 @@ def test_results_that_must_repeat_are_called_twice() -> None:
         calls.append(0)
         return (result[0] * (1 + 1e-6 * len(calls)), *result[1:])
 
-    subject = Subject(suite("ms_deform_attn"), ATTENTION)
+    subject = Subject(TINY["ms_deform_attn"], ATTENTION)
     ours = replace(subject.suite.contenders(ATTENTION)[0], repeatable=True)
     subject.check(ours, FORWARD_BACKWARD)
     with pytest.raises(ContractFailed, match="output: two runs differ"):

@@ -27,7 +27,7 @@ from benchmarks.suites.mask_match_cost import BATCHED
 from benchmarks.suites.ms_deform_attn import DETERMINISTIC, FUSED_FORM, GRID_SAMPLE
 from detr_fast.machine import describe_machine, shares_openmp_with_torch
 from detr_fast.ops import OPERATORS
-from tests.benchmarking.tiny import CASES, GPU_CASES, suite
+from tests.benchmarking.conftest import TINY
 from tests.ops.simulated import simulated
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -51,7 +51,7 @@ def host() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("pairs") / "results" / "tiny.json"
-    suites = [suite(operator) for operator in CASES if operator != "model"]
+    suites = [suite for operator, suite in TINY.items() if operator != "model"]
     returned = run_benchmarks(PAIRED, out, silent, suites)
     written: dict[str, Any] = json.loads(out.read_text())
     assert written == json.loads(json.dumps(returned))
@@ -61,9 +61,9 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_pairs(pairs: dict[str, Any]) -> None:
     usable = {
         (operator, contender.name)
-        for operator in CASES
+        for operator, suite in TINY.items()
         if operator != "model"
-        for contender in suite(operator).contenders(CASES[operator][0])
+        for contender in suite.contenders(suite.cases[0])
         if not contender.missing and not contender.ours
     } | {("ms_deform_attn", GRID_SAMPLE + FUSED_FORM)}
     assert {(row["operator"], row["peer"]) for row in pairs["rows"]} == usable
@@ -74,7 +74,7 @@ def test_pairs(pairs: dict[str, Any]) -> None:
         assert row["ratio"] == pytest.approx(row["peer_ms"] / row["ours_ms"])
         assert row["peer"] in format_row(row)
     passes = {row["pass"] for row in pairs["rows"] if row["operator"] == "ms_deform_attn"}
-    assert passes == {"forward", "forward+backward"}
+    assert passes >= {"forward", "forward+backward"}
     machine = pairs["machine"]
     assert {"device", "cpu", "cores", "isa", "commit", "date", "openmp_runtimes", "seed"} <= machine.keys()
     assert machine["versions"]["torch"] == torch.__version__
@@ -82,7 +82,7 @@ def test_pairs(pairs: dict[str, Any]) -> None:
 
 def test_contenders_alone(host: None, small_model: None, tmp_path: Path) -> None:
     path, lines = tmp_path / "alone.json", []
-    report = run_benchmarks(ALONE, path, lines.append, [suite(operator) for operator in GPU_CASES])
+    report = run_benchmarks(ALONE, path, lines.append, list(TINY.values()))
     assert json.loads(path.read_text()) == json.loads(json.dumps(report))
     rows: list[Row] = report["rows"]
     assert len(lines) == 1 + len(rows) + len(report["goals"]) + 1
@@ -93,7 +93,7 @@ def test_contenders_alone(host: None, small_model: None, tmp_path: Path) -> None
     assert timed >= {(operator, CUDA) for operator in in_place}
     ours = {row["contender"] for row in rows if row["operator"] == "point_sample"} - {TRITON, "grid_sample"}
     assert len(ours) == 1  # the backend that serves CPUs
-    assert timed >= {(operator, *ours) for operator in GPU_CASES}
+    assert timed >= {(operator, *ours) for operator in TINY}
     assert timed >= {
         ("linear_assignment", CUDA + AUCTION),
         ("linear_assignment", SCIPY_ON_HOST),
@@ -106,7 +106,7 @@ def test_contenders_alone(host: None, small_model: None, tmp_path: Path) -> None
         ("mask_match_cost", BATCHED),
         ("point_sample", "grid_sample"),
     }
-    assert missing >= {(operator, TRITON) for operator in GPU_CASES}
+    assert missing >= {(operator, TRITON) for operator in TINY}
     assert missing >= {("linear_assignment", TORCH_LINEAR_ASSIGNMENT), ("linear_assignment", BIRDER)}
     assert missing >= {("model", CUDA), ("ms_deform_attn", CUDA + DETERMINISTIC)}
     assert ("point_sample", CUDA) not in missing  # there is none to miss
@@ -129,16 +129,16 @@ def test_contenders_alone(host: None, small_model: None, tmp_path: Path) -> None
     assert {"clocks_before", "clocks_after", "device", "commit"} <= report["machine"].keys()
 
     text = markdown(report)
-    assert all(f"### {operator}\n" in text for operator in GPU_CASES)
-    assert "| encoder B=2, bf16, fused, backward | " in text
+    assert all(f"### {operator}\n" in text for operator in TINY)
+    assert "| tiny bf16, bf16, fused, backward | " in text
     assert f"- {TRITON} is not usable here: " in text
     table = [line for line in text.splitlines() if line.startswith("| ") and line.count("|") == 10]
-    assert len(table) == len(GPU_CASES) + sum("missing" not in row for row in rows)
+    assert len(table) == len(TINY) + sum("missing" not in row for row in rows)
 
 
 def test_time_that_is_up_leaves_rows_out() -> None:
     for plan in (replace(PAIRED, deadline_s=0.0), replace(ALONE, deadline_s=0.0)):
-        rows = list(Runner(plan, [suite("linear_assignment"), suite("ms_deform_attn")]).run())
+        rows = list(Runner(plan, [TINY["linear_assignment"], TINY["ms_deform_attn"]]).run())
         reasons = {row.get("left_out", "missing") for row in rows}
         assert "time was up" in reasons <= {"time was up", "missing"}
         assert all(format_row(row).endswith("left out: time was up") for row in rows if "left_out" in row)
@@ -148,7 +148,7 @@ def test_what_fails_alone_is_told_and_a_lost_device_ends_the_run(monkeypatch: py
     def broken(inputs: Any, pass_: str) -> Any:
         raise RuntimeError("no kernel image")
 
-    whole = suite("matcher")
+    whole = TINY["matcher"]
     found = whole.contenders(whole.cases[0])
     ours, peer = (replace(c, prepare=broken) for c in (found[0], found[2]))
     bad = replace(whole, gpu_contenders=lambda case, device: [peer, ours, found[0]])

@@ -32,9 +32,9 @@ from benchmarks.suites.ms_deform_attn import (
     touched,
 )
 from detr_fast.ops import linear_assignment
-from tests.benchmarking.tiny import ATTENTION, CASES, suite
+from tests.benchmarking.conftest import FULL, TINY
 
-FULL = {s.operator: s for s in all_suites()}
+ATTENTION = FULL["ms_deform_attn"].tiny[0]
 
 
 def test_cases_have_names_of_their_own() -> None:
@@ -103,7 +103,7 @@ def test_floors_of_attention_by_hand() -> None:
 
 def test_floors_by_hand(rng: torch.Generator) -> None:
     def work(operator: str, pass_: str, which: int = 0) -> Work:
-        return FULL[operator].work(CASES[operator][which].inputs(rng), pass_)
+        return FULL[operator].work(FULL[operator].tiny[which].inputs(rng), pass_)
 
     assert work("linear_assignment", FORWARD).bytes == 3 * 4 * 9 * 4 + 3 * 4 * 8
     predictions, targets = 2 * 2 * 12 * (5 + 4) * 4, 8 * (8 + 16)
@@ -139,14 +139,14 @@ def test_narrow_inputs_keep_away_from_pixels(rng: torch.Generator) -> None:
 
 
 def test_rotated_inputs_hold_more_than_the_cache() -> None:
-    subject = Subject(suite("ms_deform_attn"), ATTENTION)
+    subject = Subject(TINY["ms_deform_attn"], ATTENTION)
     sets = subject.copies(cache_bytes=20_000)
     assert sets[0] is subject.inputs
     assert len({of_set.leaves["value"].data_ptr() for of_set in sets}) == len(sets) > 1
     assert all(torch.equal(of_set.leaves["value"], subject.inputs.leaves["value"]) for of_set in sets)
     assert sum(4 * tensor.numel() for of_set in sets for tensor in of_set.tensors()) >= 3 * 20_000
     assert subject.copies(cache_bytes=10) == [subject.inputs]
-    assert len(Subject(suite("matcher"), CASES["matcher"][0]).copies(20_000)) == 1
+    assert len(Subject(TINY["matcher"], FULL["matcher"].tiny[0]).copies(20_000)) == 1
 
 
 def test_padded_costs_give_the_optimum(rng: torch.Generator) -> None:
@@ -154,13 +154,13 @@ def test_padded_costs_give_the_optimum(rng: torch.Generator) -> None:
         problems, targets, _ = costs.shape
         return linear_assignment(costs.flatten(0, 1), [targets] * problems).view(problems, targets)
 
-    whole, inputs = suite("matcher"), CASES["matcher"][0].inputs(rng)
+    whole, inputs = TINY["matcher"], FULL["matcher"].tiny[0].inputs(rng)
     found = inputs.by_image(list(padded_match(solve, inputs, FORWARD)()))
     whole.contract.verify(whole.contract.expected(inputs, FORWARD), found)
 
 
 def test_models_are_counted_and_compared(small_model: None, rng: torch.Generator) -> None:
-    case, full = CASES["model"][0], FULL["model"]
+    case, full = FULL["model"].tiny[0], FULL["model"]
     one, two = (full.work(replace(case, images=images).inputs(rng), FORWARD) for images in (1, 2))
     assert 0 < one.flops < two.flops <= 2 * one.flops
     assert one.unit == "tf32"
