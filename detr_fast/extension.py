@@ -16,6 +16,9 @@ try:
 except ImportError as error:
     _error = f"the compiled extension did not import: {error}"
 
+if _module is not None:
+    _module.use_tensors_of(torch)
+
 _isa = os.environ.get("DETR_FAST_ISA")
 if _module is not None and _isa:
     try:

@@ -1,10 +1,11 @@
+#include "box_match_cost/cpu.h"
+
 #include <cfloat>
 #include <cmath>
 
-#include "box_match_cost/box_match_cost.h"
-#include "common/class_scores.h"
-#include "common/match_cost.h"
-#include "common/rows.h"
+#include "common/cpu_class_scores.h"
+#include "common/cpu_match_cost.h"
+#include "common/cpu_rows.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -108,12 +109,13 @@ vfloat target_costs(const BoxMatchPlan::Target& target, const QueryBoxes& q, con
 
 }  // namespace
 
-void box_match_cost_kernel(const BoxMatchCost& args, const BoxMatchPlan& plan) {
+void box_match_cost_cpu_kernel(const BoxMatchCost& args, const BoxMatchPlan& plan,
+                               [[maybe_unused]] int threads) {
     const int64_t queries = args.queries, n_targets = args.first_target[args.images];
     const int64_t chunks = (queries + kChunk - 1) / kChunk;
     const int64_t tasks = args.layers * args.images * chunks;
     int all_finite = 1;
-#pragma omp parallel num_threads(args.threads) if (args.threads > 1)
+#pragma omp parallel num_threads(threads) if (threads > 1)
     {
 #ifdef _OPENMP
         const int thread = omp_get_thread_num();

@@ -6,10 +6,10 @@
 #include <stdexcept>
 
 #include "box_match_cost/cuda.h"
-#include "common/first_targets.h"
+#include "common/cuda_first_targets.h"
+#include "common/cuda_wide_or_narrow.h"
 #include "common/penalty.h"
 #include "common/simt.h"
-#include "common/wide_or_narrow.h"
 
 namespace detr_fast {
 namespace {
@@ -180,17 +180,17 @@ void box_match_cost_repair_kernel(const Launch launch, simt::Global<const int32_
 int64_t chunks_of(int64_t queries) { return (queries + kChunk - 1) / kChunk; }
 
 template <class T>
-void launch_all(const BoxMatchCostCuda& args) {
-    const simt::UseDevice use(args.device);
+void launch_all(const BoxMatchCost& args, int32_t* non_finite, const Queue& queue) {
+    const simt::UseDevice use(queue.device);
     const int64_t targets = args.first_target[args.images], chunks = chunks_of(args.queries);
     const int64_t rows = args.layers * args.images * args.queries;
-    const simt::Stream stream = static_cast<simt::Stream>(args.stream);
+    const simt::Stream stream = static_cast<simt::Stream>(queue.stream);
     const auto logits = simt::global(static_cast<const T*>(args.logits), rows * args.classes);
     const auto boxes = wide_or_narrow<T>(args.boxes, 4 * rows, args.boxes_type);
     const auto labels = simt::global(args.target_labels, targets);
     const auto target_boxes = simt::global(args.target_boxes, 4 * targets);
     const auto costs = simt::global(args.costs, args.layers * targets * args.queries);
-    const int64_t flags = box_match_cost_flags(args.layers, args.images, args.queries);
+    const int64_t flags = box_match_cost_cuda_flags(args.layers, args.images, args.queries);
     if (targets > INT32_MAX || args.layers * kMostImages * chunks > INT32_MAX)
         throw std::invalid_argument("box_match_cost: sumT or L * Q too large for one launch");
     for (int64_t image = 0; image < args.images; image += kMostImages) {
@@ -212,28 +212,28 @@ void launch_all(const BoxMatchCostCuda& args) {
         const unsigned problems = static_cast<unsigned>(args.layers * images);
         simt::launch("box_match_cost", box_match_cost_kernel<T>,
                      simt::Grid(problems * static_cast<unsigned>(chunks)), 32 * kWarps, 0, stream, launch,
-                     logits, boxes, labels, target_boxes, costs, simt::global(args.non_finite, flags));
+                     logits, boxes, labels, target_boxes, costs, simt::global(non_finite, flags));
         simt::launch("box_match_cost_repair", box_match_cost_repair_kernel, simt::Grid(problems),
                      kRepairThreads, 0, stream, launch,
-                     simt::global(static_cast<const int32_t*>(args.non_finite), flags), costs);
+                     simt::global(static_cast<const int32_t*>(non_finite), flags), costs);
     }
 }
 
 }  // namespace
 
-int64_t box_match_cost_flags(int64_t layers, int64_t images, int64_t queries) {
+int64_t box_match_cost_cuda_flags(int64_t layers, int64_t images, int64_t queries) {
     return layers * images * chunks_of(queries);
 }
 
-void box_match_cost_cuda(const BoxMatchCostCuda& args) {
+void box_match_cost_cuda(const BoxMatchCost& args, int32_t* non_finite, const Queue& queue) {
     if (args.layers == 0 || args.queries == 0 || args.first_target[args.images] == 0) return;
     switch (args.logits_type) {
         case FloatType::f32:
-            return launch_all<float>(args);
+            return launch_all<float>(args, non_finite, queue);
         case FloatType::bf16:
-            return launch_all<BFloat16>(args);
+            return launch_all<BFloat16>(args, non_finite, queue);
         case FloatType::f16:
-            return launch_all<Half>(args);
+            return launch_all<Half>(args, non_finite, queue);
     }
 }
 

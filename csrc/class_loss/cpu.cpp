@@ -1,10 +1,11 @@
+#include "class_loss/cpu.h"
+
 #include <cmath>
 #include <cstdlib>
 
-#include "class_loss/class_loss.h"
-#include "common/class_scores.h"
-#include "common/rows.h"
-#include "common/scratch.h"
+#include "common/cpu_class_scores.h"
+#include "common/cpu_rows.h"
+#include "common/cpu_scratch.h"
 
 namespace detr_fast {
 namespace DETR_FAST_ISA {

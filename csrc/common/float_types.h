@@ -14,8 +14,8 @@
 
 namespace detr_fast {
 
-// Values of a `dtype` argument of the bindings.
-enum class FloatType : int { f32 = 0, bf16 = 1, f16 = 2 };
+enum class FloatType : int { f32, bf16, f16 };
+enum class ElementType : int { f32, bf16, f16, u8 };  // the first three as FloatType
 
 struct BFloat16 {
     uint16_t bits;

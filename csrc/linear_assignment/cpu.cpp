@@ -12,14 +12,15 @@
 //
 // Duals and path lengths are double whatever the costs are, as in scipy. Every minimum takes the lowest
 // index among equals, so the answer does not depend on the instruction set.
+#include "linear_assignment/cpu.h"
+
 #include <cfloat>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 
 #include "common/simd.h"
-#include "linear_assignment/cheapest.h"
-#include "linear_assignment/linear_assignment.h"
+#include "linear_assignment/cpu_cheapest.h"
 
 namespace detr_fast {
 namespace DETR_FAST_ISA {
@@ -369,7 +370,7 @@ template <class Cost>
 AssignmentStatus solve_problem(const AssignmentBatch& batch, int64_t layer, int64_t image, Scratch& scratch) {
     const int targets = static_cast<int>(batch.first[image + 1] - batch.first[image]);
     const int queries = static_cast<int>(batch.queries);
-    int64_t* query = batch.query + layer * batch.targets + batch.first[image];
+    int64_t* query = batch.query + layer * batch.first[batch.images] + batch.first[image];
     for (int t = 0; t < targets; ++t) query[t] = -1;
     if (targets == 0 || queries == 0) return AssignmentStatus::solved;
     const Cost* data = static_cast<const Cost*>(batch.costs) + layer * batch.layer_stride +
@@ -383,14 +384,14 @@ AssignmentStatus solve_problem(const AssignmentBatch& batch, int64_t layer, int6
 
 }  // namespace
 
-void linear_assignment(const AssignmentBatch& batch) {
+void linear_assignment_cpu(const AssignmentBatch& batch, const int64_t* order, [[maybe_unused]] int threads) {
     const int64_t problems = batch.layers * batch.images;
     // waking threads takes longer than a small batch
-    const bool parallel = problems > 1 && batch.layers * batch.targets * batch.queries > 20000;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(batch.threads) if (parallel)
+    const bool parallel = problems > 1 && batch.layers * batch.first[batch.images] * batch.queries > 20000;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (parallel)
     for (int64_t p = 0; p < problems; ++p) {
         static thread_local Scratch scratch;  // here, so that every thread constructs and frees its own
-        const int64_t image = batch.order[p / batch.layers], layer = p % batch.layers;
+        const int64_t image = order[p / batch.layers], layer = p % batch.layers;
         const AssignmentStatus status = batch.is_double ? solve_problem<double>(batch, layer, image, scratch)
                                                         : solve_problem<float>(batch, layer, image, scratch);
         batch.status[layer * batch.images + image] = static_cast<int32_t>(status);

@@ -3,15 +3,15 @@
 // problems of a training step are resident at once, so that even the smallest ones gain by a whole block.
 #include <algorithm>
 
-#include "common/first_targets.h"
+#include "common/cuda_first_targets.h"
 #include "common/simt.h"
 #include "linear_assignment/cuda.h"
-#include "linear_assignment/gpu_auction.h"
-#include "linear_assignment/gpu_bid.h"
-#include "linear_assignment/gpu_paths.h"
+#include "linear_assignment/cuda_auction.h"
+#include "linear_assignment/cuda_bid.h"
+#include "linear_assignment/cuda_paths.h"
 
 namespace detr_fast {
-namespace linear_assignment_gpu {
+namespace linear_assignment_kernels {
 
 constexpr int kBiddingRounds = 4;    // after the first, which looks at no prices
 constexpr int kRowsOfOneWarp = 128;  // from here on barriers cost less than four slots a lane
@@ -142,28 +142,30 @@ struct Plan {
     int64_t shared_bytes;                      // for the state; 0 where it lies in the workspace
     int64_t workspace_bytes;
 
-    explicit Plan(const AssignmentCudaBatch& batch)
-        : targets(batch.first[batch.images]), most_columns(batch.queries) {
-        for (int64_t b = 0; b < batch.images; ++b) {
-            const int64_t of_image = batch.first[b + 1] - batch.first[b];
-            most_rows = std::max(most_rows, std::min(of_image, batch.queries));
+    Plan(bool is_double, int64_t layers, int64_t images, int64_t queries, const int64_t* first,
+         int64_t most_shared_bytes)
+        : targets(first[images]), most_columns(queries) {
+        for (int64_t b = 0; b < images; ++b) {
+            const int64_t of_image = first[b + 1] - first[b];
+            most_rows = std::max(most_rows, std::min(of_image, queries));
             most_columns = std::max(most_columns, of_image);
         }
         constexpr int64_t kStatic = 1024;  // at least what the kernels declare
         const int64_t state = most_rows * kStateBytes;
-        shared_bytes = state + kStatic <= batch.shared_bytes ? state : 0;
-        cores = batch.layers * targets * most_rows;
-        of_columns = batch.layers * batch.images * 2 * most_columns;
-        doubles = shared_bytes ? 0 : batch.layers * targets * State<double*, int*>::kDoubles;
-        ints = shared_bytes ? 0 : batch.layers * targets * State<double*, int*>::kInts;
-        workspace_bytes = doubles * 8 + cores * (batch.is_double ? 8 : 4) + (of_columns + ints) * 4;
+        shared_bytes = state + kStatic <= most_shared_bytes ? state : 0;
+        cores = layers * targets * most_rows;
+        of_columns = layers * images * 2 * most_columns;
+        doubles = shared_bytes ? 0 : layers * targets * State<double*, int*>::kDoubles;
+        ints = shared_bytes ? 0 : layers * targets * State<double*, int*>::kInts;
+        workspace_bytes = doubles * 8 + cores * (is_double ? 8 : 4) + (of_columns + ints) * 4;
     }
 };
 
 template <class Cost>
-void launch(const AssignmentCudaBatch& batch) {
-    const Plan plan(batch);
-    double* const doubles = static_cast<double*>(batch.workspace);
+void launch(const AssignmentBatch& batch, bool by_auction, int64_t shared_bytes, void* workspace,
+            const Queue& queue) {
+    const Plan plan(batch.is_double, batch.layers, batch.images, batch.queries, batch.first, shared_bytes);
+    double* const doubles = static_cast<double*>(workspace);
     Cost* const cores = reinterpret_cast<Cost*>(doubles + plan.doubles);
     int* const of_columns = reinterpret_cast<int*>(cores + plan.cores);
     const bool empty = batch.layers * plan.targets * batch.queries == 0;
@@ -173,7 +175,7 @@ void launch(const AssignmentCudaBatch& batch) {
     const auto kernel = !plan.shared_bytes ? linear_assignment_kernel<Cost, kFewThreads, false>
                         : few              ? linear_assignment_kernel<Cost, kFewThreads, true>
                                            : linear_assignment_kernel<Cost, kManyThreads, true>;
-    const simt::UseDevice device(batch.device);
+    const simt::UseDevice device(queue.device);
     for (int64_t image = 0; image < batch.images; image += kMostImages) {
         const int64_t images = std::min<int64_t>(batch.images - image, kMostImages);
         const Call<Cost> call{simt::global(static_cast<const Cost*>(batch.costs), empty ? 0 : reach),
@@ -187,7 +189,7 @@ void launch(const AssignmentCudaBatch& batch) {
                               static_cast<int>(batch.queries),
                               static_cast<int>(plan.most_rows),
                               static_cast<int>(plan.most_columns),
-                              batch.by_auction,
+                              by_auction,
                               simt::global(batch.query, batch.layers * plan.targets),
                               simt::global(batch.status, batch.layers * batch.images),
                               simt::global(cores, plan.cores),
@@ -196,24 +198,27 @@ void launch(const AssignmentCudaBatch& batch) {
                               simt::global(of_columns + plan.of_columns, plan.ints)};
         simt::launch("linear_assignment", kernel, simt::Grid(static_cast<unsigned>(batch.layers * images)),
                      few ? kFewThreads : kManyThreads, static_cast<size_t>(plan.shared_bytes),
-                     static_cast<simt::Stream>(batch.stream), call,
+                     static_cast<simt::Stream>(queue.stream), call,
                      first_targets(batch.first, image, images));
     }
 }
 
-}  // namespace linear_assignment_gpu
+}  // namespace linear_assignment_kernels
 
-int64_t linear_assignment_cuda_workspace(const AssignmentCudaBatch& batch) {
-    return linear_assignment_gpu::Plan(batch).workspace_bytes;
+int64_t linear_assignment_cuda_workspace(bool is_double, int64_t layers, int64_t images, int64_t queries,
+                                         const int64_t* first, int64_t shared_bytes) {
+    using namespace linear_assignment_kernels;
+    return Plan(is_double, layers, images, queries, first, shared_bytes).workspace_bytes;
 }
 
-void linear_assignment_cuda(const AssignmentCudaBatch& batch) {
+void linear_assignment_cuda(const AssignmentBatch& batch, bool by_auction, int64_t shared_bytes,
+                            void* workspace, const Queue& queue) {
     if (batch.layers * batch.images == 0) return;
-    using namespace linear_assignment_gpu;
+    using namespace linear_assignment_kernels;
     if (batch.is_double)
-        launch<double>(batch);
+        launch<double>(batch, by_auction, shared_bytes, workspace, queue);
     else
-        launch<float>(batch);
+        launch<float>(batch, by_auction, shared_bytes, workspace, queue);
 }
 
 }  // namespace detr_fast

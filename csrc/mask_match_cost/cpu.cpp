@@ -1,11 +1,12 @@
 // A task is a block of queries of one (layer, image). It goes through the points in tiles: the target values
 // of a tile become float32 once, then each pair of queries has its nonlinear terms computed into the first
 // cache level and multiplied with all targets. Nothing of the size of the masks is ever written.
-#include "common/class_scores.h"
-#include "common/match_cost.h"
-#include "common/rows.h"
-#include "common/scratch.h"
-#include "mask_match_cost/mask_match_cost.h"
+#include "mask_match_cost/cpu.h"
+
+#include "common/cpu_class_scores.h"
+#include "common/cpu_match_cost.h"
+#include "common/cpu_rows.h"
+#include "common/cpu_scratch.h"
 
 namespace detr_fast {
 namespace DETR_FAST_ISA {
@@ -94,7 +95,7 @@ const float* pad(const float* row, int64_t n, float padding, float* scratch) {
 void load_targets(const MaskMatchCost& args, int64_t first, int64_t targets, int64_t n, float* to,
                   double* totals) {
     for (int64_t t = 0; t < targets; ++t, to += kTile, first += args.points) {
-        if (args.target_type == TargetType::u8) {
+        if (args.target_type == ElementType::u8) {
             const uint8_t* from = static_cast<const uint8_t*>(args.target_values) + first;
             for (int64_t i = 0; i < n; ++i) to[i] = from[i];
         } else {
@@ -224,7 +225,7 @@ void fill_block(const MaskMatchCost& args, int64_t layer, int64_t image, int64_t
 
 }  // namespace
 
-void mask_match_cost(const MaskMatchCost& args, bool& ok) {
+void mask_match_cost_cpu(const MaskMatchCost& args, bool& ok) {
     const int64_t blocks = (args.queries + kBlock - 1) / kBlock;
     const int64_t tasks = args.layers * args.images * blocks;
     int64_t most_targets = 0;

@@ -2,10 +2,10 @@
 // group of a row and written once.
 #pragma once
 
-#include "ms_deform_attn/gpu_sample.h"
+#include "ms_deform_attn/cuda_sample.h"
 
 namespace detr_fast {
-namespace ms_deform_attn_gpu {
+namespace ms_deform_attn_kernels {
 
 template <class T>
 struct WideOrNarrowOut {
@@ -239,5 +239,5 @@ void backward_kernel(Shape shape, Rows rows, bool stashed, simt::Global<const T>
     }
 }
 
-}  // namespace ms_deform_attn_gpu
+}  // namespace ms_deform_attn_kernels
 }  // namespace detr_fast

@@ -1,10 +1,10 @@
 // Forward pass on a GPU: a lane sums kVec channels of its row, and again where the group is too narrow for D.
 #pragma once
 
-#include "ms_deform_attn/gpu_sample.h"
+#include "ms_deform_attn/cuda_sample.h"
 
 namespace detr_fast {
-namespace ms_deform_attn_gpu {
+namespace ms_deform_attn_kernels {
 
 template <class T, int kVec, bool kFused>
 SIMT_KERNEL(kForwardThreads, 2)
@@ -51,5 +51,5 @@ void forward_kernel(Shape shape, Rows rows, simt::Global<const T> value, WideOrN
     }
 }
 
-}  // namespace ms_deform_attn_gpu
+}  // namespace ms_deform_attn_kernels
 }  // namespace detr_fast

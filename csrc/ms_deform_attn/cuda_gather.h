@@ -4,10 +4,10 @@
 
 #include "common/simt.h"
 #include "ms_deform_attn/cuda.h"
-#include "ms_deform_attn/gpu_sample.h"
+#include "ms_deform_attn/cuda_sample.h"
 
 namespace detr_fast {
-namespace ms_deform_attn_gpu {
+namespace ms_deform_attn_kernels {
 
 constexpr int kBinThreads = 256;
 // A block owns a square of pixels, one a warp: neighbours share half of their samples, which L1 then holds.
@@ -213,5 +213,5 @@ void gather_kernel(Shape shape, Tiles tiles, simt::Global<const T> grad_out,
     }
 }
 
-}  // namespace ms_deform_attn_gpu
+}  // namespace ms_deform_attn_kernels
 }  // namespace detr_fast

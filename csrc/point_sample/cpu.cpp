@@ -1,8 +1,9 @@
+#include "point_sample/cpu.h"
+
 #include <cmath>
 
-#include "common/rows.h"
-#include "common/scratch.h"
-#include "point_sample/point_sample.h"
+#include "common/cpu_rows.h"
+#include "common/cpu_scratch.h"
 
 namespace detr_fast {
 namespace DETR_FAST_ISA {
@@ -177,20 +178,20 @@ void spread(const PointSampleRows& at, const float* points, const float* grad, i
 
 }  // namespace
 
-void point_sample_fwd(const PointSampleForward& args) {
+void point_sample_cpu_fwd(const PointSampleForward& args) {
     switch (args.type) {
-        case MapType::f32:
+        case ElementType::f32:
             return forward<float>(args);
-        case MapType::bf16:
+        case ElementType::bf16:
             return forward<BFloat16>(args);
-        case MapType::f16:
+        case ElementType::f16:
             return forward<Half>(args);
-        case MapType::u8:
+        case ElementType::u8:
             return forward<uint8_t>(args);
     }
 }
 
-void point_sample_bwd(const PointSampleBackward& args, bool& ok) {
+void point_sample_cpu_bwd(const PointSampleBackward& args, bool& ok) {
     const PointSampleRows& at = args.at;
     const int64_t pixels = at.height * at.width, planes = at.maps * at.channels;
     if (pixels * planes == 0) return;

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pybind11
+import torch
 
 from tests.paths import ROOT
 
@@ -79,4 +80,5 @@ def _import(path: Path) -> ModuleType:
     except ImportError as error:  # a launcher that is declared but defined nowhere
         raise SimtBuildError(str(error)) from error
     spec.loader.exec_module(module)
+    module.use_tensors_of(torch)
     return module

@@ -3,14 +3,15 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "bind_gpu.h"
+#include "common/arguments.h"
 #include "common/simt.h"
 #include "kernels.h"
+#include "operators.h"
 
-namespace py = pybind11;
 using namespace detr_fast;
 
 PYBIND11_MODULE(_simt, m) {
+    m.def("use_tensors_of", use_tensors_of);
     m.def("set_seed", simt::host::set_seed, "Fixes the order of blocks and threads of the launches to come.");
     m.def("faulty_kernels", faulty_kernels);
     m.def("run_faulty", run_faulty);
@@ -23,7 +24,6 @@ PYBIND11_MODULE(_simt, m) {
         run_histogram(reinterpret_cast<const int*>(numbers), n, bins, reinterpret_cast<int*>(counts),
                       reinterpret_cast<int*>(taken));
     });
-    bind_ms_deform_attn_gpu(m);
-    bind_box_match_cost_gpu(m);
-    bind_linear_assignment_gpu(m);
+#define BIND_CUDA(name) bind_##name##_cuda(m);
+    DETR_FAST_CUDA_OPERATORS(BIND_CUDA)
 }

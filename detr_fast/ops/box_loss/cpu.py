@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
 def forward(boxes: Tensor, target_boxes: Tensor, query: Tensor, sizes: Sequence[int]) -> Tensor:
     """[2, L] sums over matched pairs; arguments as the public function's, already checked."""
     losses = torch.empty(2, boxes.shape[0], dtype=torch.float32)
-    _run("box_loss_fwd", boxes, target_boxes, query, sizes, losses)
+    _run(extension.extension().box_loss_cpu_fwd, boxes, target_boxes, query, sizes, losses)
     return losses
 
 
@@ -34,18 +34,21 @@ def backward(
 ) -> Tensor:
     """The gradient of the boxes, in their dtype."""
     gradient = torch.zeros(boxes.shape, dtype=torch.float32)
-    _run("box_loss_bwd", boxes, target_boxes, query, sizes, grad_losses.contiguous(), gradient)
+    run = extension.extension().box_loss_cpu_bwd
+    _run(run, boxes, target_boxes, query, sizes, grad_losses.contiguous(), gradient)
     return gradient.to(boxes.dtype)
 
 
 def _run(
-    name: str, boxes: Tensor, target_boxes: Tensor, query: Tensor, sizes: Sequence[int], *tensors: Tensor
+    function: Callable[..., int],
+    boxes: Tensor,
+    target_boxes: Tensor,
+    query: Tensor,
+    sizes: Sequence[int],
+    *tensors: Tensor,
 ) -> None:
     layers, _, queries, _ = boxes.shape
-    # named, so that copies outlive the call
     boxes, target_boxes = boxes.float().contiguous(), target_boxes.float().contiguous()
-    query = query.contiguous()
-    pointers = (x.data_ptr() for x in (boxes, target_boxes, query, *tensors))
-    bad = getattr(extension.extension(), name)(layers, queries, sizes, *pointers)
+    bad = function(sizes, layers, queries, boxes, target_boxes, query.contiguous(), *tensors)
     if bad >= 0:
         raise query_error(query, bad, queries)

@@ -11,7 +11,7 @@ from detr_fast import extension
 from detr_fast.ops.box_match_cost.terms import Terms
 from detr_fast.ops.match_cost import label_error
 
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as enum FloatType in csrc
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -35,24 +35,19 @@ def box_match_cost(
     *layers, _, queries, classes = logits.shape
     if boxes.dtype not in _DTYPES:
         boxes = boxes.float()
-    # named, so that copies outlive the call
-    logits, boxes, target_labels = logits.contiguous(), boxes.contiguous(), target_labels.contiguous()
-    target_boxes = target_boxes.float().contiguous()
     costs = torch.empty((*layers, target_labels.shape[0], queries), dtype=torch.float32, device="cpu")
-    bad = extension.extension().box_match_cost(
-        logits.data_ptr(),
-        _DTYPES[logits.dtype],
-        boxes.data_ptr(),
-        _DTYPES[boxes.dtype],
-        target_labels.data_ptr(),
-        target_boxes.data_ptr(),
+    bad = extension.extension().box_match_cost_cpu(
         sizes,
         layers[0] if layers else 1,
         queries,
         classes,
+        logits.contiguous(),
+        boxes.contiguous(),
+        target_labels.contiguous(),
+        target_boxes.float().contiguous(),
         terms.focal,
         *terms[1:],
-        costs.data_ptr(),
+        costs,
         torch.get_num_threads(),
     )
     if bad >= 0:

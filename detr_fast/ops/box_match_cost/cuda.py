@@ -51,21 +51,19 @@ class Cuda:
             flags = kernels.box_match_cost_cuda_flags(depth, images, queries)
             non_finite = torch.empty(flags, dtype=torch.int32, device=logits.device)
             kernels.box_match_cost_cuda(
-                *device_and_stream(logits),
-                logits.data_ptr(),
-                FLOAT_TYPES[logits.dtype],
-                boxes.data_ptr(),
-                FLOAT_TYPES[boxes_dtype],
-                target_labels.data_ptr(),
-                target_boxes.data_ptr(),
                 sizes,
                 depth,
                 queries,
                 classes,
+                logits,
+                boxes,
+                target_labels,
+                target_boxes,
                 terms.focal,
                 *terms[1:],
-                costs.data_ptr(),
-                non_finite.data_ptr(),
+                costs,
+                non_finite,
+                *device_and_stream(logits),
             )
         return costs
 

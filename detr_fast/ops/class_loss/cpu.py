@@ -12,7 +12,7 @@ from detr_fast.ops.class_loss.reference import label_error
 from detr_fast.ops.class_loss.terms import Terms
 from detr_fast.ops.matched import query_error
 
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as enum FloatType in csrc
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -27,7 +27,7 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
 def forward(logits: Tensor, labels: Tensor, query: Tensor, sizes: Sequence[int], terms: Terms) -> Tensor:
     """[L] sums over queries; arguments as the public function's, already checked."""
     loss = torch.empty(logits.shape[0], dtype=torch.float32)
-    _run(extension.extension().class_loss_fwd, logits, labels, query, sizes, terms, loss.data_ptr())
+    _run(extension.extension().class_loss_cpu_fwd, logits, labels, query, sizes, terms, loss)
     return loss
 
 
@@ -35,10 +35,9 @@ def backward(
     grad_loss: Tensor, logits: Tensor, labels: Tensor, query: Tensor, sizes: Sequence[int], terms: Terms
 ) -> Tensor:
     """The gradient of the logits, in their dtype."""
-    grad_loss = grad_loss.contiguous()
     gradient = torch.empty(logits.shape, dtype=logits.dtype)
-    pointers = (grad_loss.data_ptr(), gradient.data_ptr())
-    _run(extension.extension().class_loss_bwd, logits, labels, query, sizes, terms, *pointers)
+    run = extension.extension().class_loss_cpu_bwd
+    _run(run, logits, labels, query, sizes, terms, grad_loss.contiguous(), gradient)
     return gradient
 
 
@@ -49,22 +48,21 @@ def _run(
     query: Tensor,
     sizes: Sequence[int],
     terms: Terms,
-    *pointers: int,
+    *tensors: Tensor,
 ) -> None:
     layers, _, queries, classes = logits.shape
-    # named, so that copies outlive the call
-    logits, labels, query = logits.contiguous(), labels.contiguous(), query.contiguous()
     bad = function(
-        (layers, queries, classes),
         sizes,
-        logits.data_ptr(),
-        _DTYPES[logits.dtype],
-        labels.data_ptr(),
-        query.data_ptr(),
+        layers,
+        queries,
+        classes,
+        logits.contiguous(),
+        labels.contiguous(),
+        query.contiguous(),
         terms.focal,
-        terms[1:],
+        *terms[1:],
         torch.get_num_threads(),
-        *pointers,
+        *tensors,
     )
     if bad >= len(labels):
         raise query_error(query, bad - len(labels), queries)

@@ -27,16 +27,8 @@ def solve(costs: Tensor, sizes: Sequence[int], check: bool) -> tuple[Tensor, Ten
         if costs.ndim > 3:
             costs = costs.flatten(0, -3)
         layers, strides = costs.shape[0], costs.stride()
-    infeasible = extension.extension().linear_assignment(
-        costs.data_ptr(),
-        costs.dtype == torch.float64,
-        strides,
-        layers,
-        shape[-1],
-        sizes,
-        query.data_ptr(),
-        0 if status is None else status.data_ptr(),
-        torch.get_num_threads(),
+    infeasible = extension.extension().linear_assignment_cpu(
+        sizes, layers, shape[-1], costs, *strides, query, status, torch.get_num_threads()
     )
     if check and infeasible >= 0:
         raise_infeasible(infeasible, shape[:-2], len(sizes))

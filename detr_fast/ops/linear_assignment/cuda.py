@@ -60,25 +60,20 @@ class Cuda:
             if shared_bytes is None:
                 shared_bytes = _most_shared_bytes(costs.device)
             kernels, is_double = self._module(), costs.dtype == torch.float64
+            batch = (sizes, costs.shape[0], queries)
             workspace = costs.new_empty(
-                kernels.linear_assignment_cuda_workspace(
-                    is_double, costs.shape[0], queries, sizes, shared_bytes
-                ),
-                dtype=torch.uint8,
+                kernels.linear_assignment_cuda_workspace(*batch, is_double, shared_bytes), dtype=torch.uint8
             )
             kernels.linear_assignment_cuda(
-                *device_and_stream(costs),
-                costs.data_ptr(),
-                is_double,
+                *batch,
+                costs,
+                *costs.stride(),
+                query,
+                status,
                 by_auction,
-                costs.stride(),
-                costs.shape[0],
-                queries,
-                sizes,
                 shared_bytes,
-                query.data_ptr(),
-                status.data_ptr(),
-                workspace.data_ptr(),
+                workspace,
+                *device_and_stream(costs),
             )
         return query, None if check else status
 

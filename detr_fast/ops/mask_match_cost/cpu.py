@@ -9,10 +9,10 @@ from torch import Tensor
 
 from detr_fast import extension
 from detr_fast.ops.mask_match_cost.terms import Terms
-from detr_fast.ops.match_cost import check_labels
+from detr_fast.ops.match_cost import label_error
 
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as enum FloatType in csrc
-_TARGET_DTYPES = {**_DTYPES, torch.uint8: 3, torch.bool: 3}
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_TARGET_DTYPES = (*_DTYPES, torch.uint8, torch.bool)
 
 
 def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -34,32 +34,27 @@ def mask_match_cost(
 ) -> Tensor:
     """[..., sumT, Q] costs; arguments as the public function's, already checked."""
     *layers, _, queries, classes = logits.shape
-    check_labels(target_labels, classes)
     if mask_values.dtype not in _DTYPES:
         mask_values = mask_values.float()
     if target_values.dtype not in _TARGET_DTYPES:
         target_values = target_values.float()
-    # named, so that copies outlive the call
-    logits, mask_values = logits.contiguous(), mask_values.contiguous()
-    target_labels, target_values = target_labels.contiguous(), target_values.contiguous()
     costs = torch.empty((*layers, target_labels.shape[0], queries), dtype=torch.float32, device="cpu")
-    extension.extension().mask_match_cost(
-        logits.data_ptr(),
-        _DTYPES[logits.dtype],
-        mask_values.data_ptr(),
-        _DTYPES[mask_values.dtype],
-        target_labels.data_ptr(),
-        target_values.data_ptr(),
-        _TARGET_DTYPES[target_values.dtype],
-        target_values.ndim == 3,
+    bad = extension.extension().mask_match_cost_cpu(
         sizes,
         layers[0] if layers else 1,
         queries,
         classes,
         mask_values.shape[-1],
+        target_values.ndim == 3,
+        logits.contiguous(),
+        mask_values.contiguous(),
+        target_labels.contiguous(),
+        target_values.contiguous(),
         terms.focal,
         *terms[1:],
-        costs.data_ptr(),
+        costs,
         torch.get_num_threads(),
     )
+    if bad >= 0:
+        raise label_error(target_labels, bad, classes)
     return costs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,11 +30,11 @@ def forward(
     reference_points: Tensor | None = None,
 ) -> Tensor:
     """As `reference.forward`."""
-    shape, arguments, _keep = _inputs(value, sizes, coordinates, weights, reference_points)
+    batch, _, heads, channels = value.shape
     dtype = torch.bfloat16 if value.dtype == torch.bfloat16 else torch.float32
-    out = torch.empty(shape[0], shape[1], shape[2] * shape[3], dtype=dtype)  # faster than with a tuple
-    if out.numel():
-        extension.extension().ms_deform_attn_fwd(shape, *arguments, out.data_ptr())
+    out = torch.empty(batch, coordinates.shape[1], heads * channels, dtype=dtype)  # faster than with a tuple
+    inputs = _inputs(value, sizes, coordinates, weights, reference_points)
+    extension.extension().ms_deform_attn_cpu_fwd(*inputs, out)
     return out if dtype == value.dtype else out.to(value.dtype)
 
 
@@ -51,28 +52,20 @@ def backward(
 
     The order of the sums is always the same, so `deterministic` changes nothing.
     """
-    shape, arguments, _keep = _inputs(value, sizes, coordinates, weights, reference_points)
-    kernel_dtype = torch.bfloat16 if value.dtype == torch.bfloat16 else torch.float32
-    if grad_out.dtype != kernel_dtype:
-        grad_out = grad_out.to(kernel_dtype)
-    grad_out = grad_out.contiguous()
+    dtype = torch.bfloat16 if value.dtype == torch.bfloat16 else torch.float32
     inputs = (value, coordinates, weights, reference_points)
     gradients = [
-        torch.empty(*t.shape, dtype=torch.float32 if t is not value else kernel_dtype)
+        torch.empty(*t.shape, dtype=torch.float32 if t is not value else dtype)
         if need and t is not None
         else None
         for t, need in zip(inputs, needs, strict=True)
     ]
-    if grad_out.numel() == 0:
-        for gradient in gradients:
-            if gradient is not None:
-                gradient.zero_()
-    elif any(needs):
-        parts = None
-        if gradients[3] is not None:
-            parts = torch.empty((*shape[:3], shape[4], shape[7]), dtype=torch.float32)
-        pointers = [0 if t is None else t.data_ptr() for t in (grad_out, *gradients, parts)]
-        extension.extension().ms_deform_attn_bwd(shape, *arguments, *pointers)
+    parts = None
+    if gradients[3] is not None:
+        parts = torch.empty((*weights.shape[:4], gradients[3].shape[-1]), dtype=torch.float32)
+    arguments = _inputs(value, sizes, coordinates, weights, reference_points)
+    grad_out = grad_out.to(dtype).contiguous()
+    extension.extension().ms_deform_attn_cpu_bwd(*arguments, grad_out, *gradients, parts)
     return [
         gradient if gradient is None or t is None or gradient.dtype == t.dtype else gradient.to(t.dtype)
         for gradient, t in zip(gradients, inputs, strict=True)
@@ -85,22 +78,25 @@ def _inputs(
     coordinates: Tensor,
     weights: Tensor,
     reference_points: Tensor | None,
-) -> tuple[list[int], tuple[int | bool, ...], tuple[Tensor | None, ...]]:
-    """The kernel's shape and arguments, and the tensors that these point into."""
-    batch, pixels, heads, channels = value.shape
-    _, queries, _, levels, points, _ = coordinates.shape
-    reference_dims = 0 if reference_points is None else reference_points.shape[-1]
-    shape = [batch, queries, heads, channels, levels, points, pixels, reference_dims]
-    for size in sizes:
-        shape += size
-    bf16 = value.dtype == torch.bfloat16
-    value = value.contiguous() if bf16 else value.float().contiguous()
-    coordinates = coordinates.float().contiguous()
-    weights = weights.float().contiguous()
-    references = 0
+) -> tuple[Any, ...]:
+    """What every function of the extension takes first."""
+    batch, queries, heads, _, points, _ = coordinates.shape
+    value = value.contiguous() if value.dtype == torch.bfloat16 else value.float().contiguous()
+    reference_dims = 0
     if reference_points is not None:
+        reference_dims = reference_points.shape[-1]
         reference_points = reference_points.float().contiguous()
-        references = reference_points.data_ptr()
-    pointers = (value.data_ptr(), coordinates.data_ptr(), weights.data_ptr(), references)
-    threads = torch.get_num_threads()
-    return shape, (bf16, *pointers, threads), (value, coordinates, weights, reference_points)
+    return (
+        sizes,
+        batch,
+        queries,
+        heads,
+        value.shape[-1],
+        points,
+        reference_dims,
+        value,
+        coordinates.float().contiguous(),
+        weights.float().contiguous(),
+        reference_points,
+        torch.get_num_threads(),
+    )

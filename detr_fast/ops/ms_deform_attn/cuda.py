@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,10 +51,8 @@ class Cuda:
         """As `reference.forward`."""
         batch, _, heads, channels = value.shape
         out = value.new_empty(batch, coordinates.shape[1], heads * channels)
-        if out.numel() == 0 or weights.numel() == 0:
-            return out.zero_()
-        call, *_keep = _call(value, sizes, coordinates, weights, reference_points)
-        self._module().ms_deform_attn_cuda_fwd(call, out.data_ptr())
+        call = _call(*_ready(value, coordinates, weights, reference_points), sizes)
+        self._module().ms_deform_attn_cuda_fwd(*call, out)
         return out
 
     def backward(
@@ -71,9 +70,7 @@ class Cuda:
         inputs = (value, coordinates, weights, reference_points)
         if grad_out.numel() == 0 or weights.numel() == 0:
             return zeros_where(needs, inputs)
-        call, value, coordinates, weights, reference_points = _call(
-            value, sizes, coordinates, weights, reference_points
-        )
+        value, coordinates, weights, reference_points = _ready(value, coordinates, weights, reference_points)
         grad_out = ready(grad_out, value.dtype)
         grad_value = grad_coordinates = grad_weights = parts = None
         if needs[0] and not deterministic:
@@ -87,8 +84,8 @@ class Cuda:
             parts = torch.empty(shape, dtype=torch.float32, device=value.device)
         outputs = (grad_value, grad_coordinates, grad_weights, parts)
         if any(t is not None for t in outputs):
-            pointers = [0 if t is None else t.data_ptr() for t in outputs]
-            self._module().ms_deform_attn_cuda_bwd(call, grad_out.data_ptr(), *pointers)
+            call = _call(value, coordinates, weights, reference_points, sizes)
+            self._module().ms_deform_attn_cuda_bwd(*call, grad_out, *outputs)
         if needs[0] and deterministic:
             inputs_in_order = (grad_out, value, coordinates, weights, reference_points)
             grad_value = grad_value_in_order(self._gather, sizes, *inputs_in_order)
@@ -105,45 +102,44 @@ class Cuda:
         reference_points: Tensor | None,
     ) -> None:
         kernels, device = self._module(), grad_value.device
-        call, *_keep = _call(grad_value, sizes, coordinates, weights, reference_points)
+        call = _call(grad_value, coordinates, weights, reference_points, sizes)
         samples = weights.numel()
-        cells = grad_value.shape[0] * grad_value.shape[2] * kernels.ms_deform_attn_cuda_cells(call)
+        cells = grad_value.shape[0] * grad_value.shape[2] * kernels.ms_deform_attn_cuda_cells(sizes)
         check_countable(samples, cells)
         cell = torch.empty(samples, dtype=torch.int32, device=device)
         records = torch.empty(samples, 4, dtype=torch.float32, device=device)
-        kernels.ms_deform_attn_cuda_bin(call, cell.data_ptr(), records.data_ptr())
+        kernels.ms_deform_attn_cuda_bin(*call, cell, records)
         order, starts = sort_by_cell(cell, cells)
-        pointers = [t.data_ptr() for t in (grad_out, starts, order, records, grad_value)]
-        kernels.ms_deform_attn_cuda_gather(call, *pointers)
+        kernels.ms_deform_attn_cuda_gather(*call, grad_out, starts, order, records, grad_value)
+
+
+def _ready(
+    value: Tensor, coordinates: Tensor, weights: Tensor, reference_points: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """As the kernels want them.
+
+    Coordinates and weights stay as they are where both are float32 or both have value's dtype.
+    """
+    dtype = coordinates.dtype
+    if dtype != weights.dtype or dtype not in (torch.float32, value.dtype):
+        dtype = torch.float32
+    if reference_points is not None:
+        reference_points = ready(reference_points, torch.float32)
+    return ready(value), ready(coordinates, dtype), ready(weights, dtype), reference_points
 
 
 def _call(
     value: Tensor,
-    sizes: LevelSizes,
     coordinates: Tensor,
     weights: Tensor,
     reference_points: Tensor | None,
-) -> tuple[list[int], Tensor, Tensor, Tensor, Tensor | None]:
-    """The launchers' first argument (csrc/bind_gpu.h), and the tensors that it points to.
-
-    Coordinates and weights stay as they are where both are float32 or both have value's dtype.
-    """
-    batch, pixels, heads, channels = value.shape
-    _, queries, _, levels, points, _ = coordinates.shape
-    dtype = coordinates.dtype
-    if dtype != weights.dtype or dtype not in (torch.float32, value.dtype):
-        dtype = torch.float32
-    value, coordinates, weights = ready(value), ready(coordinates, dtype), ready(weights, dtype)
-    references = dims = 0
-    if reference_points is not None:
-        reference_points = ready(reference_points, torch.float32)
-        references, dims = reference_points.data_ptr(), reference_points.shape[-1]
-    call = [*device_and_stream(value), FLOAT_TYPES[value.dtype], FLOAT_TYPES[dtype]]
-    call += (value.data_ptr(), coordinates.data_ptr(), weights.data_ptr(), references)
-    call += (batch, queries, heads, channels, levels, points, pixels, dims)
-    for size in sizes:
-        call += size
-    return call, value, coordinates, weights, reference_points
+    sizes: LevelSizes,
+) -> tuple[Any, ...]:
+    """What every launcher takes first."""
+    batch, queries, heads, _, points, _ = coordinates.shape
+    dims = 0 if reference_points is None else reference_points.shape[-1]
+    shape = (sizes, batch, queries, heads, value.shape[-1], points, dims)
+    return *shape, value, coordinates, weights, reference_points, *device_and_stream(value)
 
 
 BACKEND = Cuda(extension.extension)

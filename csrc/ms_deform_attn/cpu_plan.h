@@ -8,9 +8,9 @@
 #include <cmath>
 #include <cstring>
 
-#include "common/scratch.h"
+#include "common/cpu_scratch.h"
 #include "common/simd.h"
-#include "ms_deform_attn/ms_deform_attn.h"
+#include "ms_deform_attn/cpu.h"
 
 namespace detr_fast {
 namespace DETR_FAST_ISA {

@@ -14,10 +14,10 @@
 // column would be better), the caller solves by shortest augmenting paths.
 #pragma once
 
-#include "linear_assignment/gpu_bid.h"
+#include "linear_assignment/cuda_bid.h"
 
 namespace detr_fast {
-namespace linear_assignment_gpu {
+namespace linear_assignment_kernels {
 
 constexpr int kAuctionRounds = 256;
 constexpr int kRelaxations = 32;
@@ -61,5 +61,5 @@ SIMT_DEVICE double auction_epsilon(const Costs<Cost>& costs, const State& state,
     return fmax(-team.least(most).value, 0.0) / (8.0 * costs.rows);
 }
 
-}  // namespace linear_assignment_gpu
+}  // namespace linear_assignment_kernels
 }  // namespace detr_fast

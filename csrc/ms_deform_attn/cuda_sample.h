@@ -9,12 +9,12 @@
 #include <stdexcept>
 #include <string>
 
+#include "common/cuda_wide_or_narrow.h"
 #include "common/simt.h"
-#include "common/wide_or_narrow.h"
 #include "ms_deform_attn/cuda.h"
 
 namespace detr_fast {
-namespace ms_deform_attn_gpu {
+namespace ms_deform_attn_kernels {
 
 constexpr int kMaxLevels = 128;  // the table travels with every launch: 2 of the 4 KB of its parameters
 constexpr int kForwardThreads = 512, kBackwardThreads = 256;  // of a block, at most
@@ -277,5 +277,5 @@ SIMT_DEVICE void load_corners(simt::Global<const T> pixels, const Taps& taps, in
         corners[c] = simt::load_vec_if<kVec>(taps.exists(c), taps.in(pixels, stride, c), 0);
 }
 
-}  // namespace ms_deform_attn_gpu
+}  // namespace ms_deform_attn_kernels
 }  // namespace detr_fast

@@ -1,12 +1,6 @@
-#include "point_sample/point_sample.h"
+#include "point_sample/cpu.h"
 
 namespace detr_fast {
-
-int64_t first_out_of_range(const int64_t* index, int64_t rows, int64_t count) {
-    for (int64_t row = 0; row < rows; ++row)
-        if (index[row] < 0 || index[row] >= count) return row;
-    return -1;
-}
 
 void group_rows(const int64_t* map_index, int64_t rows, int64_t maps, int64_t* order, int64_t* first_row) {
     for (int64_t map = 0; map <= maps; ++map) first_row[map] = 0;

@@ -1,4 +1,4 @@
-#include "common/scratch.h"
+#include "common/cpu_scratch.h"
 
 #include <cstdint>
 #include <cstdlib>

@@ -1,4 +1,4 @@
-// Two ways through the same plan (plan.h):
+// Two ways through the same plan (cpu_plan.h):
 // - direct: all heads of a query together, rows read (and gradients added) where they lie. For few samples.
 // - packed: a worker copies one head's rows into a compact float array of its own, with the gradients beside
 //   the values, sweeps all queries, and copies the gradients out. For many samples a pixel, for channels
@@ -7,7 +7,7 @@
 // for any number of threads.
 #pragma once
 
-#include "ms_deform_attn/plan.h"
+#include "ms_deform_attn/cpu_plan.h"
 
 namespace detr_fast {
 namespace DETR_FAST_ISA {
@@ -72,7 +72,8 @@ struct Samples {
 inline Samples samples_of(const MsDeformAttnInputs& in, int64_t b, int64_t h) {
     const int64_t samples = in.shape.levels * in.shape.points;
     const int64_t from = (b * in.shape.queries * in.shape.heads + h) * samples;
-    return {in.coordinates + 2 * from, in.weights + from, in.shape.heads * samples};
+    return {static_cast<const float*>(in.coordinates) + 2 * from,
+            static_cast<const float*>(in.weights) + from, in.shape.heads * samples};
 }
 
 // Plans the rows of queries [first, last) of image b.
@@ -144,10 +145,9 @@ bool packs(const MsDeformAttnShape& s, int64_t width) {
 }
 
 // Threads that a call of this size keeps busy for some ten microseconds each.
-int useful_threads(const MsDeformAttnInputs& in, int64_t items) {
-    const MsDeformAttnShape& s = in.shape;
+int useful_threads(const MsDeformAttnShape& s, int most, int64_t items) {
     const int64_t work = s.batch * s.queries * s.heads * s.levels * s.points * (s.channels + 16) / (1 << 16);
-    int64_t threads = in.num_threads < items ? in.num_threads : items;
+    int64_t threads = most < items ? most : items;
     if (threads > work + 1) threads = work + 1;
     return threads < 1 ? 1 : static_cast<int>(threads);
 }

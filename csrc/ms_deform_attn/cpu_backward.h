@@ -2,7 +2,7 @@
 // grad_out times its share is added to each touched row of grad_value.
 #pragma once
 
-#include "ms_deform_attn/sweep.h"
+#include "ms_deform_attn/cpu_sweep.h"
 
 namespace detr_fast {
 namespace DETR_FAST_ISA {
@@ -164,10 +164,10 @@ inline const float* grad_row(const Work& work, const MsDeformAttnShape& s, int64
 }
 
 template <bool Dots, bool Scatter, typename T, typename G>
-void backward_queries(const MsDeformAttnInputs& in, const MsDeformAttnGradients& grad, const Samples& samples,
-                      const Plan& plan, const Work& work, int64_t b, int64_t h, int64_t first, int64_t last,
-                      const T* base, float* grad_base, int64_t stride, int64_t head_stride, int64_t width,
-                      const G* grad_out) {
+void backward_queries(const MsDeformAttnInputs& in, const MsDeformAttnCpuGradients& grad,
+                      const Samples& samples, const Plan& plan, const Work& work, int64_t b, int64_t h,
+                      int64_t first, int64_t last, const T* base, float* grad_base, int64_t stride,
+                      int64_t head_stride, int64_t width, const G* grad_out) {
     const MsDeformAttnShape& s = in.shape;
     for (int64_t from = first; from < last; from += plan.queries) {
         const int64_t to = from + plan.queries < last ? from + plan.queries : last;
@@ -204,7 +204,8 @@ void backward_queries(const MsDeformAttnInputs& in, const MsDeformAttnGradients&
                 write_plain(plan, work, q - from, by_coordinates, nullptr);
                 if (by_weights) write_logits(plan, work, q - from, by_weights);
                 if (grad.reference_parts)
-                    write_reference_parts(s, plan, work, in.coordinates + 2 * sample,
+                    write_reference_parts(s, plan, work,
+                                          static_cast<const float*>(in.coordinates) + 2 * sample,
                                           grad.reference_parts + first_head * s.levels * s.reference_dims);
             } else {
                 write_plain(plan, work, q - from, by_coordinates, by_weights);
@@ -235,19 +236,20 @@ void sum_reference_parts(const MsDeformAttnShape& s, const float* parts, float* 
 }
 
 template <bool Dots, bool Scatter, typename T>
-void backward(const MsDeformAttnInputs& in, const MsDeformAttnGradients& grad, bool& ok) {
+void backward(const MsDeformAttnInputs& in, int most_threads, const MsDeformAttnCpuGradients& grad,
+              bool& ok) {
     const MsDeformAttnShape& s = in.shape;
     const T* value = static_cast<const T*>(in.value);
     const T* grad_out = static_cast<const T*>(grad.grad_out);
     T* grad_value = static_cast<T*>(grad.grad_value);
     const int64_t row = s.heads * s.channels, width = round_up(s.channels, kLanes);
-    const bool packed = packs(s, width) || (Scatter && in.bf16);
-    int64_t splits = (in.num_threads + s.batch - 1) / s.batch;
+    const bool packed = packs(s, width) || (Scatter && sizeof(T) == 2);
+    int64_t splits = (most_threads + s.batch - 1) / s.batch;
     if (splits > s.heads) splits = s.heads;
     const int64_t heads = (s.heads + splits - 1) / splits;
     splits = (s.heads + heads - 1) / heads;
     const int64_t items = s.batch * splits;
-    const int threads = useful_threads(in, items);
+    const int threads = useful_threads(s, most_threads, items);
     (void)threads;
     const size_t sampled = sizeof(float) * s.batch * s.queries * s.heads * s.levels * s.points;
     if (Scatter) prefer_huge_pages(grad_value, sizeof(T) * s.batch * s.pixels * row);
@@ -318,14 +320,15 @@ void backward(const MsDeformAttnInputs& in, const MsDeformAttnGradients& grad, b
 }
 
 template <typename T>
-void backward(const MsDeformAttnInputs& in, const MsDeformAttnGradients& grad, bool& ok) {
+void backward(const MsDeformAttnInputs& in, int most_threads, const MsDeformAttnCpuGradients& grad,
+              bool& ok) {
     const bool dots = grad.grad_coordinates || grad.grad_weights || grad.grad_references;
     if (dots && grad.grad_value)
-        backward<true, true, T>(in, grad, ok);
+        backward<true, true, T>(in, most_threads, grad, ok);
     else if (dots)
-        backward<true, false, T>(in, grad, ok);
+        backward<true, false, T>(in, most_threads, grad, ok);
     else
-        backward<false, true, T>(in, grad, ok);
+        backward<false, true, T>(in, most_threads, grad, ok);
 }
 
 }  // namespace

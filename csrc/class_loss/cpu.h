@@ -23,8 +23,8 @@ struct ClassLoss {
 // Fill loss [layers], or grad_logits (as logits) from grad_loss [layers]. Return the first target whose label
 // is no class of an object or, after all targets, the first entry of `query` outside [-1, queries), counted
 // on; -1 where all are good. Nothing is written before that is known.
-int64_t class_loss_fwd(const ClassLoss& args, float* loss);
-int64_t class_loss_bwd(const ClassLoss& args, const float* grad_loss, void* grad_logits);
+int64_t class_loss_cpu_fwd(const ClassLoss& args, float* loss);
+int64_t class_loss_cpu_bwd(const ClassLoss& args, const float* grad_loss, void* grad_logits);
 
 constexpr int64_t kLossRows = 32;  // rows of logits that a thread takes at a time, all of one layer
 

@@ -8,7 +8,7 @@
 #include "common/simt.h"
 
 namespace detr_fast {
-namespace linear_assignment_gpu {
+namespace linear_assignment_kernels {
 
 constexpr double kInf = HUGE_VAL;
 constexpr int kNone = 0x7fffffff;
@@ -153,5 +153,5 @@ struct BlockTeam {
     }
 };
 
-}  // namespace linear_assignment_gpu
+}  // namespace linear_assignment_kernels
 }  // namespace detr_fast

@@ -5,10 +5,10 @@
 // of several bidders: the lowest row wins, and the others bid again.
 #pragma once
 
-#include "linear_assignment/gpu_problem.h"
+#include "linear_assignment/cuda_problem.h"
 
 namespace detr_fast {
-namespace linear_assignment_gpu {
+namespace linear_assignment_kernels {
 
 // A row's two cheapest columns at given prices.
 struct TwoLeast {
@@ -208,5 +208,5 @@ SIMT_DEVICE bool hold_auction(const Costs<Cost>& costs, const State& state, cons
     }
 }
 
-}  // namespace linear_assignment_gpu
+}  // namespace linear_assignment_kernels
 }  // namespace detr_fast

@@ -1,7 +1,8 @@
-#include "box_loss/box_loss.h"
-
 #include <algorithm>
 #include <cmath>
+
+#include "box_loss/cpu.h"
+#include "common/in_range.h"
 
 namespace detr_fast {
 namespace {
@@ -69,10 +70,7 @@ Pair compare(const float* box, const float* target) {
 }
 
 int64_t bad_query(const BoxLoss& args) {
-    const int64_t count = args.layers * args.first_target[args.images];
-    for (int64_t i = 0; i < count; ++i)
-        if (args.query[i] < -1 || args.query[i] >= args.queries) return i;
-    return -1;
+    return first_out_of_range(args.query, args.layers * args.first_target[args.images], -1, args.queries);
 }
 
 // Calls visit(layer, index of the box, pair) for every matched pair.
@@ -91,7 +89,7 @@ void for_each_pair(const BoxLoss& args, Visit visit) {
 
 }  // namespace
 
-int64_t box_loss_fwd(const BoxLoss& args, float* losses) {
+int64_t box_loss_cpu_fwd(const BoxLoss& args, float* losses) {
     const int64_t bad = bad_query(args);
     if (bad >= 0) return bad;
     std::fill_n(losses, 2 * args.layers, 0.0f);
@@ -112,7 +110,7 @@ int64_t box_loss_fwd(const BoxLoss& args, float* losses) {
     return -1;
 }
 
-int64_t box_loss_bwd(const BoxLoss& args, const float* grad_losses, float* grad_boxes) {
+int64_t box_loss_cpu_bwd(const BoxLoss& args, const float* grad_losses, float* grad_boxes) {
     const int64_t bad = bad_query(args);
     if (bad >= 0) return bad;
     for_each_pair(args, [&](int64_t layer, int64_t box, const Pair& pair) {

@@ -2,8 +2,9 @@
 #include <new>
 #include <vector>
 
-#include "class_loss/class_loss.h"
-#include "common/scratch.h"
+#include "class_loss/cpu.h"
+#include "common/cpu_scratch.h"
+#include "common/in_range.h"
 
 namespace detr_fast {
 namespace {
@@ -15,10 +16,10 @@ constexpr int64_t kWorthThreads = 20000;
 int64_t wanted_classes(const ClassLoss& args, std::vector<int32_t>& wanted) {
     const int64_t targets = args.first_target[args.images];
     const int64_t unmatched = args.focal ? args.classes : args.classes - 1;
-    for (int64_t t = 0; t < targets; ++t)
-        if (args.labels[t] < 0 || args.labels[t] >= unmatched) return t;
-    for (int64_t i = 0; i < args.layers * targets; ++i)
-        if (args.query[i] < -1 || args.query[i] >= args.queries) return targets + i;
+    const int64_t bad_label = first_out_of_range(args.labels, targets, 0, unmatched);
+    if (bad_label >= 0) return bad_label;
+    const int64_t bad_query = first_out_of_range(args.query, args.layers * targets, -1, args.queries);
+    if (bad_query >= 0) return targets + bad_query;
     wanted.assign(args.layers * args.images * args.queries, static_cast<int32_t>(unmatched));
     for (int64_t layer = 0; layer < args.layers; ++layer)
         for (int64_t image = 0; image < args.images; ++image)
@@ -38,7 +39,7 @@ ClassLoss with_threads(ClassLoss args) {
 
 }  // namespace
 
-int64_t class_loss_fwd(const ClassLoss& args, float* loss) {
+int64_t class_loss_cpu_fwd(const ClassLoss& args, float* loss) {
     std::vector<int32_t> wanted;
     const int64_t bad = wanted_classes(args, wanted);
     if (bad >= 0) return bad;
@@ -55,7 +56,7 @@ int64_t class_loss_fwd(const ClassLoss& args, float* loss) {
     return -1;
 }
 
-int64_t class_loss_bwd(const ClassLoss& args, const float* grad_loss, void* grad_logits) {
+int64_t class_loss_cpu_bwd(const ClassLoss& args, const float* grad_loss, void* grad_logits) {
     std::vector<int32_t> wanted;
     const int64_t bad = wanted_classes(args, wanted);
     if (bad >= 0 || args.classes == 0) return bad;

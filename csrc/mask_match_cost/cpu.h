@@ -9,9 +9,6 @@
 
 namespace detr_fast {
 
-// Target values are of a FloatType, by the same numbers, or bytes.
-enum class TargetType : int { f32, bf16, f16, u8 };
-
 struct MaskMatchCost {
     const void* logits;  // [layers, images, queries, classes]
     FloatType logits_type;
@@ -19,7 +16,7 @@ struct MaskMatchCost {
     FloatType mask_type;
     const int64_t* target_labels;  // [targets], in [0, classes)
     const void* target_values;     // [targets, points], or [layers, targets, points]
-    TargetType target_type;
+    ElementType target_type;
     bool target_values_of_layers;
     const int64_t* first_target;  // [images + 1], where each image's targets begin
     int64_t layers, images, queries, classes, points;
@@ -30,6 +27,6 @@ struct MaskMatchCost {
 };
 
 // Fills costs; ok turns false where memory ran out.
-DETR_FAST_DECLARE_CPU(mask_match_cost, (const MaskMatchCost& args, bool& ok))
+DETR_FAST_DECLARE_CPU(mask_match_cost_cpu, (const MaskMatchCost& args, bool& ok))
 
 }  // namespace detr_fast

@@ -2,18 +2,18 @@
 #include <memory>
 #include <vector>
 
-#include "box_match_cost/box_match_cost.h"
+#include "box_match_cost/cpu.h"
+#include "common/in_range.h"
 
 namespace detr_fast {
 
 // Below this many logits and pairs a second thread costs more than it brings.
 constexpr int64_t kWorthThreads = 20000;
 
-int64_t box_match_cost(const BoxMatchCost& call) {
-    BoxMatchCost args = call;
+int64_t box_match_cost_cpu(const BoxMatchCost& args, int threads) {
     const int64_t n_targets = args.first_target[args.images];
-    for (int64_t t = 0; t < n_targets; ++t)
-        if (args.target_labels[t] < 0 || args.target_labels[t] >= args.classes) return t;
+    const int64_t bad_label = first_out_of_range(args.target_labels, n_targets, 0, args.classes);
+    if (bad_label >= 0) return bad_label;
 
     std::vector<BoxMatchPlan::Target> targets(n_targets);
     std::vector<int32_t> labels(n_targets), slot_of(args.classes);
@@ -35,13 +35,13 @@ int64_t box_match_cost(const BoxMatchCost& call) {
     }
     const int64_t most_labels = args.images ? *std::max_element(n_labels.begin(), n_labels.end()) : 0;
     const int64_t work = args.layers * args.queries * (args.images * args.classes + n_targets);
-    if (work < kWorthThreads) args.threads = 1;
+    if (work < kWorthThreads) threads = 1;
     const int64_t row_size = (args.classes + kMaxLanes - 1) / kMaxLanes * kMaxLanes;
     const int64_t scratch_size = (kMaxLanes + 1) * row_size + most_labels * kChunk;
-    const std::unique_ptr<float[]> scratch(new float[args.threads * scratch_size]);
+    const std::unique_ptr<float[]> scratch(new float[threads * scratch_size]);
     const BoxMatchPlan plan{targets.data(), labels.data(), n_labels.data(),
                             scratch.get(),  scratch_size,  row_size};
-    DETR_FAST_CPU(box_match_cost_kernel)(args, plan);
+    DETR_FAST_CPU(box_match_cost_cpu_kernel)(args, plan, threads);
     return -1;
 }
 

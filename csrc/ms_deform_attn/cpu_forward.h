@@ -1,7 +1,7 @@
 // Forward: every output row is the weighted sum of the rows that its samples touch.
 #pragma once
 
-#include "ms_deform_attn/sweep.h"
+#include "ms_deform_attn/cpu_sweep.h"
 
 namespace detr_fast {
 namespace DETR_FAST_ISA {
@@ -105,13 +105,13 @@ int64_t turn_queries(const MsDeformAttnShape& s, int64_t block, int64_t most, in
 
 // Threads share out the queries.
 template <typename T>
-void forward(const MsDeformAttnInputs& in, T* out, bool& ok) {
+void forward(const MsDeformAttnInputs& in, int most_threads, T* out, bool& ok) {
     const MsDeformAttnShape& s = in.shape;
     const T* value = static_cast<const T*>(in.value);
     const int64_t row = s.heads * s.channels, width = round_up(s.channels, kLanes);
     const bool packed = packs(s, width);
     const int64_t heads = packed ? 1 : s.heads, block = block_queries(s, heads);
-    const int threads = useful_threads(in, s.batch * s.queries);
+    const int threads = useful_threads(s, most_threads, s.batch * s.queries);
     const int64_t turn = turn_queries(s, block, packed ? kTurnQueries : block, threads);
     const int64_t turns = (s.queries + turn - 1) / turn;
     prefer_huge_pages(out, sizeof(T) * s.batch * s.queries * row);

@@ -4,10 +4,10 @@
 // team.
 #pragma once
 
-#include "linear_assignment/gpu_problem.h"
+#include "linear_assignment/cuda_problem.h"
 
 namespace detr_fast {
-namespace linear_assignment_gpu {
+namespace linear_assignment_kernels {
 
 template <class Cost, class State, class Team>
 class Paths {
@@ -144,5 +144,5 @@ class Paths {
     int slots_ = 0;
 };
 
-}  // namespace linear_assignment_gpu
+}  // namespace linear_assignment_kernels
 }  // namespace detr_fast

@@ -9,9 +9,6 @@
 
 namespace detr_fast {
 
-// The first three are those of FloatType.
-enum class MapType : int { f32 = 0, bf16 = 1, f16 = 2, u8 = 3 };
-
 struct PointSampleRows {
     int64_t maps, channels, height, width;
     const float* points;         // [sets, points_of_set, 2] (x, y) in 0..1
@@ -24,7 +21,7 @@ struct PointSampleRows {
 struct PointSampleForward {
     PointSampleRows at;
     const void* maps;  // a pixel at map * map_stride + channel * channel_stride + row * row_stride + column
-    MapType type;
+    ElementType type;
     int64_t map_stride, channel_stride, row_stride;
     void* out;  // [rows, channels, points_of_set]
     FloatType out_type;
@@ -39,14 +36,11 @@ struct PointSampleBackward {
     FloatType type;            // of both
 };
 
-// The first row whose number is not in [0, count), or -1.
-int64_t first_out_of_range(const int64_t* index, int64_t rows, int64_t count);
-
 // Fills order and first_row of PointSampleBackward; the rows of a map keep their order.
 void group_rows(const int64_t* map_index, int64_t rows, int64_t maps, int64_t* order, int64_t* first_row);
 
-DETR_FAST_DECLARE_CPU(point_sample_fwd, (const PointSampleForward& args))
+DETR_FAST_DECLARE_CPU(point_sample_cpu_fwd, (const PointSampleForward& args))
 // `ok` becomes false where working memory ran out; grad_maps is then undefined.
-DETR_FAST_DECLARE_CPU(point_sample_bwd, (const PointSampleBackward& args, bool& ok))
+DETR_FAST_DECLARE_CPU(point_sample_cpu_bwd, (const PointSampleBackward& args, bool& ok))
 
 }  // namespace detr_fast

@@ -1,0 +1,56 @@
+#include "class_loss/cpu.h"
+#include "common/arguments.h"
+#include "operators.h"
+
+namespace detr_fast {
+namespace {
+
+ClassLoss read(Arguments& in, const Targets& targets) {
+    ClassLoss args{};
+    args.first_target = targets.first.data();
+    args.images = targets.images();
+    args.layers = in.integer("layers");
+    args.queries = in.integer("queries");
+    args.classes = in.integer("classes");
+    const Floats logits = in.floats("logits", args.layers * args.images * args.queries * args.classes);
+    args.logits = logits.data;
+    args.type = logits.type;
+    args.labels = in.array<const int64_t>("labels", targets.count());
+    args.query = in.array<const int64_t>("query", args.layers * targets.count());
+    args.focal = in.flag("focal");
+    args.no_object = in.number("no_object");
+    args.alpha = in.number("alpha");
+    args.gamma = in.number("gamma");
+    args.threads = static_cast<int>(in.integer("threads"));
+    return args;
+}
+
+}  // namespace
+
+void bind_class_loss_cpu(py::module_& m) {
+    // (sizes, layers, queries, classes, logits, labels, query, focal, no_object, alpha, gamma, threads, loss)
+    // -> the first label that is no class or, after all labels, the first entry of query out of range, or -1
+    m.def("class_loss_cpu_fwd", [](const py::args& call) {
+        Arguments in(call);
+        const Targets targets = in.targets("sizes");
+        const ClassLoss args = read(in, targets);
+        float* const loss = in.array<float>("loss", args.layers);
+        in.end();
+        const py::gil_scoped_release release;
+        return class_loss_cpu_fwd(args, loss);
+    });
+    // (..., threads, grad_loss, grad_logits) -> the same
+    m.def("class_loss_cpu_bwd", [](const py::args& call) {
+        Arguments in(call);
+        const Targets targets = in.targets("sizes");
+        const ClassLoss args = read(in, targets);
+        const float* const grad_loss = in.array<const float>("grad_loss", args.layers);
+        void* const grad_logits =
+            in.array_of(args.type, "grad_logits", args.layers * args.images * args.queries * args.classes);
+        in.end();
+        const py::gil_scoped_release release;
+        return class_loss_cpu_bwd(args, grad_loss, grad_logits);
+    });
+}
+
+}  // namespace detr_fast

@@ -1,0 +1,178 @@
+#include "common/arguments.h"
+
+namespace detr_fast {
+namespace {
+
+constexpr const char* kDtypeNames[] = {"float32", "bfloat16", "float16", "uint8",
+                                       "float64", "int32",    "int64",   "bool"};
+constexpr int kDtypes = sizeof kDtypeNames / sizeof *kDtypeNames;
+
+// References that are never given back: the interpreter may end before static objects do.
+PyObject *dtypes[kDtypes], *dtype, *numel, *data_ptr;
+
+long long to_integer(PyObject* object) {
+    const long long number = PyLong_AsLongLong(object);
+    if (number == -1 && PyErr_Occurred()) throw py::error_already_set();
+    return number;
+}
+
+// What a method without arguments returns.
+long long call(PyObject* method, py::handle self) {
+    PyObject* const arguments[] = {self.ptr()};
+    const py::object result =
+        py::reinterpret_steal<py::object>(PyObject_Vectorcall(method, arguments, 1, nullptr));
+    if (!result) throw py::error_already_set();
+    return to_integer(result.ptr());
+}
+
+PyObject* attribute(py::handle of, const char* name) { return py::object(of.attr(name)).release().ptr(); }
+
+std::string text(py::handle object) { return py::str(object).cast<std::string>(); }
+std::string type_name(py::handle object) { return Py_TYPE(object.ptr())->tp_name; }
+
+[[noreturn]] void refuse(const char* name, const std::string& expected, const std::string& got) {
+    throw py::type_error(std::string(name) + ": expected " + expected + "; got " + got);
+}
+// A list or tuple of what `object` holds; itself where it is one.
+py::object sequence(py::handle object, const char* name) {
+    if (!PySequence_Check(object.ptr())) refuse(name, "a sequence", type_name(object));
+    py::object items = py::reinterpret_steal<py::object>(PySequence_Fast(object.ptr(), name));
+    if (!items) throw py::error_already_set();
+    return items;
+}
+
+[[noreturn]] void refuse_dtype(py::handle tensor, const char* name, const char* expected) {
+    refuse(name, expected, text(tensor.attr("dtype")));
+}
+
+}  // namespace
+
+void use_tensors_of(const py::object& torch) {
+    static_assert(kDtypes == static_cast<int>(Arguments::Dtype::count));
+    for (int i = 0; i < kDtypes; ++i) dtypes[i] = attribute(torch, kDtypeNames[i]);
+    dtype = PyUnicode_InternFromString("dtype");
+    numel = attribute(torch.attr("Tensor"), "numel");
+    data_ptr = attribute(torch.attr("Tensor"), "data_ptr");
+}
+
+py::handle Arguments::next(const char* name) {
+    if (at_ >= call_.size()) refuse(name, "an argument", "none");
+    return PyTuple_GET_ITEM(call_.ptr(), at_++);
+}
+
+void Arguments::end() const {
+    if (at_ != call_.size())
+        throw py::type_error("expected " + std::to_string(at_) + " arguments; got " +
+                             std::to_string(call_.size()));
+}
+
+bool Arguments::skip_none() {
+    const bool none = at_ < call_.size() && PyTuple_GET_ITEM(call_.ptr(), at_) == Py_None;
+    at_ += none;
+    return none;
+}
+
+int64_t Arguments::integer(const char* name) {
+    const py::handle found = next(name);
+    if (!PyLong_Check(found.ptr())) refuse(name, "an integer", type_name(found));
+    return to_integer(found.ptr());
+}
+
+float Arguments::number(const char* name) {
+    const py::handle found = next(name);
+    if (!PyFloat_Check(found.ptr()) && !PyLong_Check(found.ptr())) refuse(name, "a number", type_name(found));
+    const double number = PyFloat_AsDouble(found.ptr());
+    if (number == -1 && PyErr_Occurred()) throw py::error_already_set();
+    return static_cast<float>(number);
+}
+
+bool Arguments::flag(const char* name) {
+    const py::handle found = next(name);
+    if (!PyBool_Check(found.ptr())) refuse(name, "True or False", type_name(found));
+    return found.ptr() == Py_True;
+}
+
+std::vector<int64_t> Arguments::integers(const char* name) {
+    const py::object items = sequence(next(name), name);
+    std::vector<int64_t> numbers(PySequence_Fast_GET_SIZE(items.ptr()));
+    for (size_t i = 0; i < numbers.size(); ++i)
+        numbers[i] = to_integer(PySequence_Fast_GET_ITEM(items.ptr(), i));
+    return numbers;
+}
+
+std::vector<int64_t> Arguments::pairs(const char* name) {
+    const py::object items = sequence(next(name), name);
+    std::vector<int64_t> numbers(2 * PySequence_Fast_GET_SIZE(items.ptr()));
+    for (size_t i = 0; i < numbers.size(); i += 2) {
+        const py::object pair = sequence(PySequence_Fast_GET_ITEM(items.ptr(), i / 2), name);
+        if (PySequence_Fast_GET_SIZE(pair.ptr()) != 2) refuse(name, "pairs of integers", text(pair));
+        for (int k = 0; k < 2; ++k) numbers[i + k] = to_integer(PySequence_Fast_GET_ITEM(pair.ptr(), k));
+    }
+    return numbers;
+}
+
+Targets Arguments::targets(const char* name) {
+    Targets targets{integers(name)};
+    targets.first.insert(targets.first.begin(), 0);
+    for (size_t i = 1; i < targets.first.size(); ++i) {
+        if (targets.first[i] < 0)
+            throw py::value_error(std::string(name) + ": expected counts >= 0; got " +
+                                  std::to_string(targets.first[i]));
+        targets.first[i] += targets.first[i - 1];
+    }
+    return targets;
+}
+
+Queue Arguments::queue() {
+    const int device = static_cast<int>(integer("device"));
+    return {device, reinterpret_cast<void*>(integer("stream"))};
+}
+
+Arguments::Memory Arguments::memory(py::handle tensor, const char* name, int64_t count) {
+    if (!data_ptr) throw std::runtime_error("use_tensors_of(torch) comes first");
+    const py::object found = py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor.ptr(), dtype));
+    if (!found) {
+        PyErr_Clear();
+        refuse(name, "a tensor", type_name(tensor));
+    }
+    int type = 0;
+    while (type < kDtypes && dtypes[type] != found.ptr()) ++type;
+    const long long size = call(numel, tensor);
+    if (size != count)
+        refuse(name, std::to_string(count) + " elements",
+               std::to_string(size) + " in shape " + text(py::list(tensor.attr("shape"))));
+    return {reinterpret_cast<void*>(call(data_ptr, tensor)), Dtype(type)};
+}
+
+void* Arguments::array_of(Dtype wanted, const char* name, int64_t count) {
+    const py::handle tensor = next(name);
+    const Memory found = memory(tensor, name, count);
+    if (found.dtype != wanted) refuse_dtype(tensor, name, kDtypeNames[static_cast<int>(wanted)]);
+    return found.data;
+}
+
+Floats Arguments::floats(const char* name, int64_t count) {
+    const py::handle tensor = next(name);
+    const Memory found = memory(tensor, name, count);
+    if (found.dtype > Dtype::f16) refuse_dtype(tensor, name, "float32, bfloat16 or float16");
+    return {found.data, FloatType(found.dtype)};
+}
+
+Elements Arguments::elements(const char* name, int64_t count) {
+    const py::handle tensor = next(name);
+    const Memory found = memory(tensor, name, count);
+    if (found.dtype == Dtype::boolean) return {found.data, ElementType::u8};
+    if (found.dtype > Dtype::u8) refuse_dtype(tensor, name, "float32, bfloat16, float16, uint8 or bool");
+    return {found.data, ElementType(found.dtype)};
+}
+
+void* Arguments::float_or_double(bool& is_double, const char* name, int64_t count) {
+    const py::handle tensor = next(name);
+    const Memory found = memory(tensor, name, count);
+    if (found.dtype != Dtype::f32 && found.dtype != Dtype::f64)
+        refuse_dtype(tensor, name, "float32 or float64");
+    is_double = found.dtype == Dtype::f64;
+    return found.data;
+}
+
+}  // namespace detr_fast

@@ -1,0 +1,100 @@
+#include <new>
+#include <vector>
+
+#include "common/arguments.h"
+#include "common/in_range.h"
+#include "operators.h"
+#include "point_sample/cpu.h"
+
+namespace detr_fast {
+namespace {
+
+struct Call {
+    PointSampleRows at{};
+    int64_t maps_size, out_size, sets;
+
+    // (maps, channels, height, width, sets, points_of_set, rows, points, map_index or None, point_index or
+    // None, threads, ...)
+    explicit Call(Arguments& in) {
+        at.maps = in.integer("maps");
+        at.channels = in.integer("channels");
+        at.height = in.integer("height");
+        at.width = in.integer("width");
+        sets = in.integer("sets");
+        at.points_of_set = in.integer("points_of_set");
+        at.rows = in.integer("rows");
+        at.points = in.array<const float>("points", 2 * sets * at.points_of_set);
+        if (!in.skip_none()) at.map_index = in.array<const int64_t>("map_index", at.rows);
+        if (!in.skip_none()) at.point_index = in.array<const int64_t>("point_index", at.rows);
+        at.threads = static_cast<int>(in.integer("threads"));
+        maps_size = at.maps * at.channels * at.height * at.width;
+        out_size = at.rows * at.channels * at.points_of_set;
+        if ((!at.map_index && at.rows != at.maps) || (!at.point_index && at.rows != sets))
+            throw py::type_error("rows: expected one for each map and set without an index");
+    }
+
+    // The first row whose map does not exist or, counted on, the first whose set does not; or -1.
+    int64_t bad_row() const {
+        const int64_t map = at.map_index ? first_out_of_range(at.map_index, at.rows, 0, at.maps) : -1;
+        if (map >= 0) return map;
+        const int64_t set = at.point_index ? first_out_of_range(at.point_index, at.rows, 0, sets) : -1;
+        return set >= 0 ? at.rows + set : -1;
+    }
+};
+
+}  // namespace
+
+void bind_point_sample_cpu(py::module_& m) {
+    // (..., maps, map_stride, channel_stride, row_stride, out) -> the first row whose entry of map_index is
+    // out of range or, counted on, of point_index, before any work; or -1
+    m.def("point_sample_cpu_fwd", [](const py::args& arguments) {
+        Arguments in(arguments);
+        const Call call(in);
+        PointSampleForward args{};
+        args.at = call.at;
+        const Elements maps = in.elements("maps", call.maps_size);
+        args.maps = maps.data;
+        args.type = maps.type;
+        args.map_stride = in.integer("map_stride");
+        args.channel_stride = in.integer("channel_stride");
+        args.row_stride = in.integer("row_stride");
+        const Floats out = in.floats("out", call.out_size);
+        args.out = out.data;
+        args.out_type = out.type;
+        in.end();
+        const py::gil_scoped_release release;
+        const int64_t bad = call.bad_row();
+        if (bad < 0) DETR_FAST_CPU(point_sample_cpu_fwd)(args);
+        return bad;
+    });
+    // (..., grad_out, grad_maps) -> the same
+    m.def("point_sample_cpu_bwd", [](const py::args& arguments) {
+        Arguments in(arguments);
+        const Call call(in);
+        const PointSampleRows& at = call.at;
+        PointSampleBackward args{};
+        args.at = at;
+        const Floats grad_out = in.floats("grad_out", call.out_size);
+        args.grad_out = grad_out.data;
+        args.type = grad_out.type;
+        args.grad_maps = in.array_of(grad_out.type, "grad_maps", call.maps_size);
+        in.end();
+        const py::gil_scoped_release release;
+        const int64_t bad = call.bad_row();
+        if (bad >= 0) return bad;
+        std::vector<int64_t> order, first_row;
+        if (at.map_index) {
+            order.resize(at.rows);
+            first_row.resize(at.maps + 1);
+            group_rows(at.map_index, at.rows, at.maps, order.data(), first_row.data());
+            args.order = order.data();
+            args.first_row = first_row.data();
+        }
+        bool ok = true;
+        DETR_FAST_CPU(point_sample_cpu_bwd)(args, ok);
+        if (!ok) throw std::bad_alloc();
+        return bad;
+    });
+}
+
+}  // namespace detr_fast
