@@ -101,7 +101,7 @@ class HungarianMatcher(SetMatcher):
             targets.labels,
             targets.boxes,
             targets.num_targets,
-            class_cost=self.classification,
+            classification=self.classification,
             w_class=self.cost_class,
             w_l1=self.cost_bbox,
             w_giou=self.cost_giou,

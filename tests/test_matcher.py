@@ -129,7 +129,9 @@ def test_bad_input(rng: torch.Generator) -> None:
         HungarianMatcher(classification="sigmoid")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="outputs: expected the keys"):
         matcher({"pred_logits": outputs["pred_logits"]}, targets)
-    with pytest.raises(ValueError, match="sizes: expected one target count for each of B = 2 images; got 1"):
+    with pytest.raises(
+        ValueError, match="num_targets: expected one target count for each of B = 2 images; got 1"
+    ):
         matcher(outputs, targets[:1])
     with pytest.raises(ValueError, match=r"targets\[0\]: expected the keys"):
         matcher(outputs, [{"labels": targets[0]["labels"]}, targets[1]])

@@ -326,7 +326,7 @@ def _loss(inputs: LossInputs, pass_: str) -> Call:
     """The losses of all layers and the gradient of their sum."""
     (leaf,) = leaves_of(inputs.predictions)
     kind: Any = inputs.loss
-    function = box_loss if kind == "boxes" else partial(class_loss, kind=kind)
+    function = box_loss if kind == "boxes" else partial(class_loss, classification=kind)
 
     def call() -> dict[str, Tensor]:
         losses = function(leaf, inputs.targets, inputs.query, inputs.num_targets)

@@ -121,7 +121,7 @@ class SetCriterion(StackedCriterion):
     ) -> Tensor:
         """[L], normalised; boxes are at hand for losses that weigh a class by the quality of its box."""
         sums = class_loss(
-            predictions.logits, targets.labels, query, targets.num_targets, no_object=self.eos_coef
+            predictions.logits, targets.labels, query, targets.num_targets, eos_coef=self.eos_coef
         )
         return sums / class_weight
 

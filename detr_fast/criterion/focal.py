@@ -88,7 +88,7 @@ class FocalSetCriterion(SetCriterion):
             targets.labels,
             query,
             targets.num_targets,
-            kind="focal",
+            classification="focal",
             alpha=self.alpha,
             gamma=self.gamma,
         )

@@ -51,7 +51,7 @@ class _MaskCriterion(StackedCriterion):
         num_masks, class_weight = self._normalizers(targets, joined_num_targets, logits)
         losses: dict[str, Tensor] = {}
         if "labels" in self.losses:
-            sums = class_loss(logits, targets.labels, query, targets.num_targets, no_object=self.eos_coef)
+            sums = class_loss(logits, targets.labels, query, targets.num_targets, eos_coef=self.eos_coef)
             losses["loss_ce"] = sums / class_weight
         if "masks" in self.losses:
             matched = Matched.of(predictions, targets, query, num_masks)

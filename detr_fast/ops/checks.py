@@ -10,16 +10,23 @@ from torch import Tensor
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def check_sizes(sizes: Sequence[int], images: int, targets: int) -> None:
-    """Raises unless `sizes` are the B target counts of a packed batch."""
-    if isinstance(sizes, Tensor):
-        raise TypeError("sizes: expected a sequence of B ints on the host; got a Tensor")
-    if len(sizes) != images:
+def widened(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def check_num_targets(num_targets: Sequence[int], images: int, targets: int) -> None:
+    """Raises unless `num_targets` are the B target counts of a packed batch."""
+    if isinstance(num_targets, Tensor):
+        raise TypeError("num_targets: expected a sequence of B ints on the host; got a Tensor")
+    if len(num_targets) != images:
         raise ValueError(
-            f"sizes: expected one target count for each of B = {images} images; got {len(sizes)}"
+            f"num_targets: expected one target count for each of B = {images} images; got {len(num_targets)}"
         )
-    if sum(sizes) != targets or (sizes and min(sizes) < 0):
-        raise ValueError(f"sizes: expected counts >= 0 that add up to sumT = {targets}; got {list(sizes)}")
+    if sum(num_targets) != targets or (num_targets and min(num_targets) < 0):
+        raise ValueError(
+            f"num_targets: expected counts >= 0 that add up to sumT = {targets}; got {list(num_targets)}"
+        )
 
 
 def check_floats(tensors: Mapping[str, Tensor]) -> None:

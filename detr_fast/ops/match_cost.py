@@ -7,19 +7,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from detr_fast.ops.checks import check_sizes
+from detr_fast.ops.checks import check_num_targets, widened
 
 
-def check_packing(logits: Tensor, target_labels: Tensor, sizes: Sequence[int]) -> None:
+def check_packing(logits: Tensor, target_labels: Tensor, num_targets: Sequence[int]) -> None:
     """Raises unless logits [..., B, Q, K], target_labels [sumT] and the B target counts fit together."""
     shape = logits.shape
     if len(shape) not in (3, 4) or shape[-1] < 1:
         raise ValueError(f"logits: expected [L, B, Q, K] or [B, Q, K] with K >= 1; got {list(shape)}")
     if target_labels.ndim != 1:
         raise ValueError(f"target_labels: expected [sumT]; got {list(target_labels.shape)}")
-    check_sizes(sizes, shape[-3], target_labels.shape[0])
+    check_num_targets(num_targets, shape[-3], target_labels.shape[0])
     if target_labels.dtype != torch.int64:
         raise TypeError(f"target_labels: expected int64; got {target_labels.dtype}")
+
+
+def fake_costs(logits: Tensor, values: Tensor, target_labels: Tensor, *unused: object) -> Tensor:
+    """[..., sumT, Q] costs without data."""
+    shape = (*logits.shape[:-3], target_labels.shape[0], logits.shape[-2])
+    return logits.new_empty(shape, dtype=widened(logits.dtype))
 
 
 def check_labels(target_labels: Tensor, classes: int) -> None:

@@ -1,4 +1,4 @@
-"""What the losses of matched queries share: checking targets, sizes and queries."""
+"""What the losses of matched queries share: checking targets, num_targets and queries."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from detr_fast.ops.checks import check_floats, check_sizes
+from detr_fast.ops.checks import check_floats, check_num_targets
 
 
-def check_matched(name: str, values: Tensor, query: Tensor, sizes: Sequence[int], targets: int) -> None:
+def check_matched(name: str, values: Tensor, query: Tensor, num_targets: Sequence[int], targets: int) -> None:
     """Raises where `values` [L, B, Q, X], `query` [L, sumT] and the target counts disagree."""
     if values.ndim != 4:
         raise ValueError(f"{name}: expected [L, B, Q, X]; got {list(values.shape)}")
@@ -18,7 +18,7 @@ def check_matched(name: str, values: Tensor, query: Tensor, sizes: Sequence[int]
         raise ValueError(f"query: expected [L, sumT] = {[values.shape[0], targets]}; got {list(query.shape)}")
     if query.dtype != torch.int64:
         raise TypeError(f"query: expected int64; got {query.dtype}")
-    check_sizes(sizes, values.shape[1], targets)
+    check_num_targets(num_targets, values.shape[1], targets)
     check_floats({name: values})
 
 

@@ -12,6 +12,10 @@ FLOAT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/co
 ALIGNMENT = 16  # bytes that a kernel loads and stores at once
 
 
+class NoMemory(ValueError):
+    """A tensor's storage is empty though the tensor is not."""
+
+
 def ready(tensor: Tensor, dtype: torch.dtype | None = None, *, contiguous: bool = True) -> Tensor:
     """The tensor as kernels read it: the tensor itself where its memory is so already, else a copy.
 
@@ -21,7 +25,7 @@ def ready(tensor: Tensor, dtype: torch.dtype | None = None, *, contiguous: bool 
         contiguous: whether elements must lie side by side and begin at a multiple of 16 bytes.
 
     Raises:
-        ValueError: the tensor has no memory: it is fake, on the meta device, or its storage was freed.
+        NoMemory: the tensor's storage was freed.
     """
     if dtype is not None and tensor.dtype != dtype:
         tensor = tensor.to(dtype)
@@ -32,7 +36,7 @@ def ready(tensor: Tensor, dtype: torch.dtype | None = None, *, contiguous: bool 
     address = tensor.data_ptr()
     if address == 0 and tensor.numel():
         if not tensor._is_zerotensor():
-            raise ValueError(f"expected a tensor with memory; the storage of {list(tensor.shape)} is empty")
+            raise NoMemory
         return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
     if address % ALIGNMENT and contiguous:
         return tensor.clone()

@@ -48,7 +48,6 @@ class Contract:
     differentiable: arguments that get gradients.
     check: called as check(inputs64, actual, expected) in place of a comparison by closeness, where
         several answers are right (assignments).
-    custom_op: arguments for the registered op, for `torch.library.opcheck`: (op, args).
     gradient_modes: keyword arguments under which a GPU backend's gradients are tested.
     cases[0] is the typical case: it alone meets the compiler, export and bad inputs.
     """
@@ -58,7 +57,6 @@ class Contract:
     cases: Sequence[Case]
     dtypes: Mapping[torch.dtype, Tolerance]
     cast: tuple[str, ...]
-    custom_op: Callable[[Inputs], tuple[Any, tuple[Any, ...]]]
     differentiable: tuple[str, ...] = ()
     check: Callable[[Inputs, Any, Any], None] | None = None
     bad_inputs: Sequence[BadInput] = field(default_factory=tuple)

@@ -87,10 +87,10 @@ KINDS: dict[str, Callable[[Generator, Shape], np.ndarray]] = {
 
 
 def batch(rng: Generator, kind: str, largest: int = 40) -> tuple[Tensor, list[int]]:
-    """A ragged batch of one kind: costs [L, sumT, Q] in a random dtype and memory layout, and sizes."""
+    """A ragged batch of one kind: costs [L, sumT, Q] in a random dtype and memory layout, and num_targets."""
     queries = int(rng.integers(1, largest + 1))
-    sizes = [int(rng.integers(0, largest + 1)) for _ in range(rng.integers(1, 6))]
-    costs = torch.from_numpy(KINDS[kind](rng, (int(rng.integers(1, 4)), sum(sizes), queries)))
+    num_targets = [int(rng.integers(0, largest + 1)) for _ in range(rng.integers(1, 6))]
+    costs = torch.from_numpy(KINDS[kind](rng, (int(rng.integers(1, 4)), sum(num_targets), queries)))
     if kind != "beyond_float32" and rng.random() < 0.5:
         costs = costs.float()
     layout = rng.integers(3)
@@ -98,20 +98,22 @@ def batch(rng: Generator, kind: str, largest: int = 40) -> tuple[Tensor, list[in
         costs = costs.mT.contiguous().mT
     elif layout == 2:
         costs = torch.stack([costs, torch.full_like(costs, torch.nan)], -1)[..., 0]
-    return costs, sizes
+    return costs, num_targets
 
 
-def _solve(costs: Tensor, sizes: list[int], backend: str | None = None) -> tuple[Tensor, Tensor]:
-    return linear_assignment(costs, sizes, return_status=True, backend=backend)
+def _solve(costs: Tensor, num_targets: list[int], backend: str | None = None) -> tuple[Tensor, Tensor]:
+    return linear_assignment(costs, num_targets, return_status=True, backend=backend)
 
 
 def mismatches(
-    costs: Tensor, sizes: list[int], solve: Callable[[Tensor, list[int]], tuple[Tensor, Tensor]] = _solve
+    costs: Tensor,
+    num_targets: list[int],
+    solve: Callable[[Tensor, list[int]], tuple[Tensor, Tensor]] = _solve,
 ) -> Iterator[str]:
     """Solves the batch and says what is wrong with each answer that is not optimal."""
-    query, status = solve(costs, sizes)
+    query, status = solve(costs, num_targets)
     for layer, (all_costs, all_queries) in enumerate(zip(costs.double(), query, strict=True)):
-        problems = zip(all_costs.split(sizes), all_queries.split(sizes), strict=True)
+        problems = zip(all_costs.split(num_targets), all_queries.split(num_targets), strict=True)
         for image, (block, got) in enumerate(problems):
             where = f"layer {layer} image {image} {list(block.shape)} {costs.dtype}"
             finite = finite_penalties(block.numpy())
@@ -152,11 +154,11 @@ def stress(problems: int, seed: int, backend: str | None) -> int:
     wrong = 0
     while solved.total() < problems:
         kind = str(rng.choice(list(KINDS)))
-        costs, sizes = batch(rng, kind, largest=int(rng.choice([6, 40, 120], p=[0.5, 0.45, 0.05])))
-        for message in mismatches(costs, sizes, functools.partial(_solve, backend=backend)):
+        costs, num_targets = batch(rng, kind, largest=int(rng.choice([6, 40, 120], p=[0.5, 0.45, 0.05])))
+        for message in mismatches(costs, num_targets, functools.partial(_solve, backend=backend)):
             wrong += 1
             print(f"MISMATCH {kind}: {message}", flush=True)
-        solved[kind] += costs.shape[0] * len(sizes)
+        solved[kind] += costs.shape[0] * len(num_targets)
     for kind in KINDS:
         print(f"{kind:18s} {solved[kind]:8d}")
     print(f"seed {seed}: {solved.total()} problems, {wrong} mismatches")

@@ -15,7 +15,7 @@ from tests.ops.simulated import labels, simulated
 
 BACKENDS = [n for n, why in OPERATOR.explain(torch.device("cpu"), torch.float32).items() if why is None]
 backends = pytest.mark.parametrize("backend", [*BACKENDS, *labels(OPERATOR)], indirect=True)
-class_costs = pytest.mark.parametrize("class_cost", ["softmax", "focal"])
+class_costs = pytest.mark.parametrize("classification", ["softmax", "focal"])
 
 
 @pytest.fixture
@@ -48,9 +48,9 @@ def plain_giou(a: Tensor, b: Tensor) -> Tensor:
 @class_costs
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 3.0])
 def test_equals_the_official_formulas(
-    backend: str, class_cost: str, gamma: float, rng: torch.Generator
+    backend: str, classification: str, gamma: float, rng: torch.Generator
 ) -> None:
-    inputs = make(rng, (6, 0, 3), 40, 20, class_cost=class_cost)
+    inputs = make(rng, (6, 0, 3), 40, 20, classification=classification)
     alpha, weights = 0.3, {"w_class": 2.0, "w_l1": 3.0, "w_giou": 4.0}
     narrow = {
         k: v.float() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in inputs.items()
@@ -58,7 +58,7 @@ def test_equals_the_official_formulas(
     actual = box_match_cost(**narrow, **weights, alpha=alpha, gamma=gamma, backend=backend)
     logits, boxes = inputs["logits"].flatten(0, 1), inputs["boxes"].flatten(0, 1)
     labels, target_boxes = inputs["target_labels"], inputs["target_boxes"]
-    if class_cost == "softmax":
+    if classification == "softmax":
         classes = -logits.softmax(-1)[:, labels]
     else:
         p = logits.sigmoid()
@@ -66,7 +66,7 @@ def test_equals_the_official_formulas(
         negative = (1 - alpha) * (p**gamma) * (-(1 - p + 1e-8).log())
         classes = positive[:, labels] - negative[:, labels]
     cost = 2 * classes + 3 * torch.cdist(boxes, target_boxes, p=1) - 4 * plain_giou(boxes, target_boxes)
-    blocks = cost.view(3, 40, -1).split(inputs["sizes"], -1)
+    blocks = cost.view(3, 40, -1).split(inputs["num_targets"], -1)
     expected = torch.cat([block[b].T for b, block in enumerate(blocks)])
     torch.testing.assert_close(actual.double(), expected, rtol=0, atol=2e-5)
 
@@ -75,10 +75,10 @@ def test_equals_the_official_formulas(
 @class_costs
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_non_finite_pairs_cost_more_than_any_assignment(
-    backend: str, class_cost: str, bad: float, rng: torch.Generator
+    backend: str, classification: str, bad: float, rng: torch.Generator
 ) -> None:
     """Image 0 has spoilt queries and targets, image 1 none, image 2 nothing else; layer 1 is clean."""
-    inputs = make(rng, (5, 4, 3), 30, 7, layers=2, class_cost=class_cost)
+    inputs = make(rng, (5, 4, 3), 30, 7, layers=2, classification=classification)
     inputs = {
         k: v.float() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in inputs.items()
     }
@@ -99,7 +99,7 @@ def test_non_finite_pairs_cost_more_than_any_assignment(
     assert penalty.isfinite().all()
     assert (penalty == penalty[0, 0]).all()
     assert penalty[0, 0] > 5 * finite.max() - 4 * finite.min()
-    query = linear_assignment(cost, inputs["sizes"])
+    query = linear_assignment(cost, inputs["num_targets"])
     assert not spoilt[query[0, :5]].any()
 
 
@@ -137,7 +137,7 @@ def test_infinite_logits(backend: str) -> None:
     assert cost[2].isfinite()
     assert cost[2] > 0
     focal = box_match_cost(
-        logits, boxes, label, target, [1], class_cost="focal", w_l1=0, w_giou=0, backend=backend
+        logits, boxes, label, target, [1], classification="focal", w_l1=0, w_giou=0, backend=backend
     )
     eps = -torch.tensor(1e-8).log()
     torch.testing.assert_close(focal[0, 2], 0.25 * eps)
@@ -177,7 +177,7 @@ def test_degenerate_boxes(
 
 @backends
 def test_logits_that_overflow_exp_keep_their_softmax(backend: str, rng: torch.Generator) -> None:
-    inputs = make(rng, (4,), 33, 19, class_cost="softmax", w_l1=0.0, w_giou=0.0)
+    inputs = make(rng, (4,), 33, 19, classification="softmax", w_l1=0.0, w_giou=0.0)
     for shift in (-1e4, -90.0, 85.0, 1e4):
         shifted = {**inputs, "logits": (inputs["logits"] + shift).float()}
         expected = box_match_cost(**{**shifted, "logits": shifted["logits"].double()}, backend="reference")
@@ -231,11 +231,11 @@ def test_every_half_is_widened_exactly() -> None:
 def test_random_ragged_batches(rng: torch.Generator) -> None:
     for _ in range(60):
         layers, queries, classes = (int(torch.randint(1, n, (), generator=rng)) for n in (4, 150, 40))
-        sizes = tuple(
+        num_targets = tuple(
             torch.randint(0, 12, (int(torch.randint(1, 5, (), generator=rng)),), generator=rng).tolist()
         )
-        class_cost = ("softmax", "focal")[classes % 2]
-        inputs = make(rng, sizes, queries, classes, layers, class_cost=class_cost)
+        classification = ("softmax", "focal")[classes % 2]
+        inputs = make(rng, num_targets, queries, classes, layers, classification=classification)
         narrow = {
             k: v.float() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in inputs.items()
         }
@@ -247,14 +247,14 @@ def test_random_ragged_batches(rng: torch.Generator) -> None:
             box_match_cost(**wide),
             rtol=1e-6,
             atol=1e-5,
-            msg=f"{sizes} {inputs}",
+            msg=f"{num_targets} {inputs}",
         )
 
 
 @pytest.mark.parametrize("backend", labels(OPERATOR), indirect=True)
 def test_more_images_than_one_launch_takes(backend: str, rng: torch.Generator) -> None:
-    sizes = tuple(torch.randint(0, 3, (300,), generator=rng).tolist())
-    inputs = make(rng, sizes, queries=5, classes=3, layers=2)
+    num_targets = tuple(torch.randint(0, 3, (300,), generator=rng).tolist())
+    inputs = make(rng, num_targets, queries=5, classes=3, layers=2)
     inputs["boxes"][:, ::7, 1] = torch.nan
     narrow = {
         k: v.float() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in inputs.items()

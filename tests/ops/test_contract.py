@@ -252,13 +252,6 @@ def test_runs_and_thread_counts_give_the_same_bits(
                 torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True, msg=case.name)
 
 
-@pytest.mark.parametrize("contract", TYPICAL)
-def test_opcheck(contract: Contract, rng: torch.Generator) -> None:
-    inputs = convert(contract.cases[0].inputs(rng), contract, torch.float32)
-    op, args = contract.custom_op(_with_gradients(inputs, contract.differentiable))
-    torch.library.opcheck(op, args)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("contract", TYPICAL)
 def test_compiles_as_one_graph(contract: Contract, dtype: torch.dtype, rng: torch.Generator) -> None:

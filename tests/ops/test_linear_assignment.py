@@ -85,8 +85,8 @@ def test_certificate_rejects_a_worse_assignment() -> None:
     kind=st.sampled_from(sorted(KINDS)), seed=st.integers(0, 2**32 - 1), largest=st.sampled_from([3, 8, 30])
 )
 def test_totals_equal_scipy(kind: str, seed: int, largest: int) -> None:
-    costs, sizes = batch(np.random.default_rng(seed), kind, largest)
-    assert list(mismatches(costs, sizes)) == []
+    costs, num_targets = batch(np.random.default_rng(seed), kind, largest)
+    assert list(mismatches(costs, num_targets)) == []
 
 
 @settings(max_examples=300, deadline=None)
@@ -180,8 +180,8 @@ def test_bad_entries_are_taken_only_where_unavoidable(bad: float) -> None:
 
 def test_layout_batch_and_instruction_set_do_not_matter(rng: torch.Generator) -> None:
     costs = torch.randint(4, (3, 40, 25), generator=rng).float()
-    sizes = [12, 0, 28]
-    expected = linear_assignment(costs, sizes)
+    num_targets = [12, 0, 28]
+    expected = linear_assignment(costs, num_targets)
     wide = torch.full((3, 45, 60), torch.nan)
     wide[:, 2:42, 10:60:2] = costs
     for same in (
@@ -189,18 +189,20 @@ def test_layout_batch_and_instruction_set_do_not_matter(rng: torch.Generator) ->
         wide[:, 2:42, 10:60:2],
         costs.permute(2, 0, 1).contiguous().permute(1, 2, 0),
     ):
-        assert torch.equal(linear_assignment(same, sizes), expected)
-    assert torch.equal(linear_assignment(costs.double(), sizes), expected)
-    alone = [linear_assignment(part, [part.shape[1]]) for part in costs.split(sizes, dim=1)]
+        assert torch.equal(linear_assignment(same, num_targets), expected)
+    assert torch.equal(linear_assignment(costs.double(), num_targets), expected)
+    alone = [linear_assignment(part, [part.shape[1]]) for part in costs.split(num_targets, dim=1)]
     assert torch.equal(torch.cat(alone, dim=1), expected)
-    assert torch.equal(linear_assignment(costs[:1].expand(3, -1, -1), sizes), expected[:1].expand(3, -1))
+    assert torch.equal(
+        linear_assignment(costs[:1].expand(3, -1, -1), num_targets), expected[:1].expand(3, -1)
+    )
     native = extension.extension()
     best = native.isa()
     try:
         for isa in ("baseline", best):
             native.set_isa(isa)
-            assert torch.equal(linear_assignment(costs, sizes), expected)
-            assert torch.equal(linear_assignment(costs.mT.contiguous().mT, sizes), expected)
+            assert torch.equal(linear_assignment(costs, num_targets), expected)
+            assert torch.equal(linear_assignment(costs.mT.contiguous().mT, num_targets), expected)
     finally:
         native.set_isa(best)
 
@@ -249,12 +251,12 @@ def test_calls_from_several_threads(rng: torch.Generator) -> None:
 
 def test_compiles_with_dynamic_shapes_and_keeps_the_status(rng: torch.Generator) -> None:
     @torch.compile(fullgraph=True, backend="aot_eager", dynamic=True)
-    def solve(costs: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
-        return linear_assignment(costs, sizes, return_status=True)
+    def solve(costs: Tensor, num_targets: list[int]) -> tuple[Tensor, Tensor]:
+        return linear_assignment(costs, num_targets, return_status=True)
 
-    for sizes, queries in (([3, 4], 9), ([5, 1], 12), ([2, 2], 3)):
-        costs = torch.rand(2, sum(sizes), queries, generator=rng)
+    for num_targets, queries in (([3, 4], 9), ([5, 1], 12), ([2, 2], 3)):
+        costs = torch.rand(2, sum(num_targets), queries, generator=rng)
         for actual, expected in zip(
-            solve(costs, sizes), linear_assignment(costs, sizes, return_status=True), strict=True
+            solve(costs, num_targets), linear_assignment(costs, num_targets, return_status=True), strict=True
         ):
             assert torch.equal(actual, expected)

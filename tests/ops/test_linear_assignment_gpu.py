@@ -31,9 +31,9 @@ def _poisoned() -> Iterator[None]:
 
 
 def solve(
-    costs: Tensor, sizes: list[int], shared_bytes: int = NEAR, by_auction: bool = False
+    costs: Tensor, num_targets: list[int], shared_bytes: int = NEAR, by_auction: bool = False
 ) -> tuple[Tensor, Tensor]:
-    query, status = Cuda(simt_module, shared_bytes).solve(costs, sizes, False, by_auction)
+    query, status = Cuda(simt_module, shared_bytes).solve(costs, num_targets, False, by_auction)
     assert status is not None
     return query, status
 
@@ -42,9 +42,9 @@ def solve(
 def test_host_totals_equal_scipy(kind: str) -> None:
     rng = np.random.default_rng(SEED)
     for largest in (3, 8, 24):
-        costs, sizes = batch(rng, kind, largest)
+        costs, num_targets = batch(rng, kind, largest)
         shared_bytes = int(rng.choice([NEAR, FAR]))
-        assert list(mismatches(costs, sizes, lambda c, s, m=shared_bytes: solve(c, s, m))) == []
+        assert list(mismatches(costs, num_targets, lambda c, s, m=shared_bytes: solve(c, s, m))) == []
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("beyond_float32", "not_finite")])
@@ -73,21 +73,21 @@ def test_host_more_rows_than_one_warp_takes(kind: str, targets: int, queries: in
 
 def test_host_answer_depends_on_the_problem_alone(rng: torch.Generator) -> None:
     costs = torch.randint(4, (2, 44, 25), generator=rng).float()
-    sizes = [12, 0, 32]
-    expected, status = solve(costs, sizes)
+    num_targets = [12, 0, 32]
+    expected, status = solve(costs, num_targets)
     assert not status.any()
     wide = torch.full((2, 49, 60), torch.nan)
     wide[:, 2:46, 10:60:2] = costs
     for same in (costs.mT.contiguous().mT, wide[:, 2:46, 10:60:2], costs.double()):
-        assert torch.equal(solve(same, sizes)[0], expected)
-    assert torch.equal(solve(costs, sizes, FAR)[0], expected)
-    alone = [solve(part.contiguous(), [part.shape[1]])[0] for part in costs.split(sizes, dim=1)]
+        assert torch.equal(solve(same, num_targets)[0], expected)
+    assert torch.equal(solve(costs, num_targets, FAR)[0], expected)
+    alone = [solve(part.contiguous(), [part.shape[1]])[0] for part in costs.split(num_targets, dim=1)]
     assert torch.equal(torch.cat(alone, dim=1), expected)
     # beside a problem that brings larger blocks, whichever comes first
     other = torch.rand(2, 130, 25, generator=rng).mT.contiguous().mT
-    beside, _ = solve(torch.cat([costs, other], dim=1), [*sizes, 130])
+    beside, _ = solve(torch.cat([costs, other], dim=1), [*num_targets, 130])
     assert torch.equal(beside[:, :44], expected)
-    assert torch.equal(solve(costs.flip(0), sizes)[0], expected.flip(0))
+    assert torch.equal(solve(costs.flip(0), num_targets)[0], expected.flip(0))
 
 
 def test_host_more_rows_bring_larger_blocks_and_the_same_answer(rng: torch.Generator) -> None:
@@ -120,10 +120,10 @@ def test_host_infeasible_problems_have_a_status_and_no_queries() -> None:
 
 
 def test_host_more_images_than_one_launch_takes(rng: torch.Generator) -> None:
-    sizes = [b % 3 for b in range(300)]
-    costs = torch.rand(sum(sizes), 3, generator=rng)
-    query, status = solve(costs, sizes)
-    assert torch.equal(query, linear_assignment(costs, sizes, backend="cpu"))
+    num_targets = [b % 3 for b in range(300)]
+    costs = torch.rand(sum(num_targets), 3, generator=rng)
+    query, status = solve(costs, num_targets)
+    assert torch.equal(query, linear_assignment(costs, num_targets, backend="cpu"))
     assert not status.any()
 
 
@@ -131,8 +131,8 @@ def test_host_more_images_than_one_launch_takes(rng: torch.Generator) -> None:
 def test_host_auction_totals_equal_scipy(kind: str) -> None:
     rng = np.random.default_rng(SEED)
     for largest, shared_bytes in ((3, NEAR), (8, FAR), (12, NEAR)):
-        costs, sizes = batch(rng, kind, largest)
-        assert list(mismatches(costs, sizes, lambda c, s, m=shared_bytes: solve(c, s, m, True))) == []
+        costs, num_targets = batch(rng, kind, largest)
+        assert list(mismatches(costs, num_targets, lambda c, s, m=shared_bytes: solve(c, s, m, True))) == []
 
 
 @pytest.mark.parametrize("kind", ["uniform", "clustered", "integers", "normal"])

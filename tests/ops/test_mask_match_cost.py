@@ -137,7 +137,7 @@ def test_non_finite_pairs_cost_more_than_any_assignment(
     assert penalty.isfinite().all()
     assert (penalty == penalty[0, 0]).all()
     assert penalty[0, 0] > 5 * finite.max() - 4 * finite.min()
-    assert not spoilt[linear_assignment(cost, inputs["sizes"])[0, :5]].any()
+    assert not spoilt[linear_assignment(cost, inputs["num_targets"])[0, :5]].any()
 
 
 @pytest.mark.parametrize("backend", ["cpu", *labels(OPERATOR)], indirect=True)
@@ -185,15 +185,15 @@ def test_random_ragged_batches(rng: torch.Generator) -> None:
     for _ in range(40):
         layers, queries, points = (int(torch.randint(1, n, (), generator=rng)) for n in (4, 80, 700))
         images = int(torch.randint(1, 5, (), generator=rng))
-        sizes = tuple(torch.randint(0, 12, (images,), generator=rng).tolist())
+        num_targets = tuple(torch.randint(0, 12, (images,), generator=rng).tolist())
         mask_cost, targets = ("bce", "focal")[points % 2], ("per_layer", "shared", "bool")[queries % 3]
-        inputs = narrow(make(rng, sizes, queries, points, layers, targets=targets, mask_cost=mask_cost))
+        inputs = narrow(make(rng, num_targets, queries, points, layers, targets=targets, mask_cost=mask_cost))
         torch.testing.assert_close(
             mask_match_cost(**inputs).double(),
             mask_match_cost(**to_float64(inputs)),
             rtol=1e-6,
             atol=1e-5,
-            msg=f"{sizes}, {queries} queries, {points} points",
+            msg=f"{num_targets}, {queries} queries, {points} points",
         )
 
 

@@ -19,14 +19,16 @@ from tests.ops.simulated import simulated
 SIZES = (3, 0, 2)
 
 
-def class_inputs(rng: torch.Generator, kind: str) -> dict:
-    return classes_of.make(rng, SIZES, 6, 4, 2, kind=kind)
+def class_inputs(rng: torch.Generator, classification: str) -> dict:
+    return classes_of.make(rng, SIZES, 6, 4, 2, classification=classification)
 
 
-@pytest.mark.parametrize("kind", ["softmax", "focal"])
+@pytest.mark.parametrize("classification", ["softmax", "focal"])
 @pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0, 3.5])
-def test_reference_class_loss_has_right_derivatives(kind: str, gamma: float, rng: torch.Generator) -> None:
-    inputs = class_inputs(rng, kind)
+def test_reference_class_loss_has_right_derivatives(
+    classification: str, gamma: float, rng: torch.Generator
+) -> None:
+    inputs = class_inputs(rng, classification)
     logits = inputs.pop("logits").requires_grad_()
 
     def loss(logits: Tensor) -> Tensor:
@@ -62,23 +64,25 @@ def test_losses_of_certain_answers_keep_their_digits(right: float) -> None:
     """Relative to the loss itself: 1 - p would have lost them."""
     logits = torch.tensor([right, -right, -right])[None, None, None]
     arguments = (torch.tensor([0]), torch.tensor([[0]]), [1])
-    found = class_loss(logits, *arguments, kind="focal")
-    expected = class_loss(logits.double(), *arguments, kind="focal", backend="reference")
+    found = class_loss(logits, *arguments, classification="focal")
+    expected = class_loss(logits.double(), *arguments, classification="focal", backend="reference")
     torch.testing.assert_close(found.double(), expected, rtol=2e-6, atol=1e-37)
 
 
-@pytest.mark.parametrize("kind", ["softmax", "focal"])
+@pytest.mark.parametrize("classification", ["softmax", "focal"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_logits_that_are_not_finite_show_in_their_layer_alone(
-    kind: str, bad: float, rng: torch.Generator
+    classification: str, bad: float, rng: torch.Generator
 ) -> None:
-    inputs = class_inputs(rng, kind)
+    inputs = class_inputs(rng, classification)
     clean, logits = inputs.pop("logits").float(), None
     logits = clean.clone()
     logits[1, 0, int(inputs["query"][1, 0]), int(inputs["labels"][0])] = bad
     found, expected = class_loss(logits, **inputs), class_loss(clean, **inputs)
     assert found[0] == expected[0]
-    certain = kind == "focal" and bad == float("inf")  # a class that is certainly right costs nothing
+    certain = classification == "focal" and bad == float(
+        "inf"
+    )  # a class that is certainly right costs nothing
     assert found[1].isfinite() if certain else not found[1] < 1e30
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from detr_fast import extension
 from detr_fast.ops.matched import query_error
+from detr_fast.ops.memory import ready
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -22,20 +23,20 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     return extension.why_not()
 
 
-def forward(boxes: Tensor, target_boxes: Tensor, query: Tensor, sizes: Sequence[int]) -> Tensor:
+def forward(boxes: Tensor, target_boxes: Tensor, query: Tensor, num_targets: Sequence[int]) -> Tensor:
     """[2, L] sums over matched pairs; arguments as the public function's, already checked."""
     losses = torch.empty(2, boxes.shape[0], dtype=torch.float32)
-    _run(extension.extension().box_loss_cpu_fwd, boxes, target_boxes, query, sizes, losses)
+    _run(extension.extension().box_loss_cpu_fwd, boxes, target_boxes, query, num_targets, losses)
     return losses
 
 
 def backward(
-    grad_losses: Tensor, boxes: Tensor, target_boxes: Tensor, query: Tensor, sizes: Sequence[int]
+    grad_losses: Tensor, boxes: Tensor, target_boxes: Tensor, query: Tensor, num_targets: Sequence[int]
 ) -> Tensor:
     """The gradient of the boxes, in their dtype."""
     gradient = torch.zeros(boxes.shape, dtype=torch.float32)
     run = extension.extension().box_loss_cpu_bwd
-    _run(run, boxes, target_boxes, query, sizes, grad_losses.contiguous(), gradient)
+    _run(run, boxes, target_boxes, query, num_targets, ready(grad_losses), gradient)
     return gradient.to(boxes.dtype)
 
 
@@ -44,11 +45,11 @@ def _run(
     boxes: Tensor,
     target_boxes: Tensor,
     query: Tensor,
-    sizes: Sequence[int],
+    num_targets: Sequence[int],
     *tensors: Tensor,
 ) -> None:
     layers, _, queries, _ = boxes.shape
-    boxes, target_boxes = boxes.float().contiguous(), target_boxes.float().contiguous()
-    bad = function(sizes, layers, queries, boxes, target_boxes, query.contiguous(), *tensors)
+    boxes, target_boxes = ready(boxes, torch.float32), ready(target_boxes, torch.float32)
+    bad = function(num_targets, layers, queries, boxes, target_boxes, ready(query), *tensors)
     if bad >= 0:
         raise query_error(query, bad, queries)

@@ -11,14 +11,14 @@ from detr_fast.boxes import box_cxcywh_to_xyxy, paired_generalized_box_iou
 from detr_fast.ops.matched import check_queries
 
 
-def forward(boxes: Tensor, target_boxes: Tensor, query: Tensor, sizes: Sequence[int]) -> Tensor:
+def forward(boxes: Tensor, target_boxes: Tensor, query: Tensor, num_targets: Sequence[int]) -> Tensor:
     """[2, L] sums over matched pairs; arguments as the public function's, already checked."""
     queries = boxes.shape[2]
     boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
     if boxes.device.type == "cpu" and type(query) is Tensor:
         check_queries(query, queries)
     first = torch.tensor(
-        [b * queries for b, size in enumerate(sizes) for _ in range(size)], dtype=torch.int64
+        [b * queries for b, size in enumerate(num_targets) for _ in range(size)], dtype=torch.int64
     )
     matched = query >= 0
     place = torch.where(matched, query + first.to(query.device), 0)
@@ -32,9 +32,9 @@ def forward(boxes: Tensor, target_boxes: Tensor, query: Tensor, sizes: Sequence[
 
 
 def backward(
-    grad_losses: Tensor, boxes: Tensor, target_boxes: Tensor, query: Tensor, sizes: Sequence[int]
+    grad_losses: Tensor, boxes: Tensor, target_boxes: Tensor, query: Tensor, num_targets: Sequence[int]
 ) -> Tensor:
     """The gradient of the boxes, in their dtype."""
-    differentiate = torch.func.vjp(lambda x: forward(x, target_boxes, query, sizes), boxes)[1]
+    differentiate = torch.func.vjp(lambda x: forward(x, target_boxes, query, num_targets), boxes)[1]
     (gradient,) = differentiate(grad_losses)
     return gradient.contiguous()

@@ -8,6 +8,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from detr_fast.ops.memory import ready
 from detr_fast.ops.triton_launch import device_table, launch, why_not_triton
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -21,26 +22,26 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     return why_not_triton(device)
 
 
-def forward(boxes: Tensor, target_boxes: Tensor, query: Tensor, sizes: Sequence[int]) -> Tensor:
+def forward(boxes: Tensor, target_boxes: Tensor, query: Tensor, num_targets: Sequence[int]) -> Tensor:
     """[2, L] sums over matched pairs; arguments as the public function's, already checked."""
     from detr_fast.ops.box_loss.triton_kernels import forward_kernel
 
     # every program its own numbers, added up in a fixed order
     sums = torch.empty(2, *boxes.shape[:2], dtype=torch.float32, device=boxes.device)
     if sums.numel():
-        _launch(forward_kernel, (sums,), boxes, target_boxes, query, sizes)
+        _launch(forward_kernel, (sums,), boxes, target_boxes, query, num_targets)
     return sums.sum(2)
 
 
 def backward(
-    grad_losses: Tensor, boxes: Tensor, target_boxes: Tensor, query: Tensor, sizes: Sequence[int]
+    grad_losses: Tensor, boxes: Tensor, target_boxes: Tensor, query: Tensor, num_targets: Sequence[int]
 ) -> Tensor:
     """The gradient of the boxes, in their dtype."""
     from detr_fast.ops.box_loss.triton_kernels import backward_kernel
 
     gradient = torch.zeros(boxes.shape, dtype=boxes.dtype, device=boxes.device)
     if gradient.numel():
-        _launch(backward_kernel, (gradient, grad_losses.contiguous()), boxes, target_boxes, query, sizes)
+        _launch(backward_kernel, (gradient, ready(grad_losses)), boxes, target_boxes, query, num_targets)
     return gradient
 
 
@@ -50,10 +51,10 @@ def _launch(
     boxes: Tensor,
     target_boxes: Tensor,
     query: Tensor,
-    sizes: Sequence[int],
+    num_targets: Sequence[int],
 ) -> None:
     layers, images, queries, _ = boxes.shape
-    inputs = (boxes.contiguous(), target_boxes.float().contiguous(), query.contiguous())
-    first_target = device_table((0, *accumulate(sizes)), boxes.device)
+    inputs = (ready(boxes), ready(target_boxes, torch.float32), ready(query))
+    first_target = device_table((0, *accumulate(num_targets)), boxes.device)
     numbers = (layers, images, queries, target_boxes.shape[0])
     launch(kernel, layers * images, 1, (*pointers, *inputs, first_target, *numbers, _BLOCK_T))

@@ -44,7 +44,7 @@ def _share(a, b):
 def _side(center, size, t_center, t_size):
     """Overlap and hull along one axis, and their slopes by the box's centre and size.
 
-    From sizes and distances: no digits cancel, as they do among corners of small boxes.
+    From num_targets and distances: no digits cancel, as they do among corners of small boxes.
     """
     distance = center - t_center
     apart = 0.5 * (size + t_size) - tl.abs(distance)

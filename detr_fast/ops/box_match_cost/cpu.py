@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from detr_fast import extension
-from detr_fast.ops.box_match_cost.terms import Terms
+from detr_fast.ops.box_match_cost.options import BoxCostOptions
 from detr_fast.ops.match_cost import label_error
+from detr_fast.ops.memory import ready
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -23,13 +24,13 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     return extension.why_not()
 
 
-def box_match_cost(
+def forward(
     logits: Tensor,
     boxes: Tensor,
     target_labels: Tensor,
     target_boxes: Tensor,
-    sizes: Sequence[int],
-    terms: Terms,
+    num_targets: Sequence[int],
+    options: BoxCostOptions,
 ) -> Tensor:
     """[..., sumT, Q] costs; arguments as the public function's, already checked."""
     *layers, _, queries, classes = logits.shape
@@ -37,16 +38,16 @@ def box_match_cost(
         boxes = boxes.float()
     costs = torch.empty((*layers, target_labels.shape[0], queries), dtype=torch.float32, device="cpu")
     bad = extension.extension().box_match_cost_cpu(
-        sizes,
+        num_targets,
         layers[0] if layers else 1,
         queries,
         classes,
-        logits.contiguous(),
-        boxes.contiguous(),
-        target_labels.contiguous(),
-        target_boxes.float().contiguous(),
-        terms.focal,
-        *terms[1:],
+        ready(logits),
+        ready(boxes),
+        ready(target_labels),
+        ready(target_boxes, torch.float32),
+        options.focal,
+        *options[1:],
         costs,
         torch.get_num_threads(),
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from detr_fast import extension
-from detr_fast.ops.box_match_cost.terms import Terms
+from detr_fast.ops.box_match_cost.options import BoxCostOptions
 from detr_fast.ops.memory import FLOAT_TYPES, device_and_stream, ready
 
 
@@ -30,14 +30,14 @@ class Cuda:
             return f"computes in float32, not in {dtype}"
         return extension.why_not_cuda(device)
 
-    def box_match_cost(
+    def forward(
         self,
         logits: Tensor,
         boxes: Tensor,
         target_labels: Tensor,
         target_boxes: Tensor,
-        sizes: Sequence[int],
-        terms: Terms,
+        num_targets: Sequence[int],
+        options: BoxCostOptions,
     ) -> Tensor:
         """[..., sumT, Q] costs; arguments as the public function's, already checked."""
         *layers, images, queries, classes = logits.shape
@@ -51,7 +51,7 @@ class Cuda:
             flags = kernels.box_match_cost_cuda_flags(depth, images, queries)
             non_finite = torch.empty(flags, dtype=torch.int32, device=logits.device)
             kernels.box_match_cost_cuda(
-                sizes,
+                num_targets,
                 depth,
                 queries,
                 classes,
@@ -59,8 +59,8 @@ class Cuda:
                 boxes,
                 target_labels,
                 target_boxes,
-                terms.focal,
-                *terms[1:],
+                options.focal,
+                *options[1:],
                 costs,
                 non_finite,
                 *device_and_stream(logits),

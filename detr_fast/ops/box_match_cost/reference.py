@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from detr_fast.ops.box_match_cost.terms import Terms
+from detr_fast.ops.box_match_cost.options import BoxCostOptions
 from detr_fast.ops.match_cost import check_labels, of_labels, penalise_non_finite
 
 EPS = 1e-8
@@ -15,29 +15,31 @@ TINY = torch.finfo(torch.float32).tiny  # areas below count as zero, in every pr
 
 
 @torch.no_grad()
-def box_match_cost(
+def forward(
     logits: Tensor,
     boxes: Tensor,
     target_labels: Tensor,
     target_boxes: Tensor,
-    sizes: Sequence[int],
-    terms: Terms,
+    num_targets: Sequence[int],
+    options: BoxCostOptions,
 ) -> Tensor:
     """[..., sumT, Q] costs; arguments as the public function's, already checked."""
     dtype = torch.promote_types(logits.dtype, torch.float32)
     logits, boxes, target_boxes = logits.to(dtype).contiguous(), boxes.to(dtype), target_boxes.to(dtype)
     if logits.device.type == "cpu":
         check_labels(target_labels, logits.shape[-1])
-    cost_of_class = focal_cost(logits, terms.alpha, terms.gamma) if terms.focal else softmax_cost(logits)
+    cost_of_class = (
+        focal_cost(logits, options.alpha, options.gamma) if options.focal else softmax_cost(logits)
+    )
     blocks = [logits.new_empty(*logits.shape[:-3], 0, logits.shape[-2])]
     for b, (labels, wanted) in enumerate(
-        zip(target_labels.split(sizes), target_boxes.split(sizes), strict=True)
+        zip(target_labels.split(num_targets), target_boxes.split(num_targets), strict=True)
     ):
         classes = of_labels(cost_of_class[..., b, :, :], labels)
         found = boxes[..., b, None, :, :]
         l1 = (wanted[:, None] - found).abs().sum(-1)
         giou = generalized_iou(wanted[:, None], found)
-        cost = terms.w_class * classes + terms.w_l1 * l1 - terms.w_giou * giou
+        cost = options.w_class * classes + options.w_l1 * l1 - options.w_giou * giou
         blocks.append(penalise_non_finite(cost))
     return torch.cat(blocks, dim=-2)
 

@@ -8,7 +8,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from detr_fast.ops.box_match_cost.terms import Terms
+from detr_fast.ops.box_match_cost.options import BoxCostOptions
+from detr_fast.ops.memory import ready
 from detr_fast.ops.triton_launch import device_table, launch, power_of_two, why_not_triton
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -24,13 +25,13 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     return why_not_triton(device)
 
 
-def box_match_cost(
+def forward(
     logits: Tensor,
     boxes: Tensor,
     target_labels: Tensor,
     target_boxes: Tensor,
-    sizes: Sequence[int],
-    terms: Terms,
+    num_targets: Sequence[int],
+    options: BoxCostOptions,
 ) -> Tensor:
     """[..., sumT, Q] costs; arguments as the public function's, already checked."""
     *layers, images, queries, classes = logits.shape
@@ -43,17 +44,17 @@ def box_match_cost(
 
     problems, chunks = (layers[0] if layers else 1) * images, -(-queries // _BLOCK_Q)
     non_finite = torch.empty(problems * chunks, dtype=torch.int32, device=logits.device)
-    first_target = device_table((0, *accumulate(sizes)), logits.device)
-    boxes = boxes.contiguous() if boxes.dtype in _DTYPES else boxes.float().contiguous()
+    first_target = device_table((0, *accumulate(num_targets)), logits.device)
+    boxes = ready(boxes) if boxes.dtype in _DTYPES else ready(boxes, torch.float32)
     launch(
         cost_kernel,
         problems * chunks,
         4,
         (
-            *(costs, non_finite, logits.contiguous(), boxes, target_labels.contiguous()),
-            *(target_boxes.float().contiguous(), first_target),
-            *(images, queries, classes, targets, *terms[1:]),
-            *(terms.focal, terms.gamma == 2, _BLOCK_Q, _BLOCK_T, min(_BLOCK_K, power_of_two(classes))),
+            *(costs, non_finite, ready(logits), boxes, ready(target_labels)),
+            *(ready(target_boxes, torch.float32), first_target),
+            *(images, queries, classes, targets, *options[1:]),
+            *(options.focal, options.gamma == 2, _BLOCK_Q, _BLOCK_T, min(_BLOCK_K, power_of_two(classes))),
         ),
     )
     launch(

@@ -77,7 +77,7 @@ def cost_kernel(
         dx = tl.abs(cx[None, :] - t_cx[:, None])
         dy = tl.abs(cy[None, :] - t_cy[:, None])
         l1 = dx + dy + tl.abs(w[None, :] - t_w[:, None]) + tl.abs(h[None, :] - t_h[:, None])
-        # from sizes and distances: no digits cancel, as they do among corners of small boxes
+        # from num_targets and distances: no digits cancel, as they do among corners of small boxes
         sum_x = width[None, :] + t_width[:, None]
         sum_y = height[None, :] + t_height[:, None]
         overlap_x = tl.minimum(0.5 * sum_x - dx, tl.minimum(width[None, :], t_width[:, None]))

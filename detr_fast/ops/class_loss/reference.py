@@ -8,20 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detr_fast.ops.class_loss.terms import Terms
+from detr_fast.ops.class_loss.options import ClassLossOptions
 from detr_fast.ops.matched import check_queries
 
 
-def forward(logits: Tensor, labels: Tensor, query: Tensor, sizes: Sequence[int], terms: Terms) -> Tensor:
+def forward(
+    logits: Tensor, labels: Tensor, query: Tensor, num_targets: Sequence[int], options: ClassLossOptions
+) -> Tensor:
     """[L] sums over queries; arguments as the public function's, already checked."""
     layers, images, queries, classes = logits.shape
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    objects = terms.objects(classes)
+    objects = options.objects(classes)
     if logits.device.type == "cpu" and type(labels) is Tensor:
         check_labels(labels, objects)
         check_queries(query, queries)
     first = torch.tensor(
-        [b * queries for b, size in enumerate(sizes) for _ in range(size)], dtype=torch.int64
+        [b * queries for b, size in enumerate(num_targets) for _ in range(size)], dtype=torch.int64
     )
     known = (labels >= 0) & (labels < objects)
     # one more place takes the targets without a query
@@ -29,27 +31,32 @@ def forward(logits: Tensor, labels: Tensor, query: Tensor, sizes: Sequence[int],
     wanted = labels.new_full((layers, images * queries + 1), objects)
     wanted = wanted.scatter(1, place, labels.where(known, objects).expand(layers, -1))[:, :-1]
     rows = logits.reshape(layers, images * queries, classes)
-    loss = focal(rows, wanted, terms) if terms.focal else cross_entropy(rows, wanted, terms)
+    loss = focal(rows, wanted, options) if options.focal else cross_entropy(rows, wanted, options)
     return loss.where(known.all(), torch.nan)
 
 
-def cross_entropy(logits: Tensor, wanted: Tensor, terms: Terms) -> Tensor:
+def cross_entropy(logits: Tensor, wanted: Tensor, options: ClassLossOptions) -> Tensor:
     entropy = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").view(wanted.shape)
-    return torch.where(wanted == logits.shape[-1] - 1, terms.no_object * entropy, entropy).sum(1)
+    return torch.where(wanted == logits.shape[-1] - 1, options.eos_coef * entropy, entropy).sum(1)
 
 
-def focal(logits: Tensor, wanted: Tensor, terms: Terms) -> Tensor:
+def focal(logits: Tensor, wanted: Tensor, options: ClassLossOptions) -> Tensor:
     present = wanted[..., None] == torch.arange(logits.shape[-1], device=logits.device)
     right = torch.where(present, logits, -logits)  # the logit of the right answer
-    weight = torch.where(present, terms.alpha, 1 - terms.alpha).to(logits.dtype)
-    return (weight * (-right).sigmoid() ** terms.gamma * F.softplus(-right)).sum((1, 2))
+    weight = torch.where(present, options.alpha, 1 - options.alpha).to(logits.dtype)
+    return (weight * (-right).sigmoid() ** options.gamma * F.softplus(-right)).sum((1, 2))
 
 
 def backward(
-    grad_loss: Tensor, logits: Tensor, labels: Tensor, query: Tensor, sizes: Sequence[int], terms: Terms
+    grad_loss: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    query: Tensor,
+    num_targets: Sequence[int],
+    options: ClassLossOptions,
 ) -> Tensor:
     """The gradient of the logits, in their dtype."""
-    differentiate = torch.func.vjp(lambda x: forward(x, labels, query, sizes, terms), logits)[1]
+    differentiate = torch.func.vjp(lambda x: forward(x, labels, query, num_targets, options), logits)[1]
     (gradient,) = differentiate(grad_loss)
     return gradient.contiguous()
 

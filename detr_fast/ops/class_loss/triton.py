@@ -8,7 +8,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from detr_fast.ops.class_loss.terms import Terms
+from detr_fast.ops.class_loss.options import ClassLossOptions
+from detr_fast.ops.memory import ready
 from detr_fast.ops.triton_launch import device_table, launch, power_of_two, why_not_triton
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -24,7 +25,9 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     return why_not_triton(device)
 
 
-def forward(logits: Tensor, labels: Tensor, query: Tensor, sizes: Sequence[int], terms: Terms) -> Tensor:
+def forward(
+    logits: Tensor, labels: Tensor, query: Tensor, num_targets: Sequence[int], options: ClassLossOptions
+) -> Tensor:
     """[L] sums over queries; arguments as the public function's, already checked."""
     from detr_fast.ops.class_loss.triton_kernels import forward_kernel
 
@@ -33,12 +36,17 @@ def forward(logits: Tensor, labels: Tensor, query: Tensor, sizes: Sequence[int],
     # every program its own number, added up in a fixed order
     sums = torch.empty(layers, images * -(-queries // block_q), dtype=torch.float32, device=logits.device)
     if sums.numel():
-        _launch(forward_kernel, sums, None, logits, labels, query, sizes, terms, block_k, block_q)
+        _launch(forward_kernel, sums, None, logits, labels, query, num_targets, options, block_k, block_q)
     return sums.sum(1)
 
 
 def backward(
-    grad_loss: Tensor, logits: Tensor, labels: Tensor, query: Tensor, sizes: Sequence[int], terms: Terms
+    grad_loss: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    query: Tensor,
+    num_targets: Sequence[int],
+    options: ClassLossOptions,
 ) -> Tensor:
     """The gradient of the logits, in their dtype."""
     from detr_fast.ops.class_loss.triton_kernels import backward_kernel
@@ -47,7 +55,15 @@ def backward(
     if gradient.numel():
         blocks = _blocks(*logits.shape[2:])
         _launch(
-            backward_kernel, gradient, grad_loss.contiguous(), logits, labels, query, sizes, terms, *blocks
+            backward_kernel,
+            gradient,
+            ready(grad_loss),
+            logits,
+            labels,
+            query,
+            num_targets,
+            options,
+            *blocks,
         )
     return gradient
 
@@ -64,16 +80,16 @@ def _launch(
     logits: Tensor,
     labels: Tensor,
     query: Tensor,
-    sizes: Sequence[int],
-    terms: Terms,
+    num_targets: Sequence[int],
+    options: ClassLossOptions,
     block_k: int,
     block_q: int,
 ) -> None:
     layers, images, queries, classes = logits.shape
     programs = layers * images * -(-queries // block_q)
-    pointers = (out, logits.contiguous(), labels.contiguous(), query.contiguous())
-    first_target = device_table((0, *accumulate(sizes)), logits.device)
-    numbers = (images, queries, classes, labels.shape[0], *terms[1:])
-    constants = (terms.focal, terms.gamma == 2, block_q, block_k, _BLOCK_T)
+    pointers = (out, ready(logits), ready(labels), ready(query))
+    first_target = device_table((0, *accumulate(num_targets)), logits.device)
+    numbers = (images, queries, classes, labels.shape[0], *options[1:])
+    constants = (options.focal, options.gamma == 2, block_q, block_k, _BLOCK_T)
     gradient = () if grad_loss is None else (grad_loss,)
     launch(kernel, programs, 4, (*pointers, first_target, *gradient, *numbers, *constants))

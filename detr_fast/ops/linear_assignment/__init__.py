@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
-from torch.nn import Parameter
 
 from detr_fast.ops.linear_assignment import cpu, cuda, reference, triton
 from detr_fast.ops.operator import Backend, Operator
+from detr_fast.ops.register import Registered
 
 __all__ = ["OPERATOR", "linear_assignment"]
 
@@ -43,7 +43,7 @@ OPERATOR = Operator(
 @overload
 def linear_assignment(
     costs: Tensor,
-    sizes: Sequence[int],
+    num_targets: Sequence[int],
     *,
     maximize: bool = False,
     return_status: Literal[False] = False,
@@ -53,7 +53,7 @@ def linear_assignment(
 @overload
 def linear_assignment(
     costs: Tensor,
-    sizes: Sequence[int],
+    num_targets: Sequence[int],
     *,
     maximize: bool = False,
     return_status: Literal[True],
@@ -63,7 +63,7 @@ def linear_assignment(
 @overload
 def linear_assignment(
     costs: Tensor,
-    sizes: None = None,
+    num_targets: None = None,
     *,
     maximize: bool = False,
     method: Method = "paths",
@@ -72,7 +72,7 @@ def linear_assignment(
 @overload
 def linear_assignment(
     costs: ArrayLike,
-    sizes: None = None,
+    num_targets: None = None,
     *,
     maximize: bool = False,
     method: Method = "paths",
@@ -80,7 +80,7 @@ def linear_assignment(
 ) -> tuple[np.ndarray, np.ndarray]: ...
 def linear_assignment(
     costs: Any,
-    sizes: Sequence[int] | None = None,
+    num_targets: Sequence[int] | None = None,
     *,
     maximize: bool = False,
     return_status: bool = False,
@@ -96,13 +96,13 @@ def linear_assignment(
     on the other problems or on how the costs lie in memory.
 
     Any strides are accepted. For problems of equal size held as [B, Q, T], as most DETR code has them,
-    pass `costs.transpose(1, 2)` with `sizes=[T]`: nothing is copied.
+    pass `costs.transpose(1, 2)` with `num_targets=[T]`: nothing is copied.
 
     Entries that are not finite: +inf forbids its pair. NaN and -inf cost more than any assignment of
     the finite entries of their problem (with R = min(T, Q) pairs, more than R * max - (R - 1) * min), so
     such a pair is only taken where there is no way around it, and a training run survives it.
 
-    Without `sizes`, `linear_assignment(cost_matrix)` is `scipy.optimize.linear_sum_assignment`: one
+    Without `num_targets`, `linear_assignment(cost_matrix)` is `scipy.optimize.linear_sum_assignment`: one
     [n, m] matrix (tensor, array or nested lists of any real dtype) to (row_ind, col_ind), rows ascending,
     as tensors on the device of a tensor, else as arrays. There, as in scipy, NaN and -inf are errors, and so
     are infeasible matrices on any device; raising them waits for a GPU.
@@ -110,7 +110,7 @@ def linear_assignment(
     Args:
         costs: [..., sumT, Q] floating point; row t holds the costs of packed target t against the Q
             queries of its own image. float16 and bfloat16 are widened to float32.
-        sizes: the number of targets T of each image, as Python ints that add up to sumT.
+        num_targets: the number of targets T of each image, as Python ints that add up to sumT.
         maximize: looks for the largest total instead.
         return_status: also returns a status for each problem instead of raising where one has no
             finite solution.
@@ -132,27 +132,30 @@ def linear_assignment(
     Raises:
         ValueError: a wrong shape; an unknown method, or one that the backend lacks; an infeasible problem
             where `return_status` is False (not from "cuda").
-        TypeError: a wrong dtype, or sizes that are not ints.
+        TypeError: a wrong dtype, or num_targets that are not ints.
     """
     if method not in get_args(Method):
         raise ValueError(f"method: expected 'paths' or 'auction'; got {method!r}")
-    if sizes is None:
+    if num_targets is None:
         if return_status:
-            raise ValueError("return_status: needs sizes; one matrix raises where it is infeasible")
+            raise ValueError("return_status: needs num_targets; one matrix raises where it is infeasible")
         return _one_matrix(costs, maximize, method, backend)
     if not isinstance(costs, Tensor):
-        raise TypeError(f"costs: expected a tensor [..., sumT, Q] with sizes; got {type(costs).__name__}")
+        raise TypeError(
+            f"costs: expected a tensor [..., sumT, Q] with num_targets; got {type(costs).__name__}"
+        )
     if not costs.is_floating_point():
         raise TypeError(f"costs: expected a floating point dtype; got {costs.dtype}")
-    if isinstance(sizes, Tensor):
-        raise TypeError("sizes: expected Python ints (the targets of each image); got a tensor")
-    sizes = list(map(operator.index, sizes))
-    if costs.ndim < 2 or costs.shape[-2] != sum(sizes):
+    if isinstance(num_targets, Tensor):
+        raise TypeError("num_targets: expected Python ints (the targets of each image); got a tensor")
+    num_targets = list(map(operator.index, num_targets))
+    if costs.ndim < 2 or costs.shape[-2] != sum(num_targets):
         raise ValueError(
-            f"costs: expected [..., sumT, Q] with sumT = sum(sizes) = {sum(sizes)}; got {list(costs.shape)}"
+            f"costs: expected [..., sumT, Q] with sumT = sum(num_targets) = {sum(num_targets)}; "
+            f"got {list(costs.shape)}"
         )
-    if sizes and min(sizes) < 0:
-        raise ValueError(f"sizes: expected no negative number of targets; got {sizes}")
+    if num_targets and min(num_targets) < 0:
+        raise ValueError(f"num_targets: expected no negative number of targets; got {num_targets}")
     if costs.requires_grad:
         costs = costs.detach()
     dtype = costs.dtype
@@ -160,39 +163,33 @@ def linear_assignment(
         costs = costs.float()
     if maximize:
         costs = -costs
-    if torch.compiler.is_compiling() or type(costs) not in (Tensor, Parameter):
-        query, status = _custom_op(costs, sizes, not return_status, backend, method)
-    else:
-        query, status = _solve(costs, sizes, not return_status, backend, method)
+    query, status = _CALL(costs, num_targets, not return_status, method, backend=backend)
     return (query, status) if return_status else query
 
 
 def _solve(
-    costs: Tensor, sizes: Sequence[int], check: bool, backend: str | None, method: str
+    solver: Any, costs: Tensor, num_targets: Sequence[int], check: bool, method: str
 ) -> tuple[Tensor, Tensor | None]:
-    solver = OPERATOR.select(costs.device, costs.dtype, backend)
     if method == "paths":
-        return solver.solve(costs, sizes, check)
+        return solver.solve(costs, num_targets, check)
     if not isinstance(solver, cuda.Cuda):
         raise ValueError('method: "auction" is in the "cuda" backend only; this call uses another')
-    return solver.solve(costs, sizes, check, by_auction=True)
+    return solver.solve(costs, num_targets, check, by_auction=True)
 
 
-@torch.library.custom_op("detr_fast::linear_assignment", mutates_args=())
-def _custom_op(
-    costs: Tensor, sizes: Sequence[int], check: bool, backend: str | None, method: str = "paths"
-) -> tuple[Tensor, Tensor]:
-    """As `linear_assignment`; with `check` an infeasible problem raises and the status is empty."""
-    query, status = _solve(costs, sizes, check, backend, method)
-    return query, costs.new_empty(0, dtype=torch.int32) if status is None else status
+def _fake(costs: Tensor, num_targets: Sequence[int], check: bool, method: str) -> tuple[Tensor, Tensor]:
+    status = 0 if check else (*costs.shape[:-2], len(num_targets))
+    return costs.new_empty(costs.shape[:-1], dtype=torch.int64), costs.new_empty(status, dtype=torch.int32)
 
 
-@_custom_op.register_fake
-def _(
-    costs: Tensor, sizes: Sequence[int], check: bool, backend: str | None, method: str = "paths"
-) -> tuple[Tensor, Tensor]:
-    query = costs.new_empty(costs.shape[:-1], dtype=torch.int64)
-    return query, costs.new_empty(0 if check else (*costs.shape[:-2], len(sizes)), dtype=torch.int32)
+_CALL = Registered(
+    OPERATOR,
+    "(Tensor costs, SymInt[] num_targets, bool check, str method) -> (Tensor, Tensor)",
+    _fake,
+    _solve,
+    fold=(0,),
+    fold_ndim=3,
+)
 
 
 def _one_matrix(matrix: Any, maximize: bool, method: Method, backend: str | None) -> tuple[Any, Any]:

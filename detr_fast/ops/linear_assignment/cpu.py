@@ -9,6 +9,7 @@ from torch import Tensor
 
 from detr_fast import extension
 from detr_fast.ops.linear_assignment.reference import raise_infeasible
+from detr_fast.ops.memory import ready
 
 
 def why_not() -> str | None:
@@ -16,11 +17,12 @@ def why_not() -> str | None:
     return extension.why_not()
 
 
-def solve(costs: Tensor, sizes: Sequence[int], check: bool) -> tuple[Tensor, Tensor | None]:
+def solve(costs: Tensor, num_targets: Sequence[int], check: bool) -> tuple[Tensor, Tensor | None]:
     """costs [..., sumT, Q] float32 or float64 -> query [..., sumT] int64, status [..., B] int32 or None."""
+    costs = ready(costs, contiguous=False)
     shape = costs.shape
     query = torch.empty(*shape[:-1], dtype=torch.int64)  # twice as fast as with a tuple
-    status = None if check else torch.empty((*shape[:-2], len(sizes)), dtype=torch.int32)
+    status = None if check else torch.empty((*shape[:-2], len(num_targets)), dtype=torch.int32)
     if costs.ndim == 2:
         layers, strides = 1, (0, *costs.stride())
     else:
@@ -28,8 +30,8 @@ def solve(costs: Tensor, sizes: Sequence[int], check: bool) -> tuple[Tensor, Ten
             costs = costs.flatten(0, -3)
         layers, strides = costs.shape[0], costs.stride()
     infeasible = extension.extension().linear_assignment_cpu(
-        sizes, layers, shape[-1], costs, *strides, query, status, torch.get_num_threads()
+        num_targets, layers, shape[-1], costs, *strides, query, status, torch.get_num_threads()
     )
     if check and infeasible >= 0:
-        raise_infeasible(infeasible, shape[:-2], len(sizes))
+        raise_infeasible(infeasible, shape[:-2], len(num_targets))
     return query, status

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from detr_fast import extension
-from detr_fast.ops.memory import device_and_stream
+from detr_fast.ops.memory import device_and_stream, ready
 
 _DEFAULT_SHARED_BYTES = 48 * 1024  # that every device offers a block
 
@@ -41,16 +41,17 @@ class Cuda:
         return extension.why_not_cuda(device)
 
     def solve(
-        self, costs: Tensor, sizes: Sequence[int], check: bool, by_auction: bool = False
+        self, costs: Tensor, num_targets: Sequence[int], check: bool, by_auction: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """costs [..., sumT, Q] float32 or float64 -> query [..., sumT] int64, status [..., B] int32 or None.
 
         `check` raises nothing, for that would wait for the device: an infeasible problem has -1 everywhere.
         `by_auction` has an auction solve what it can (csrc/linear_assignment/gpu_auction.h).
         """
+        costs = ready(costs, contiguous=False)
         *leading, targets, queries = costs.shape
         query = costs.new_empty(costs.shape[:-1], dtype=torch.int64)
-        status = costs.new_empty((*leading, len(sizes)), dtype=torch.int32)
+        status = costs.new_empty((*leading, len(num_targets)), dtype=torch.int32)
         if max(targets, queries) >= 2**31:
             raise ValueError(f"costs: expected sumT and Q below 2**31; got {list(costs.shape)}")
         if status.numel():
@@ -60,7 +61,7 @@ class Cuda:
             if shared_bytes is None:
                 shared_bytes = _most_shared_bytes(costs.device)
             kernels, is_double = self._module(), costs.dtype == torch.float64
-            batch = (sizes, costs.shape[0], queries)
+            batch = (num_targets, costs.shape[0], queries)
             workspace = costs.new_empty(
                 kernels.linear_assignment_cuda_workspace(*batch, is_double, shared_bytes), dtype=torch.uint8
             )

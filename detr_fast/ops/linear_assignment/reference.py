@@ -16,7 +16,7 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     return None if find_spec("scipy") else "scipy is not installed; `pip install scipy`"
 
 
-def solve(costs: Tensor, sizes: Sequence[int], check: bool) -> tuple[Tensor, Tensor | None]:
+def solve(costs: Tensor, num_targets: Sequence[int], check: bool) -> tuple[Tensor, Tensor | None]:
     """costs [..., sumT, Q] -> query [..., sumT] int64, status [..., B] int32 (1 = infeasible).
 
     With `check` an infeasible problem raises, and there is no status.
@@ -25,17 +25,17 @@ def solve(costs: Tensor, sizes: Sequence[int], check: bool) -> tuple[Tensor, Ten
 
     host = costs.detach().cpu().double().numpy()
     query = np.full(host.shape[:-1], -1, dtype=np.int64)
-    status = np.zeros((*host.shape[:-2], len(sizes)), dtype=np.int32)
-    ends = np.cumsum(sizes, dtype=np.int64)
+    status = np.zeros((*host.shape[:-2], len(num_targets)), dtype=np.int32)
+    ends = np.cumsum(num_targets, dtype=np.int64)
     for number, problem in enumerate(np.ndindex(status.shape)):
         *layer, image = problem
-        start, end = ends[image] - sizes[image], ends[image]
+        start, end = ends[image] - num_targets[image], ends[image]
         try:
             target, chosen = linear_sum_assignment(finite_penalties(host[(*layer, slice(start, end))]))
         except ValueError:
             status[problem] = 1
             if check:
-                raise_infeasible(number, host.shape[:-2], len(sizes))
+                raise_infeasible(number, host.shape[:-2], len(num_targets))
         else:
             query[(*layer, start + target)] = chosen
     answer = torch.from_numpy(query).to(costs.device)

@@ -11,6 +11,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from detr_fast.ops.memory import ready
 from detr_fast.ops.triton_launch import device_table, launch, power_of_two, why_not_triton
 
 
@@ -19,20 +20,21 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     return why_not_triton(device)
 
 
-def solve(costs: Tensor, sizes: Sequence[int], check: bool) -> tuple[Tensor, Tensor | None]:
+def solve(costs: Tensor, num_targets: Sequence[int], check: bool) -> tuple[Tensor, Tensor | None]:
     """costs [..., sumT, Q] float32 or float64 -> query [..., sumT] int64, status [..., B] int32 or None.
 
     `check` raises nothing, for that would wait for the device: an infeasible problem has -1 everywhere.
     """
+    costs = ready(costs, contiguous=False)
     *leading, targets, queries = costs.shape
     query = costs.new_empty(costs.shape[:-1], dtype=torch.int64)
-    status = costs.new_empty((*leading, len(sizes)), dtype=torch.int32)
+    status = costs.new_empty((*leading, len(num_targets)), dtype=torch.int32)
     if status.numel():
         from detr_fast.ops.linear_assignment.triton_kernels import assignment_kernel
 
         if costs.ndim != 3:
             costs = costs.reshape(-1, targets, queries)
-        block = power_of_two(max(queries, *sizes, 1))
+        block = power_of_two(max(queries, *num_targets, 1))
         # up to four columns a lane: what is known of a column takes eight registers
         num_warps = min(16, max(1, block // 128))
         launch(
@@ -40,8 +42,8 @@ def solve(costs: Tensor, sizes: Sequence[int], check: bool) -> tuple[Tensor, Ten
             status.numel(),
             num_warps,
             (
-                *(costs, query, status, device_table((0, *accumulate(sizes)), costs.device)),
-                *(*costs.stride(), len(sizes), queries, targets, block),
+                *(costs, query, status, device_table((0, *accumulate(num_targets)), costs.device)),
+                *(*costs.stride(), len(num_targets), queries, targets, block),
             ),
         )
     return query, None if check else status

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from detr_fast.ops.checks import FLOATS, check_devices, check_floats
 from detr_fast.ops.mask_match_cost import cpu, reference, triton
-from detr_fast.ops.mask_match_cost.terms import Terms
-from detr_fast.ops.match_cost import check_packing
+from detr_fast.ops.mask_match_cost.options import MaskCostOptions
+from detr_fast.ops.match_cost import check_packing, fake_costs
 from detr_fast.ops.operator import Backend, Operator
+from detr_fast.ops.register import Registered
 
 MaskCost = Literal["bce", "focal"]
 
@@ -21,7 +22,7 @@ OPERATOR = Operator(
     "mask_match_cost",
     Backend("triton", triton, triton.why_not),
     Backend("cpu", cpu, cpu.why_not),
-    Backend("reference", reference, lambda device, dtype: None),
+    Backend("reference", reference),
 )
 
 
@@ -30,7 +31,7 @@ def mask_match_cost(
     mask_values: Tensor,
     target_labels: Tensor,
     target_values: Tensor,
-    sizes: Sequence[int],
+    num_targets: Sequence[int],
     *,
     mask_cost: MaskCost = "bce",
     w_class: float = 2.0,
@@ -67,7 +68,7 @@ def mask_match_cost(
         target_labels: [sumT] int64 in [0, K), image after image.
         target_values: [sumT, X], or [L, sumT, X] where each layer has points of its own; in 0..1 of any of
             these dtypes, or bool, or uint8 with 0 and 1.
-        sizes: how many targets each image has, B ints that add up to sumT.
+        num_targets: how many targets each image has, B ints that add up to sumT.
         mask_cost: the mask term.
         w_class: weight of the class term.
         w_mask: weight of the mask term.
@@ -84,46 +85,20 @@ def mask_match_cost(
         TypeError, ValueError: a wrong dtype, shape, device, option or, on the CPU, a label outside [0, K). On
             a GPU, where looking would stall the queue, such a label's costs count as non-finite.
     """
-    terms = Terms(mask_cost, w_class, w_mask, w_dice, alpha, gamma)
-    _check(logits, mask_values, target_labels, target_values, sizes, terms)
-    if torch.compiler.is_compiling() or type(logits) is not Tensor:
-        return _op(
-            logits.detach(),
-            mask_values.detach(),
-            target_labels,
-            target_values.detach(),
-            sizes,
-            *terms,
-            backend,
-        )
-    implementation = OPERATOR.select(logits.device, logits.dtype, backend)
-    return implementation.mask_match_cost(logits, mask_values, target_labels, target_values, sizes, terms)
+    options = MaskCostOptions(mask_cost, w_class, w_mask, w_dice, alpha, gamma)
+    _check(logits, mask_values, target_labels, target_values, num_targets, options)
+    return _CALL(logits, mask_values, target_labels, target_values, num_targets, *options, backend=backend)
 
 
-@torch.library.custom_op("detr_fast::mask_match_cost", mutates_args=())
-def _op(
-    logits: Tensor,
-    mask_values: Tensor,
-    target_labels: Tensor,
-    target_values: Tensor,
-    sizes: Sequence[int],
-    mask_cost: str,
-    w_class: float,
-    w_mask: float,
-    w_dice: float,
-    alpha: float,
-    gamma: float,
-    backend: str | None = None,
-) -> Tensor:
-    implementation = OPERATOR.select(logits.device, logits.dtype, backend)
-    terms = Terms(mask_cost, w_class, w_mask, w_dice, alpha, gamma)
-    return implementation.mask_match_cost(logits, mask_values, target_labels, target_values, sizes, terms)
-
-
-@_op.register_fake
-def _(logits: Tensor, mask_values: Tensor, target_labels: Tensor, *unused: object) -> Tensor:
-    shape = (*logits.shape[:-3], target_labels.shape[0], logits.shape[-2])
-    return logits.new_empty(shape, dtype=torch.promote_types(logits.dtype, torch.float32))
+_CALL = Registered(
+    OPERATOR,
+    "(Tensor logits, Tensor mask_values, Tensor target_labels, Tensor target_values, SymInt[] num_targets, "
+    "str mask_cost, float w_class, float w_mask, float w_dice, float alpha, float gamma) -> Tensor",
+    fake_costs,
+    lambda implementation, *arguments: implementation.forward(
+        *arguments[:5], MaskCostOptions(*arguments[5:])
+    ),
+)
 
 
 def _check(
@@ -131,10 +106,10 @@ def _check(
     mask_values: Tensor,
     target_labels: Tensor,
     target_values: Tensor,
-    sizes: Sequence[int],
-    terms: Terms,
+    num_targets: Sequence[int],
+    options: MaskCostOptions,
 ) -> None:
-    check_packing(logits, target_labels, sizes)
+    check_packing(logits, target_labels, num_targets)
     shape, targets = logits.shape, target_labels.shape[0]
     if mask_values.ndim != len(shape) or mask_values.shape[:-1] != shape[:-1] or mask_values.shape[-1] < 1:
         raise ValueError(
@@ -156,10 +131,10 @@ def _check(
         )
     tensors = {"mask_values": mask_values, "target_labels": target_labels, "target_values": target_values}
     check_devices("logits", logits, tensors)
-    mask_cost, *numbers = terms
+    mask_cost, *numbers = options
     if mask_cost != "bce" and mask_cost != "focal":
         raise ValueError(f"mask_cost: expected 'bce' or 'focal'; got {mask_cost!r}")
-    if not (abs(sum(numbers)) < math.inf and terms.gamma >= 0):
+    if not (abs(sum(numbers)) < math.inf and options.gamma >= 0):
         raise ValueError(
             "w_class, w_mask, w_dice, alpha, gamma: expected finite numbers with gamma >= 0; "
             f"got {', '.join(map(str, numbers))}"

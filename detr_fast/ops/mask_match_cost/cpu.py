@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from detr_fast import extension
-from detr_fast.ops.mask_match_cost.terms import Terms
+from detr_fast.ops.mask_match_cost.options import MaskCostOptions
 from detr_fast.ops.match_cost import label_error
+from detr_fast.ops.memory import ready
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _TARGET_DTYPES = (*_DTYPES, torch.uint8, torch.bool)
@@ -24,13 +25,13 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     return extension.why_not()
 
 
-def mask_match_cost(
+def forward(
     logits: Tensor,
     mask_values: Tensor,
     target_labels: Tensor,
     target_values: Tensor,
-    sizes: Sequence[int],
-    terms: Terms,
+    num_targets: Sequence[int],
+    options: MaskCostOptions,
 ) -> Tensor:
     """[..., sumT, Q] costs; arguments as the public function's, already checked."""
     *layers, _, queries, classes = logits.shape
@@ -40,18 +41,18 @@ def mask_match_cost(
         target_values = target_values.float()
     costs = torch.empty((*layers, target_labels.shape[0], queries), dtype=torch.float32, device="cpu")
     bad = extension.extension().mask_match_cost_cpu(
-        sizes,
+        num_targets,
         layers[0] if layers else 1,
         queries,
         classes,
         mask_values.shape[-1],
         target_values.ndim == 3,
-        logits.contiguous(),
-        mask_values.contiguous(),
-        target_labels.contiguous(),
-        target_values.contiguous(),
-        terms.focal,
-        *terms[1:],
+        ready(logits),
+        ready(mask_values),
+        ready(target_labels),
+        ready(target_values),
+        options.focal,
+        *options[1:],
         costs,
         torch.get_num_threads(),
     )

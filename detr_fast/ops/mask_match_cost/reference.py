@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from detr_fast.ops.mask_match_cost.terms import Terms
+from detr_fast.ops.mask_match_cost.options import MaskCostOptions
 from detr_fast.ops.match_cost import check_labels, of_labels, penalise_non_finite
 
 
 @torch.no_grad()
-def mask_match_cost(
+def forward(
     logits: Tensor,
     mask_values: Tensor,
     target_labels: Tensor,
     target_values: Tensor,
-    sizes: Sequence[int],
-    terms: Terms,
+    num_targets: Sequence[int],
+    options: MaskCostOptions,
 ) -> Tensor:
     """[..., sumT, Q] costs; arguments as the public function's, already checked."""
     dtype = torch.promote_types(logits.dtype, torch.float32)
@@ -29,23 +29,23 @@ def mask_match_cost(
     blocks = [cost_of_class.new_empty(*logits.shape[:-3], 0, logits.shape[-2])]
     with torch.autocast(logits.device.type, enabled=False):  # products would be of halves
         for b, (labels, values) in enumerate(
-            zip(target_labels.split(sizes), target_values.split(sizes, dim=-2), strict=True)
+            zip(target_labels.split(num_targets), target_values.split(num_targets, dim=-2), strict=True)
         ):
             x, t = mask_values[..., b, :, :].to(dtype).contiguous(), values.to(dtype).contiguous()
-            cost = terms.w_class * of_labels(cost_of_class[..., b, :, :], labels)
-            cost = cost + terms.w_mask * mask_term(x, t, terms) + terms.w_dice * dice_term(x, t)
+            cost = options.w_class * of_labels(cost_of_class[..., b, :, :], labels)
+            cost = cost + options.w_mask * mask_term(x, t, options) + options.w_dice * dice_term(x, t)
             blocks.append(penalise_non_finite(cost))
     return torch.cat(blocks, dim=-2)
 
 
-def mask_term(x: Tensor, t: Tensor, terms: Terms) -> Tensor:
+def mask_term(x: Tensor, t: Tensor, options: MaskCostOptions) -> Tensor:
     """[..., T, Q] mean losses of logits x [..., Q, X] against targets t [..., T, X]."""
     where_one, where_zero = -logsigmoid(x), -logsigmoid(-x)
-    if terms.focal:
-        where_one = (-x).sigmoid() ** terms.gamma * where_one
-        where_zero = x.sigmoid() ** terms.gamma * where_zero
-        if terms.alpha >= 0:
-            where_one, where_zero = terms.alpha * where_one, (1 - terms.alpha) * where_zero
+    if options.focal:
+        where_one = (-x).sigmoid() ** options.gamma * where_one
+        where_zero = x.sigmoid() ** options.gamma * where_zero
+        if options.alpha >= 0:
+            where_one, where_zero = options.alpha * where_one, (1 - options.alpha) * where_zero
     return (t @ where_one.mT + (1 - t) @ where_zero.mT) / x.shape[-1]
 
 

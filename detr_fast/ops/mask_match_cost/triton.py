@@ -8,7 +8,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from detr_fast.ops.mask_match_cost.terms import Terms
+from detr_fast.ops.mask_match_cost.options import MaskCostOptions
+from detr_fast.ops.memory import ready
 from detr_fast.ops.triton_launch import device_table, launch, power_of_two, why_not_triton
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -24,13 +25,13 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     return why_not_triton(device)
 
 
-def mask_match_cost(
+def forward(
     logits: Tensor,
     mask_values: Tensor,
     target_labels: Tensor,
     target_values: Tensor,
-    sizes: Sequence[int],
-    terms: Terms,
+    num_targets: Sequence[int],
+    options: MaskCostOptions,
 ) -> Tensor:
     """[..., sumT, Q] costs; arguments as the public function's, already checked."""
     *layers, images, queries, classes = logits.shape
@@ -43,24 +44,29 @@ def mask_match_cost(
 
     problems, chunks = (layers[0] if layers else 1) * images, -(-queries // _BLOCK_Q)
     non_finite = torch.empty(problems * chunks, dtype=torch.int32, device=logits.device)
-    first_target = device_table((0, *accumulate(sizes)), logits.device)
+    first_target = device_table((0, *accumulate(num_targets)), logits.device)
     if mask_values.dtype not in _DTYPES:
         mask_values = mask_values.float()
     if target_values.dtype == torch.bool:
         target_values = target_values.view(torch.uint8)
     elif target_values.dtype == torch.float64:
         target_values = target_values.float()
-    block_t = max(_LEAST_T, min(_MOST_T, power_of_two(max(sizes))))
-    balance = (1.0, 1.0) if terms.alpha < 0 else (terms.alpha, 1 - terms.alpha)
+    block_t = max(_LEAST_T, min(_MOST_T, power_of_two(max(num_targets))))
+    balance = (1.0, 1.0) if options.alpha < 0 else (options.alpha, 1 - options.alpha)
     launch(
         cost_kernel,
         problems * chunks,
         4,
         (
-            *(costs, non_finite, logits.contiguous(), mask_values.contiguous(), target_labels.contiguous()),
-            *(target_values.contiguous(), first_target, images, queries, classes, targets, points),
-            *(targets * points if target_values.ndim == 3 else 0, terms.w_class, terms.w_mask, terms.w_dice),
-            *(*balance, terms.gamma, terms.focal, terms.gamma == 2),
+            *(costs, non_finite, ready(logits), ready(mask_values), ready(target_labels)),
+            *(ready(target_values), first_target, images, queries, classes, targets, points),
+            *(
+                targets * points if target_values.ndim == 3 else 0,
+                options.w_class,
+                options.w_mask,
+                options.w_dice,
+            ),
+            *(*balance, options.gamma, options.focal, options.gamma == 2),
             *(_BLOCK_Q, block_t, _BLOCK_X, min(_BLOCK_K, power_of_two(classes))),
         ),
     )

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from detr_fast.ops.ms_deform_attn.autograd import OPERATOR, call
-from detr_fast.ops.ms_deform_attn.checks import check_level_start_index, level_sizes
+from detr_fast.ops.ms_deform_attn.call import OPERATOR, call
+from detr_fast.ops.ms_deform_attn.checks import check_level_start_index, level_shapes_of
 
 __all__ = ["OPERATOR", "ms_deform_attn", "ms_deform_attn_classic", "ms_deform_attn_fused"]
 
@@ -140,7 +140,7 @@ def ms_deform_attn_classic(
     """
     on_host = not isinstance(level_start_index, Tensor) or type(level_start_index) is Tensor
     if on_host and not torch.compiler.is_compiling() and not getattr(level_start_index, "is_cuda", False):
-        check_level_start_index(level_start_index, level_sizes(spatial_shapes))
+        check_level_start_index(level_start_index, level_shapes_of(spatial_shapes))
     return ms_deform_attn(
         value,
         spatial_shapes,

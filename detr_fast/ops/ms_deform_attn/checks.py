@@ -1,4 +1,4 @@
-"""What the operator accepts, and what it says to the rest."""
+"""Argument validation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ VALUE_DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.fl
 LARGEST_SIDE = 2**24  # pixel coordinates are float32
 
 
-def level_sizes(spatial_shapes: Tensor | Sequence[Sequence[int]]) -> tuple[tuple[int, int], ...]:
+def level_shapes_of(spatial_shapes: Tensor | Sequence[Sequence[int]]) -> tuple[tuple[int, int], ...]:
     """`spatial_shapes` as Python integers; a tensor on a GPU is read back."""
     rows = spatial_shapes
     if isinstance(spatial_shapes, Tensor):
@@ -19,19 +19,21 @@ def level_sizes(spatial_shapes: Tensor | Sequence[Sequence[int]]) -> tuple[tuple
             raise TypeError(f"spatial_shapes: expected int64; got {spatial_shapes.dtype}")
         rows = spatial_shapes.tolist()
     try:
-        sizes = tuple([(int(height), int(width)) for height, width in rows])
+        level_shapes = tuple([(int(height), int(width)) for height, width in rows])
     except (TypeError, ValueError):
         shape = list(rows.shape) if isinstance(rows, Tensor) else rows
         raise ValueError(f"spatial_shapes: expected [N, 2] (height, width) integers; got {shape}") from None
-    for size in sizes:
+    for size in level_shapes:
         if not (0 < size[0] <= LARGEST_SIDE and 0 < size[1] <= LARGEST_SIDE):
-            raise ValueError(f"spatial_shapes: expected sides from 1 to {LARGEST_SIDE}; got {list(sizes)}")
-    return sizes
+            raise ValueError(
+                f"spatial_shapes: expected sides from 1 to {LARGEST_SIDE}; got {list(level_shapes)}"
+            )
+    return level_shapes
 
 
 def check(
     value: Tensor,
-    sizes: Sequence[tuple[int, int]],
+    level_shapes: Sequence[tuple[int, int]],
     coordinates: Tensor,
     weights: Tensor,
     reference_points: Tensor | None = None,
@@ -40,14 +42,14 @@ def check(
     try:
         batch, pixels, heads, _ = value.shape
         _, queries, _, _, points, _ = coordinates.shape
-        levels = len(sizes)
+        levels = len(level_shapes)
         device = value.device
         good = (
             levels > 0
             and value.dtype in VALUE_DTYPES
             and coordinates.shape == (batch, queries, heads, levels, points, 2)
             and weights.shape == (batch, queries, heads, levels, points)
-            and pixels == sum([height * width for height, width in sizes])
+            and pixels == sum([height * width for height, width in level_shapes])
             and pixels < 2**31
             and coordinates.device == device == weights.device
             and coordinates.is_floating_point()
@@ -62,12 +64,12 @@ def check(
     except (AttributeError, TypeError, ValueError):
         good = False
     if not good:
-        _explain(value, sizes, coordinates, weights, reference_points)
+        _explain(value, level_shapes, coordinates, weights, reference_points)
 
 
 def _explain(
     value: Tensor,
-    sizes: Sequence[tuple[int, int]],
+    level_shapes: Sequence[tuple[int, int]],
     coordinates: Tensor,
     weights: Tensor,
     reference_points: Tensor | None,
@@ -85,19 +87,19 @@ def _explain(
             raise TypeError(f"{name}: expected float32, bfloat16, float16 or float64; got {tensor.dtype}")
         if tensor.device != value.device:
             raise ValueError(f"{name}: expected value's device {value.device}; got {tensor.device}")
-    if not sizes:
+    if not level_shapes:
         raise ValueError("spatial_shapes: expected at least one level; got none")
     if value.ndim != 4:
         raise ValueError(f"value: expected [B, S, H, D]; got {list(value.shape)}")
-    pixels = sum(height * width for height, width in sizes)
+    pixels = sum(height * width for height, width in level_shapes)
     if value.shape[1] != pixels:
         raise ValueError(
-            f"value: expected [B, S, H, D] with S = {pixels}, the pixels of spatial_shapes {list(sizes)}; "
-            f"got {list(value.shape)}"
+            f"value: expected [B, S, H, D] with S = {pixels}, the pixels of spatial_shapes "
+            f"{list(level_shapes)}; got {list(value.shape)}"
         )
     if pixels >= 2**31:
         raise ValueError(f"spatial_shapes: expected fewer than 2**31 pixels; got {pixels}")
-    batch, heads, levels = value.shape[0], value.shape[2], len(sizes)
+    batch, heads, levels = value.shape[0], value.shape[2], len(level_shapes)
     queries, points = coordinates.shape[1:2], coordinates.shape[4:5]
     expected = (batch, *queries, heads, levels, *points, 2)
     if coordinates.ndim != 6 or tuple(coordinates.shape) != expected:
@@ -118,11 +120,11 @@ def _explain(
 
 
 def check_level_start_index(
-    level_start_index: Tensor | Sequence[int], sizes: Sequence[tuple[int, int]]
+    level_start_index: Tensor | Sequence[int], level_shapes: Sequence[tuple[int, int]]
 ) -> None:
-    """The classic signature's redundant argument must agree with the sizes."""
+    """The classic signature's redundant argument must agree with the level_shapes."""
     expected, start = [], 0
-    for height, width in sizes:
+    for height, width in level_shapes:
         expected.append(start)
         start += height * width
     got = level_start_index.tolist() if isinstance(level_start_index, Tensor) else list(level_start_index)

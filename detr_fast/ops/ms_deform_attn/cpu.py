@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from detr_fast import extension
+from detr_fast.ops.memory import ready
 
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -24,7 +25,7 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
 
 def forward(
     value: Tensor,
-    sizes: Sequence[tuple[int, int]],
+    level_shapes: Sequence[tuple[int, int]],
     coordinates: Tensor,
     weights: Tensor,
     reference_points: Tensor | None = None,
@@ -33,7 +34,7 @@ def forward(
     batch, _, heads, channels = value.shape
     dtype = torch.bfloat16 if value.dtype == torch.bfloat16 else torch.float32
     out = torch.empty(batch, coordinates.shape[1], heads * channels, dtype=dtype)  # faster than with a tuple
-    inputs = _inputs(value, sizes, coordinates, weights, reference_points)
+    inputs = _inputs(value, level_shapes, coordinates, weights, reference_points)
     extension.extension().ms_deform_attn_cpu_fwd(*inputs, out)
     return out if dtype == value.dtype else out.to(value.dtype)
 
@@ -41,7 +42,7 @@ def forward(
 def backward(
     grad_out: Tensor,
     value: Tensor,
-    sizes: Sequence[tuple[int, int]],
+    level_shapes: Sequence[tuple[int, int]],
     coordinates: Tensor,
     weights: Tensor,
     reference_points: Tensor | None,
@@ -63,8 +64,8 @@ def backward(
     parts = None
     if gradients[3] is not None:
         parts = torch.empty((*weights.shape[:4], gradients[3].shape[-1]), dtype=torch.float32)
-    arguments = _inputs(value, sizes, coordinates, weights, reference_points)
-    grad_out = grad_out.to(dtype).contiguous()
+    arguments = _inputs(value, level_shapes, coordinates, weights, reference_points)
+    grad_out = ready(grad_out, dtype)
     extension.extension().ms_deform_attn_cpu_bwd(*arguments, grad_out, *gradients, parts)
     return [
         gradient if gradient is None or t is None or gradient.dtype == t.dtype else gradient.to(t.dtype)
@@ -74,20 +75,20 @@ def backward(
 
 def _inputs(
     value: Tensor,
-    sizes: Sequence[tuple[int, int]],
+    level_shapes: Sequence[tuple[int, int]],
     coordinates: Tensor,
     weights: Tensor,
     reference_points: Tensor | None,
 ) -> tuple[Any, ...]:
     """What every function of the extension takes first."""
     batch, queries, heads, _, points, _ = coordinates.shape
-    value = value.contiguous() if value.dtype == torch.bfloat16 else value.float().contiguous()
+    value = ready(value) if value.dtype == torch.bfloat16 else ready(value, torch.float32)
     reference_dims = 0
     if reference_points is not None:
         reference_dims = reference_points.shape[-1]
-        reference_points = reference_points.float().contiguous()
+        reference_points = ready(reference_points, torch.float32)
     return (
-        sizes,
+        level_shapes,
         batch,
         queries,
         heads,
@@ -95,8 +96,8 @@ def _inputs(
         points,
         reference_dims,
         value,
-        coordinates.float().contiguous(),
-        weights.float().contiguous(),
+        ready(coordinates, torch.float32),
+        ready(weights, torch.float32),
         reference_points,
         torch.get_num_threads(),
     )

@@ -19,7 +19,14 @@ from detr_fast.ops.ms_deform_attn.ordered import (
     zeros_where,
 )
 
-LevelSizes = Sequence[tuple[int, int]]
+LevelShapes = Sequence[tuple[int, int]]
+
+MOST_LEVELS = 128  # kMaxLevels of csrc
+
+
+def why_not_levels(too_many: bool) -> str | None:
+    """Why the kernels cannot run, or None; `too_many`: whether there are more than `MOST_LEVELS` levels."""
+    return f"takes at most {MOST_LEVELS} levels" if too_many else None
 
 
 class Cuda:
@@ -43,7 +50,7 @@ class Cuda:
     def forward(
         self,
         value: Tensor,
-        sizes: LevelSizes,
+        level_shapes: LevelShapes,
         coordinates: Tensor,
         weights: Tensor,
         reference_points: Tensor | None = None,
@@ -51,7 +58,7 @@ class Cuda:
         """As `reference.forward`."""
         batch, _, heads, channels = value.shape
         out = value.new_empty(batch, coordinates.shape[1], heads * channels)
-        call = _call(*_ready(value, coordinates, weights, reference_points), sizes)
+        call = _call(*_ready(value, coordinates, weights, reference_points), level_shapes)
         self._module().ms_deform_attn_cuda_fwd(*call, out)
         return out
 
@@ -59,7 +66,7 @@ class Cuda:
         self,
         grad_out: Tensor,
         value: Tensor,
-        sizes: LevelSizes,
+        level_shapes: LevelShapes,
         coordinates: Tensor,
         weights: Tensor,
         reference_points: Tensor | None,
@@ -84,17 +91,17 @@ class Cuda:
             parts = torch.empty(shape, dtype=torch.float32, device=value.device)
         outputs = (grad_value, grad_coordinates, grad_weights, parts)
         if any(t is not None for t in outputs):
-            call = _call(value, coordinates, weights, reference_points, sizes)
+            call = _call(value, coordinates, weights, reference_points, level_shapes)
             self._module().ms_deform_attn_cuda_bwd(*call, grad_out, *outputs)
         if needs[0] and deterministic:
             inputs_in_order = (grad_out, value, coordinates, weights, reference_points)
-            grad_value = grad_value_in_order(self._gather, sizes, *inputs_in_order)
+            grad_value = grad_value_in_order(self._gather, level_shapes, *inputs_in_order)
         gradients = (grad_value, grad_coordinates, grad_weights, None if parts is None else parts.sum(2))
         return in_input_dtypes(gradients, inputs)
 
     def _gather(
         self,
-        sizes: LevelSizes,
+        level_shapes: LevelShapes,
         grad_value: Tensor,
         grad_out: Tensor,
         coordinates: Tensor,
@@ -102,9 +109,9 @@ class Cuda:
         reference_points: Tensor | None,
     ) -> None:
         kernels, device = self._module(), grad_value.device
-        call = _call(grad_value, coordinates, weights, reference_points, sizes)
+        call = _call(grad_value, coordinates, weights, reference_points, level_shapes)
         samples = weights.numel()
-        cells = grad_value.shape[0] * grad_value.shape[2] * kernels.ms_deform_attn_cuda_cells(sizes)
+        cells = grad_value.shape[0] * grad_value.shape[2] * kernels.ms_deform_attn_cuda_cells(level_shapes)
         check_countable(samples, cells)
         cell = torch.empty(samples, dtype=torch.int32, device=device)
         records = torch.empty(samples, 4, dtype=torch.float32, device=device)
@@ -133,12 +140,12 @@ def _call(
     coordinates: Tensor,
     weights: Tensor,
     reference_points: Tensor | None,
-    sizes: LevelSizes,
+    level_shapes: LevelShapes,
 ) -> tuple[Any, ...]:
     """What every launcher takes first."""
     batch, queries, heads, _, points, _ = coordinates.shape
     dims = 0 if reference_points is None else reference_points.shape[-1]
-    shape = (sizes, batch, queries, heads, value.shape[-1], points, dims)
+    shape = (level_shapes, batch, queries, heads, value.shape[-1], points, dims)
     return *shape, value, coordinates, weights, reference_points, *device_and_stream(value)
 
 

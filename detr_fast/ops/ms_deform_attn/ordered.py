@@ -9,15 +9,15 @@ from torch import Tensor
 
 from detr_fast.ops.memory import is_aligned, ready
 
-LevelSizes = Sequence[tuple[int, int]]
-Gather = Callable[[LevelSizes, Tensor, Tensor, Tensor, Tensor, "Tensor | None"], None]
+LevelShapes = Sequence[tuple[int, int]]
+Gather = Callable[[LevelShapes, Tensor, Tensor, Tensor, Tensor, "Tensor | None"], None]
 
 _SORTED_AT_ONCE = 2**24  # samples or cells: working memory of a deterministic backward stays below 0.8 GB
 
 
 def grad_value_in_order(
     gather: Gather,
-    sizes: LevelSizes,
+    level_shapes: LevelShapes,
     grad_out: Tensor,
     value: Tensor,
     coordinates: Tensor,
@@ -26,10 +26,10 @@ def grad_value_in_order(
 ) -> Tensor:
     """The gradient of value, some images at a time.
 
-    `gather(sizes, grad_value, grad_out, coordinates, weights, reference_points)` fills grad_value.
+    `gather(level_shapes, grad_value, grad_out, coordinates, weights, reference_points)` fills grad_value.
     """
     grad_value = torch.empty_like(value)
-    cells = value.shape[2] * (sum([(height + 1) * (width + 1) for height, width in sizes]) + 1)
+    cells = value.shape[2] * (sum([(height + 1) * (width + 1) for height, width in level_shapes]) + 1)
     images = max(1, _SORTED_AT_ONCE // max(weights[0].numel(), cells))
     for first in range(0, len(value), images):
         some = slice(first, first + images)
@@ -37,7 +37,7 @@ def grad_value_in_order(
         references = None if reference_points is None else ready(reference_points[some])
         into = grad_value[some]
         aligned = into if is_aligned(into) else torch.empty_like(into)
-        gather(sizes, aligned, *inputs, references)
+        gather(level_shapes, aligned, *inputs, references)
         if aligned is not into:
             into.copy_(aligned)
     return grad_value

@@ -7,16 +7,17 @@ otherwise.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-LevelSizes = Sequence[tuple[int, int]]
+LevelShapes = Sequence[tuple[int, int]]
 
 
 def forward(
     value: Tensor,
-    sizes: LevelSizes,
+    level_shapes: LevelShapes,
     coordinates: Tensor,
     weights: Tensor,
     reference_points: Tensor | None = None,
@@ -25,7 +26,7 @@ def forward(
 
     Args:
         value: [B, S, H, D].
-        sizes: (height, width) of each of the N levels.
+        level_shapes: (height, width) of each of the N levels.
         coordinates: [B, Q, H, N, P, 2], sampling locations, or offsets where fused.
         weights: [B, Q, H, N, P], attention weights, or logits where fused.
         reference_points: None, [B, Q, N, 2] or [B, Q, N, 4].
@@ -36,17 +37,17 @@ def forward(
     wide = torch.float64 if value.dtype == torch.float64 else torch.float32
     coordinates, weights = coordinates.to(wide), weights.to(wide)
     if reference_points is not None:
-        coordinates = sampling_locations(reference_points.to(wide), coordinates, sizes)
+        coordinates = sampling_locations(reference_points.to(wide), coordinates, level_shapes)
         weights = weights.flatten(3).softmax(-1).view_as(weights)
-    levels = value.to(wide).split([height * width for height, width in sizes], dim=1)
+    levels = value.to(wide).split([height * width for height, width in level_shapes], dim=1)
     per_level = [
         _sample(level, size, coordinates[:, :, :, n], weights[:, :, :, n])
-        for n, (level, size) in enumerate(zip(levels, sizes, strict=True))
+        for n, (level, size) in enumerate(zip(levels, level_shapes, strict=True))
     ]
     return torch.stack(per_level).sum(0).flatten(2).to(value.dtype)
 
 
-def sampling_locations(reference_points: Tensor, offsets: Tensor, sizes: LevelSizes) -> Tensor:
+def sampling_locations(reference_points: Tensor, offsets: Tensor, level_shapes: LevelShapes) -> Tensor:
     """Deformable DETR, section 4.1 and appendix A.4: where a query samples.
 
     2-d references are centres and offsets count pixels of the level; 4-d references are boxes (cx, cy,
@@ -54,7 +55,7 @@ def sampling_locations(reference_points: Tensor, offsets: Tensor, sizes: LevelSi
     """
     reference = reference_points[:, :, None, :, None]
     if reference_points.shape[-1] == 2:
-        width_height = offsets.new_tensor([[width, height] for height, width in sizes])
+        width_height = offsets.new_tensor([[width, height] for height, width in level_shapes])
         return reference + offsets / width_height[:, None]
     points = offsets.shape[-2]
     return reference[..., :2] + offsets / points * reference[..., 2:] * 0.5
@@ -87,3 +88,33 @@ def _sample(level: Tensor, size: tuple[int, int], locations: Tensor, weights: Te
             share = torch.where(present, weights * row_share * column_share, 0.0)
             total = total + (share[..., None] * corner).sum(3)
     return total
+
+
+def backward(
+    grad_out: Tensor,
+    value: Tensor,
+    level_shapes: LevelShapes,
+    coordinates: Tensor,
+    weights: Tensor,
+    reference_points: Tensor | None,
+    needs: Sequence[bool],
+    deterministic: bool = False,
+) -> list[Tensor | None]:
+    """Gradients of value, coordinates, weights and reference points, None where not needed.
+
+    For calls that are recorded; an ordinary one is differentiated by autograd. `deterministic` changes
+    nothing: torch's own setting decides.
+    """
+    inputs: list[Any] = [value, coordinates, weights, reference_points]
+    wanted = [i for i, need in enumerate(needs) if need]
+
+    def of(*leaves: Tensor) -> Tensor:
+        given = list(inputs)
+        for i, leaf in zip(wanted, leaves, strict=True):
+            given[i] = leaf
+        return forward(given[0], level_shapes, *given[1:])
+
+    # autograd itself is off inside a registered operator; `torch.func` is not
+    differentiate = torch.func.vjp(of, *(inputs[i] for i in wanted))[1]
+    found = iter(differentiate(grad_out))
+    return [next(found).contiguous() if need else None for need in needs]

@@ -24,7 +24,7 @@ from detr_fast.ops.ms_deform_attn.ordered import (
 )
 from detr_fast.ops.triton_launch import device_table, launch, power_of_two, why_not_triton
 
-LevelSizes = Sequence[tuple[int, int]]
+LevelShapes = Sequence[tuple[int, int]]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _SCALAR_LEVELS = 8  # more than any known model has; further ones go through memory
@@ -80,7 +80,7 @@ def configuration(
 
 def forward(
     value: Tensor,
-    sizes: LevelSizes,
+    level_shapes: LevelShapes,
     coordinates: Tensor,
     weights: Tensor,
     reference_points: Tensor | None = None,
@@ -96,7 +96,7 @@ def forward(
         out,
         ready(value),
         *_ready(coordinates, weights, reference_points),
-        *_levels(sizes, value),
+        *_levels(level_shapes, value),
         queries,
         pixels,
         *(heads, channels, levels, points, _dims(reference_points)),
@@ -109,7 +109,7 @@ def forward(
 def backward(
     grad_out: Tensor,
     value: Tensor,
-    sizes: LevelSizes,
+    level_shapes: LevelShapes,
     coordinates: Tensor,
     weights: Tensor,
     reference_points: Tensor | None,
@@ -148,7 +148,7 @@ def backward(
             value,
             *given,
             *(value if t is None else t for t in outputs),
-            *_levels(sizes, value),
+            *_levels(level_shapes, value),
             queries,
             pixels,
             *(heads, channels, levels, points, dims),
@@ -158,13 +158,15 @@ def backward(
         launch(_kernels().backward_kernel, _programs(batch, queries, heads, tile), tile.num_warps, arguments)
     if needs[0] and deterministic:
         references = given[2] if dims else None
-        grad_value = grad_value_in_order(_gather, sizes, grad_out, value, given[0], given[1], references)
+        grad_value = grad_value_in_order(
+            _gather, level_shapes, grad_out, value, given[0], given[1], references
+        )
     gradients = (grad_value, grad_coordinates, grad_weights, None if parts is None else parts.sum(2))
     return in_input_dtypes(gradients, inputs)
 
 
 def _gather(
-    sizes: LevelSizes,
+    level_shapes: LevelShapes,
     grad_value: Tensor,
     grad_out: Tensor,
     coordinates: Tensor,
@@ -174,9 +176,9 @@ def _gather(
     kernels = _gather_kernels()
     batch, pixels, heads, channels = grad_value.shape
     _, queries, _, levels, points, _ = coordinates.shape
-    cells = sum([(height + 1) * (width + 1) for height, width in sizes]) + 1
+    cells = sum([(height + 1) * (width + 1) for height, width in level_shapes]) + 1
     check_countable(weights.numel(), batch * heads * cells)
-    packed = _levels(sizes, grad_value)
+    packed = _levels(level_shapes, grad_value)
     cell = torch.empty(weights.numel(), dtype=torch.int32, device=weights.device)
     records = torch.empty(weights.numel(), 3, dtype=torch.float32, device=weights.device)
     rows = batch * queries * heads
@@ -205,18 +207,18 @@ def _programs(batch: int, queries: int, heads: int, tile: Configuration) -> int:
     return batch * heads * -(-queries // tile.block_q)
 
 
-def _levels(sizes: LevelSizes, like: Tensor) -> tuple[Any, ...]:
-    """The kernels' sizes: scalars, which need no copy to the device, no cache and no recompilation."""
-    packed = _pack(tuple(sizes))
-    if len(sizes) <= _SCALAR_LEVELS:
+def _levels(level_shapes: LevelShapes, like: Tensor) -> tuple[Any, ...]:
+    """The kernels' level_shapes: scalars, which need no copy to the device, no cache and no recompilation."""
+    packed = _pack(tuple(level_shapes))
+    if len(level_shapes) <= _SCALAR_LEVELS:
         return like, *packed
     return device_table(packed, like.device), *packed[:_SCALAR_LEVELS]
 
 
 @lru_cache(maxsize=1024)
-def _pack(sizes: tuple[tuple[int, int], ...]) -> tuple[int, ...]:
+def _pack(level_shapes: tuple[tuple[int, int], ...]) -> tuple[int, ...]:
     """Height and width of each level in 64 bits, at least eight of them."""
-    packed = [height << 32 | width for height, width in sizes]
+    packed = [height << 32 | width for height, width in level_shapes]
     return *packed, *[0] * (_SCALAR_LEVELS - len(packed))
 
 

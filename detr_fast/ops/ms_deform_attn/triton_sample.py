@@ -1,7 +1,7 @@
 """Where samples lie and what they weigh: what all Triton kernels of the operator share.
 
 A program serves BLOCK_Q queries of one (image, head), level by level, BLOCK_P points at a time. Names in
-capitals are compile-time constants; sizes are not, so that images of new sizes compile nothing.
+capitals are compile-time constants; level_shapes are not, so that images of new level_shapes compile nothing.
 """
 
 from __future__ import annotations

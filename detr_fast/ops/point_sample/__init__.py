@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from detr_fast.ops.point_sample.autograd import OPERATOR, call
+from detr_fast.ops.point_sample.call import OPERATOR, SAMPLE
+from detr_fast.ops.point_sample.checks import check
 
 __all__ = ["OPERATOR", "point_sample"]
 
@@ -57,4 +58,5 @@ def point_sample(
         TypeError: a dtype does not fit.
         BackendUnavailable: the pinned backend cannot run on these tensors.
     """
-    return call(maps, points, map_index, point_index, backend, deterministic)
+    check(maps, points, map_index, point_index)
+    return SAMPLE(maps, points, map_index, point_index, deterministic, backend=backend)

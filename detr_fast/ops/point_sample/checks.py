@@ -1,4 +1,4 @@
-"""What the operator accepts, and what it says to the rest."""
+"""Argument validation."""
 
 from __future__ import annotations
 

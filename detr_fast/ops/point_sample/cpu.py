@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from detr_fast import extension
+from detr_fast.ops.memory import ready
 from detr_fast.ops.point_sample.checks import range_error, result_dtype, rows
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.bool, torch.uint8)
@@ -24,8 +25,7 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
 
 def forward(maps: Tensor, points: Tensor, map_index: Tensor | None, point_index: Tensor | None) -> Tensor:
     """As `reference.forward`."""
-    if maps.stride(3) != 1:
-        maps = maps.contiguous()
+    maps = ready(maps, contiguous=maps.stride(3) != 1)
     count = rows(maps.shape, map_index, point_index)
     out = torch.empty(count, maps.shape[1], points.shape[1], dtype=result_dtype(maps.dtype))
     run = extension.extension().point_sample_cpu_fwd
@@ -44,7 +44,7 @@ def backward(
     """As `reference.backward`; each map's rows are summed in their order, by one thread."""
     grad_maps = torch.empty(shape, dtype=grad_out.dtype)
     run = extension.extension().point_sample_cpu_bwd
-    _run(run, shape, points, map_index, point_index, grad_out.contiguous(), grad_maps)
+    _run(run, shape, points, map_index, point_index, ready(grad_out), grad_maps)
     return grad_maps
 
 
@@ -63,9 +63,9 @@ def _run(
         sets,
         count,
         total,
-        points.float().contiguous(),
-        None if map_index is None else map_index.contiguous(),
-        None if point_index is None else point_index.contiguous(),
+        ready(points, torch.float32),
+        None if map_index is None else ready(map_index),
+        None if point_index is None else ready(point_index),
         torch.get_num_threads(),
         *arguments,
     )

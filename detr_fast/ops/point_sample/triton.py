@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detr_fast.ops.memory import ready
 from detr_fast.ops.point_sample import reference
 from detr_fast.ops.point_sample.checks import result_dtype, rows
 from detr_fast.ops.triton_launch import launch, why_not_triton
@@ -55,7 +56,7 @@ def backward(
 
         given, sizes, constants = _arguments(shape, points, map_index, point_index)
         programs = grad_out.shape[0] * -(-points.shape[1] // _BLOCK)
-        arguments = (grad_maps, grad_out.contiguous(), *given, *sizes, *constants)
+        arguments = (grad_maps, ready(grad_out), *given, *sizes, *constants)
         launch(spread_kernel, programs, 4, arguments)
     return grad_maps.to(grad_out.dtype)
 
@@ -64,7 +65,7 @@ def _arguments(
     shape: torch.Size, points: Tensor, map_index: Tensor | None, point_index: Tensor | None
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...], tuple[Any, ...]]:
     """Points and indices, points standing in for a missing index; sizes; constants."""
-    points = points.float().contiguous()
-    indices = [points if index is None else index.contiguous() for index in (map_index, point_index)]
+    points = ready(points, torch.float32)
+    indices = [points if index is None else ready(index) for index in (map_index, point_index)]
     sizes = (shape[0], points.shape[0], *shape[1:], points.shape[1])
     return (points, *indices), sizes, (map_index is not None, point_index is not None, _BLOCK)

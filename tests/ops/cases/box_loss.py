@@ -1,30 +1,29 @@
-"""box_loss: DETR sizes, ragged and empty batches, boxes in pixels, degenerate and touching boxes."""
+"""box_loss: DETR num_targets, ragged and empty batches, boxes in pixels, degenerate and touching boxes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 
 from detr_fast.ops import box_loss as function
-from detr_fast.ops.box_loss import OPERATOR, _op
+from detr_fast.ops.box_loss import OPERATOR
 from tests.ops.cases.box_match_cost import with_
 from tests.ops.cases.class_loss import matching, query
 from tests.ops.contract import BadInput, Case, Contract, Inputs, Tolerance
 
 
 def make(
-    rng: torch.Generator, sizes: tuple[int, ...], queries: int, layers: int, scale: float = 1.0
+    rng: torch.Generator, num_targets: tuple[int, ...], queries: int, layers: int, scale: float = 1.0
 ) -> Inputs:
-    """Boxes as a sigmoid makes them; targets with sizes from tiny to the whole image."""
-    shape = (layers, len(sizes), queries, 4)
+    """Boxes as a sigmoid makes them; targets with num_targets from tiny to the whole image."""
+    shape = (layers, len(num_targets), queries, 4)
     return {
         "boxes": scale * torch.randn(shape, generator=rng, dtype=torch.float64).sigmoid(),
-        "target_boxes": scale * torch.rand(sum(sizes), 4, generator=rng, dtype=torch.float64) ** 2,
-        "query": matching(rng, sizes, queries, layers),
-        "sizes": sizes,
+        "target_boxes": scale * torch.rand(sum(num_targets), 4, generator=rng, dtype=torch.float64) ** 2,
+        "query": matching(rng, num_targets, queries, layers),
+        "num_targets": num_targets,
     }
 
 
@@ -32,9 +31,9 @@ def on_grid(rng: torch.Generator) -> Inputs:
     """Corners on multiples of 1/8, so that many meet exactly; zero sizes, identical boxes, far apart ones."""
     inputs = make(rng, (20, 12), 25, 2)
     for name in ("boxes", "target_boxes"):
-        sizes = torch.randint(0, 4, inputs[name][..., 2:].shape, generator=rng)
-        places = torch.randint(0, 8, sizes.shape, generator=rng)
-        inputs[name] = torch.cat((places + sizes / 2, sizes), dim=-1).double() / 8
+        num_targets = torch.randint(0, 4, inputs[name][..., 2:].shape, generator=rng)
+        places = torch.randint(0, 8, num_targets.shape, generator=rng)
+        inputs[name] = torch.cat((places + num_targets / 2, num_targets), dim=-1).double() / 8
     found = inputs["query"][0, :5].clamp(min=0)
     inputs["boxes"][0, 0, found] = inputs["target_boxes"][:5]
     return inputs
@@ -50,22 +49,18 @@ def negative(rng: torch.Generator) -> Inputs:
 
 
 SHAPES: dict[str, Callable[[torch.Generator], Inputs]] = {
-    "layers_ragged": partial(make, sizes=(7, 0, 13), queries=40, layers=3),
-    "many_targets": partial(make, sizes=(70, 3), queries=100, layers=1),
-    "more_targets_than_queries": partial(make, sizes=(40, 1), queries=6, layers=2),
-    "one_query": partial(make, sizes=(1, 3), queries=1, layers=6),
-    "pixels": partial(make, sizes=(5, 2), queries=19, layers=1, scale=1333.0),
+    "layers_ragged": partial(make, num_targets=(7, 0, 13), queries=40, layers=3),
+    "many_targets": partial(make, num_targets=(70, 3), queries=100, layers=1),
+    "more_targets_than_queries": partial(make, num_targets=(40, 1), queries=6, layers=2),
+    "one_query": partial(make, num_targets=(1, 3), queries=1, layers=6),
+    "pixels": partial(make, num_targets=(5, 2), queries=19, layers=1, scale=1333.0),
     "on_grid": on_grid,
     "negative_sizes": negative,
-    "no_targets": partial(make, sizes=(0, 0), queries=5, layers=2),
-    "no_images": partial(make, sizes=(), queries=5, layers=2),
-    "no_queries": partial(make, sizes=(2, 1), queries=0, layers=2),
-    "no_layers": partial(make, sizes=(2, 1), queries=3, layers=0),
+    "no_targets": partial(make, num_targets=(0, 0), queries=5, layers=2),
+    "no_images": partial(make, num_targets=(), queries=5, layers=2),
+    "no_queries": partial(make, num_targets=(2, 1), queries=0, layers=2),
+    "no_layers": partial(make, num_targets=(2, 1), queries=3, layers=0),
 }
-
-
-def custom_op(inputs: Inputs) -> tuple[Any, tuple[Any, ...]]:
-    return _op, (inputs["boxes"], inputs["target_boxes"], inputs["query"], list(inputs["sizes"]))
 
 
 CONTRACTS = [
@@ -80,7 +75,6 @@ CONTRACTS = [
             torch.float16: Tolerance(forward=1e-6, backward=1e-3),
         },
         cast=("boxes",),
-        custom_op=custom_op,
         differentiable=("boxes",),
         bad_inputs=[
             BadInput("boxes_3d", with_(boxes=lambda x: x[0]), ValueError, r"boxes: expected \[L, B, Q"),
@@ -96,8 +90,10 @@ CONTRACTS = [
             BadInput("query_Q", with_(query=query(40)), ValueError, r"query: .*\[-1, 40\); got 40"),
             BadInput("query_negative", with_(query=query(-2)), ValueError, "query: .*got -2"),
             BadInput("query_int32", with_(query=lambda x: x.int()), TypeError, "query: .*int32"),
-            BadInput("sizes_sum", with_(sizes=(7, 1, 13)), ValueError, "sizes: .*sumT = 20"),
-            BadInput("sizes_length", with_(sizes=(7, 13)), ValueError, "sizes: .*B = 3 images; got 2"),
+            BadInput("sizes_sum", with_(num_targets=(7, 1, 13)), ValueError, "num_targets: .*sumT = 20"),
+            BadInput(
+                "sizes_length", with_(num_targets=(7, 13)), ValueError, "num_targets: .*B = 3 images; got 2"
+            ),
             BadInput(
                 "device", with_(target_boxes=lambda x: x.to("meta")), ValueError, "target_boxes: .*meta"
             ),

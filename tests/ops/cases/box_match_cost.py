@@ -1,4 +1,4 @@
-"""box_match_cost: real DETR sizes, ragged and empty batches, odd class counts, degenerate boxes."""
+"""box_match_cost: real DETR num_targets, ragged and empty batches, odd class counts, degenerate boxes."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ import torch
 from torch import Tensor
 
 from detr_fast.ops import box_match_cost as function
-from detr_fast.ops.box_match_cost import OPERATOR, _op
+from detr_fast.ops.box_match_cost import OPERATOR
 from tests.ops.contract import BadInput, Case, Contract, Inputs, Tolerance
 
 
 def make(
     rng: torch.Generator,
-    sizes: tuple[int, ...],
+    num_targets: tuple[int, ...],
     queries: int,
     classes: int,
     layers: int | None = None,
     scale: float = 1.0,
     **options: Any,
 ) -> Inputs:
-    """Boxes as a sigmoid makes them; targets with sizes from tiny to the whole image."""
-    lead = (len(sizes), queries) if layers is None else (layers, len(sizes), queries)
+    """Boxes as a sigmoid makes them; targets with num_targets from tiny to the whole image."""
+    lead = (len(num_targets), queries) if layers is None else (layers, len(num_targets), queries)
     return {
         "logits": 3 * scale * torch.randn(*lead, classes, generator=rng, dtype=torch.float64),
         "boxes": torch.randn(*lead, 4, generator=rng, dtype=torch.float64).sigmoid(),
-        "target_labels": torch.randint(classes, (sum(sizes),), generator=rng),
-        "target_boxes": torch.rand(sum(sizes), 4, generator=rng, dtype=torch.float64) ** 2,
-        "sizes": sizes,
+        "target_labels": torch.randint(classes, (sum(num_targets),), generator=rng),
+        "target_boxes": torch.rand(sum(num_targets), 4, generator=rng, dtype=torch.float64) ** 2,
+        "num_targets": num_targets,
         **options,
     }
 
 
 def degenerate(rng: torch.Generator, **options: Any) -> Inputs:
-    """Zero and negative sizes on both sides, points and lines in one place, identical boxes."""
+    """Zero and negative num_targets on both sides, points and lines in one place, identical boxes."""
     inputs = make(rng, (9, 6), 21, 5, 2, **options)
     for boxes in (inputs["boxes"], inputs["target_boxes"]):
         boxes[..., ::3, 2] = 0
@@ -55,32 +55,27 @@ def big(rng: torch.Generator, **options: Any) -> Inputs:
 
 def cases(**options: Any) -> list[Case]:
     shapes: dict[str, Callable[[torch.Generator], Inputs]] = {
-        "layers_ragged": partial(make, sizes=(7, 0, 13), queries=100, classes=92, layers=3),
-        "one_layer": partial(make, sizes=(3, 4), queries=30, classes=11),
-        "one_class": partial(make, sizes=(2, 1), queries=9, classes=1, layers=2),
-        "few_classes": partial(make, sizes=(3,), queries=17, classes=7, layers=2),
-        "vector_of_classes": partial(make, sizes=(3, 5), queries=16, classes=16, layers=1),
-        "many_classes": partial(make, sizes=(4,), queries=11, classes=1204, layers=1),
-        "more_targets_than_queries": partial(make, sizes=(40, 1), queries=6, classes=20, layers=2),
-        "one_query": partial(make, sizes=(2, 3), queries=1, classes=92, layers=6),
-        "long_rows": partial(make, sizes=(5,), queries=900, classes=91, layers=2),
-        "large_logits": partial(make, sizes=(4, 4), queries=20, classes=33, layers=1, scale=60.0),
+        "layers_ragged": partial(make, num_targets=(7, 0, 13), queries=100, classes=92, layers=3),
+        "one_layer": partial(make, num_targets=(3, 4), queries=30, classes=11),
+        "one_class": partial(make, num_targets=(2, 1), queries=9, classes=1, layers=2),
+        "few_classes": partial(make, num_targets=(3,), queries=17, classes=7, layers=2),
+        "vector_of_classes": partial(make, num_targets=(3, 5), queries=16, classes=16, layers=1),
+        "many_classes": partial(make, num_targets=(4,), queries=11, classes=1204, layers=1),
+        "more_targets_than_queries": partial(make, num_targets=(40, 1), queries=6, classes=20, layers=2),
+        "one_query": partial(make, num_targets=(2, 3), queries=1, classes=92, layers=6),
+        "long_rows": partial(make, num_targets=(5,), queries=900, classes=91, layers=2),
+        "large_logits": partial(make, num_targets=(4, 4), queries=20, classes=33, layers=1, scale=60.0),
         "degenerate_boxes": degenerate,
         "pixels": big,
-        "no_targets": partial(make, sizes=(0, 0), queries=5, classes=4, layers=2),
-        "no_images": partial(make, sizes=(), queries=5, classes=4, layers=2),
-        "no_queries": partial(make, sizes=(2, 1), queries=0, classes=4, layers=2),
-        "no_layers": partial(make, sizes=(2, 1), queries=3, classes=4, layers=0),
+        "no_targets": partial(make, num_targets=(0, 0), queries=5, classes=4, layers=2),
+        "no_images": partial(make, num_targets=(), queries=5, classes=4, layers=2),
+        "no_queries": partial(make, num_targets=(2, 1), queries=0, classes=4, layers=2),
+        "no_layers": partial(make, num_targets=(2, 1), queries=3, classes=4, layers=0),
     }
     return [
-        Case(f"{options['class_cost']}_{name}", partial(inputs, **options)) for name, inputs in shapes.items()
+        Case(f"{options['classification']}_{name}", partial(inputs, **options))
+        for name, inputs in shapes.items()
     ]
-
-
-def custom_op(inputs: Inputs) -> tuple[Any, tuple[Any, ...]]:
-    tensors = ("logits", "boxes", "target_labels", "target_boxes")
-    options = (inputs[name] for name in ("class_cost", "w_class", "w_l1", "w_giou", "alpha", "gamma"))
-    return _op, (*(inputs[name] for name in tensors), list(inputs["sizes"]), *options)
 
 
 def with_(**changes: Any) -> Callable[[Inputs], Inputs]:
@@ -123,12 +118,14 @@ BAD_INPUTS = [
     ),
     BadInput("integer_boxes", with_(boxes=lambda x: x.int()), TypeError, "boxes: .*int32"),
     BadInput("integer_logits", with_(logits=lambda x: x.int()), TypeError, "logits: .*int32"),
-    BadInput("sizes_sum", with_(sizes=(7, 1, 13)), ValueError, "sizes: .*sumT = 20"),
-    BadInput("sizes_negative", with_(sizes=(9, -2, 13)), ValueError, "sizes: expected counts >= 0"),
-    BadInput("sizes_length", with_(sizes=(7, 13)), ValueError, "sizes: .*B = 3 images; got 2"),
-    BadInput("sizes_tensor", with_(sizes=torch.tensor([7, 0, 13])), TypeError, "sizes: .*Tensor"),
+    BadInput("sizes_sum", with_(num_targets=(7, 1, 13)), ValueError, "num_targets: .*sumT = 20"),
+    BadInput(
+        "sizes_negative", with_(num_targets=(9, -2, 13)), ValueError, "num_targets: expected counts >= 0"
+    ),
+    BadInput("sizes_length", with_(num_targets=(7, 13)), ValueError, "num_targets: .*B = 3 images; got 2"),
+    BadInput("sizes_tensor", with_(num_targets=torch.tensor([7, 0, 13])), TypeError, "num_targets: .*Tensor"),
     BadInput("device", with_(boxes=lambda x: x.to("meta")), ValueError, "boxes: .*cpu.*meta"),
-    BadInput("class_cost", with_(class_cost="sigmoid"), ValueError, "class_cost: .*'sigmoid'"),
+    BadInput("classification", with_(classification="sigmoid"), ValueError, "classification: .*'sigmoid'"),
     BadInput("weight_nan", with_(w_l1=float("nan")), ValueError, "w_l1"),
     BadInput("gamma_negative", with_(gamma=-1.0), ValueError, "gamma >= 0"),
 ]
@@ -142,13 +139,12 @@ def contract(cast: tuple[str, ...], **options: Any) -> Contract:
         cases=cases(**options),
         dtypes={torch.float32: tolerance, torch.bfloat16: tolerance, torch.float16: tolerance},
         cast=cast,
-        custom_op=custom_op,
         bad_inputs=BAD_INPUTS,
     )
 
 
 WEIGHTS = {"w_l1": 5.0, "w_giou": 2.0}
 CONTRACTS = [
-    contract(("logits", "boxes"), class_cost="softmax", w_class=1.0, alpha=0.25, gamma=2.0, **WEIGHTS),
-    contract(("logits",), class_cost="focal", w_class=2.0, alpha=0.25, gamma=2.0, **WEIGHTS),
+    contract(("logits", "boxes"), classification="softmax", w_class=1.0, alpha=0.25, gamma=2.0, **WEIGHTS),
+    contract(("logits",), classification="focal", w_class=2.0, alpha=0.25, gamma=2.0, **WEIGHTS),
 ]

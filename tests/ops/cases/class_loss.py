@@ -10,26 +10,26 @@ import torch
 from torch import Tensor
 
 from detr_fast.ops import class_loss as function
-from detr_fast.ops.class_loss import OPERATOR, _op
+from detr_fast.ops.class_loss import OPERATOR
 from tests.ops.cases.box_match_cost import label, with_
 from tests.ops.contract import BadInput, Case, Contract, Inputs, Tolerance
 
 
-def matching(rng: torch.Generator, sizes: tuple[int, ...], queries: int, layers: int) -> Tensor:
+def matching(rng: torch.Generator, num_targets: tuple[int, ...], queries: int, layers: int) -> Tensor:
     """[L, sumT]: distinct random queries in each image, -1 for targets beyond their number."""
     rows = []
     for _ in range(layers):
         parts = [torch.empty(0, dtype=torch.int64)]
-        for size in sizes:
+        for size in num_targets:
             chosen = torch.cat((torch.randperm(queries, generator=rng), torch.full((size,), -1)))[:size]
             parts.append(chosen[torch.randperm(size, generator=rng)])
         rows.append(torch.cat(parts))
-    return torch.stack(rows) if rows else torch.empty(0, sum(sizes), dtype=torch.int64)
+    return torch.stack(rows) if rows else torch.empty(0, sum(num_targets), dtype=torch.int64)
 
 
 def make(
     rng: torch.Generator,
-    sizes: tuple[int, ...],
+    num_targets: tuple[int, ...],
     queries: int,
     classes: int,
     layers: int,
@@ -37,48 +37,42 @@ def make(
     **options: Any,
 ) -> Inputs:
     """`classes`: those of objects."""
-    columns = classes + (options["kind"] == "softmax")
-    shape = (layers, len(sizes), queries, columns)
+    columns = classes + (options["classification"] == "softmax")
+    shape = (layers, len(num_targets), queries, columns)
     return {
         "logits": 3 * scale * torch.randn(shape, generator=rng, dtype=torch.float64),
-        "labels": torch.randint(classes, (sum(sizes),), generator=rng),
-        "query": matching(rng, sizes, queries, layers),
-        "sizes": sizes,
+        "labels": torch.randint(classes, (sum(num_targets),), generator=rng),
+        "query": matching(rng, num_targets, queries, layers),
+        "num_targets": num_targets,
         **options,
     }
 
 
 def cases(**options: Any) -> list[Case]:
     shapes: dict[str, Callable[[torch.Generator], Inputs]] = {
-        "layers_ragged": partial(make, sizes=(7, 0, 13), queries=40, classes=91, layers=3),
-        "one_class": partial(make, sizes=(2, 1), queries=9, classes=1, layers=2),
-        "few_classes": partial(make, sizes=(3,), queries=17, classes=6, layers=2),
-        "vector_of_classes": partial(make, sizes=(3, 5), queries=16, classes=16, layers=1),
-        "many_classes": partial(make, sizes=(4,), queries=5, classes=1203, layers=1),
-        "more_targets_than_queries": partial(make, sizes=(40, 1), queries=6, classes=20, layers=2),
-        "one_query": partial(make, sizes=(1, 3), queries=1, classes=91, layers=6),
-        "many_targets": partial(make, sizes=(60,), queries=100, classes=12, layers=1),
-        "large_logits": partial(make, sizes=(4, 4), queries=20, classes=33, layers=1, scale=60.0),
-        "no_targets": partial(make, sizes=(0, 0), queries=5, classes=4, layers=2),
-        "no_images": partial(make, sizes=(), queries=5, classes=4, layers=2),
-        "no_queries": partial(make, sizes=(2, 1), queries=0, classes=4, layers=2),
-        "no_layers": partial(make, sizes=(2, 1), queries=3, classes=4, layers=0),
+        "layers_ragged": partial(make, num_targets=(7, 0, 13), queries=40, classes=91, layers=3),
+        "one_class": partial(make, num_targets=(2, 1), queries=9, classes=1, layers=2),
+        "few_classes": partial(make, num_targets=(3,), queries=17, classes=6, layers=2),
+        "vector_of_classes": partial(make, num_targets=(3, 5), queries=16, classes=16, layers=1),
+        "many_classes": partial(make, num_targets=(4,), queries=5, classes=1203, layers=1),
+        "more_targets_than_queries": partial(make, num_targets=(40, 1), queries=6, classes=20, layers=2),
+        "one_query": partial(make, num_targets=(1, 3), queries=1, classes=91, layers=6),
+        "many_targets": partial(make, num_targets=(60,), queries=100, classes=12, layers=1),
+        "large_logits": partial(make, num_targets=(4, 4), queries=20, classes=33, layers=1, scale=60.0),
+        "no_targets": partial(make, num_targets=(0, 0), queries=5, classes=4, layers=2),
+        "no_images": partial(make, num_targets=(), queries=5, classes=4, layers=2),
+        "no_queries": partial(make, num_targets=(2, 1), queries=0, classes=4, layers=2),
+        "no_layers": partial(make, num_targets=(2, 1), queries=3, classes=4, layers=0),
     }
-    if options["kind"] == "focal":
-        shapes["gamma"] = partial(make, sizes=(7, 3), queries=20, classes=11, layers=2)
+    if options["classification"] == "focal":
+        shapes["gamma"] = partial(make, num_targets=(7, 3), queries=20, classes=11, layers=2)
     return [
         Case(
-            f"{options['kind']}_{name}",
+            f"{options['classification']}_{name}",
             partial(inputs, **{**options, **({"gamma": 1.5} if name == "gamma" else {})}),
         )
         for name, inputs in shapes.items()
     ]
-
-
-def custom_op(inputs: Inputs) -> tuple[Any, tuple[Any, ...]]:
-    tensors = (inputs[name] for name in ("logits", "labels", "query"))
-    options = (inputs[name] for name in ("kind", "no_object", "alpha", "gamma"))
-    return _op, (*tensors, list(inputs["sizes"]), *options)
 
 
 def query(value: int) -> Callable[[Tensor], Tensor]:
@@ -104,12 +98,14 @@ BAD_INPUTS = [
     BadInput("query_Q", with_(query=query(40)), ValueError, r"query: expected values in \[-1, 40\); got 40"),
     BadInput("query_negative", with_(query=query(-2)), ValueError, "query: .*got -2"),
     BadInput("integer_logits", with_(logits=lambda x: x.int()), TypeError, "logits: .*int32"),
-    BadInput("sizes_sum", with_(sizes=(7, 1, 13)), ValueError, "sizes: .*sumT = 20"),
-    BadInput("sizes_negative", with_(sizes=(9, -2, 13)), ValueError, "sizes: expected counts >= 0"),
-    BadInput("sizes_length", with_(sizes=(7, 13)), ValueError, "sizes: .*B = 3 images; got 2"),
-    BadInput("sizes_tensor", with_(sizes=torch.tensor([7, 0, 13])), TypeError, "sizes: .*Tensor"),
+    BadInput("sizes_sum", with_(num_targets=(7, 1, 13)), ValueError, "num_targets: .*sumT = 20"),
+    BadInput(
+        "sizes_negative", with_(num_targets=(9, -2, 13)), ValueError, "num_targets: expected counts >= 0"
+    ),
+    BadInput("sizes_length", with_(num_targets=(7, 13)), ValueError, "num_targets: .*B = 3 images; got 2"),
+    BadInput("sizes_tensor", with_(num_targets=torch.tensor([7, 0, 13])), TypeError, "num_targets: .*Tensor"),
     BadInput("device", with_(query=lambda x: x.to("meta")), ValueError, "query: .*cpu.*meta"),
-    BadInput("kind", with_(kind="sigmoid"), ValueError, "kind: .*'sigmoid'"),
+    BadInput("classification", with_(classification="sigmoid"), ValueError, "classification: .*'sigmoid'"),
     BadInput("alpha_nan", with_(alpha=float("nan")), ValueError, "alpha"),
     BadInput("gamma_negative", with_(gamma=-1.0), ValueError, "gamma >= 0"),
 ]
@@ -128,11 +124,10 @@ def contract(**options: Any) -> Contract:
             torch.float16: Tolerance(forward=1e-6, backward=1e-3),
         },
         cast=("logits",),
-        custom_op=custom_op,
         differentiable=("logits",),
         bad_inputs=BAD_INPUTS,
     )
 
 
-OPTIONS = {"no_object": 0.1, "alpha": 0.25, "gamma": 2.0}
-CONTRACTS = [contract(kind="softmax", **OPTIONS), contract(kind="focal", **OPTIONS)]
+OPTIONS = {"eos_coef": 0.1, "alpha": 0.25, "gamma": 2.0}
+CONTRACTS = [contract(classification="softmax", **OPTIONS), contract(classification="focal", **OPTIONS)]

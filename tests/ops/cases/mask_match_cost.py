@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from detr_fast.ops import mask_match_cost as function
-from detr_fast.ops.mask_match_cost import OPERATOR, _op
+from detr_fast.ops.mask_match_cost import OPERATOR
 from tests.ops.cases.box_match_cost import label, with_
 from tests.ops.contract import BadInput, Case, Contract, Inputs, Tolerance
 
 
 def make(
     rng: torch.Generator,
-    sizes: tuple[int, ...],
+    num_targets: tuple[int, ...],
     queries: int,
     points: int,
     layers: int | None = None,
@@ -26,18 +26,18 @@ def make(
     **options: Any,
 ) -> Inputs:
     """targets: "per_layer" and "shared" are of sampled points, in 0..1; "bool" and "uint8" of pixels."""
-    lead = (len(sizes), queries) if layers is None else (layers, len(sizes), queries)
+    lead = (len(num_targets), queries) if layers is None else (layers, len(num_targets), queries)
     own_points = layers is not None and targets == "per_layer"
-    shape = (layers, sum(sizes), points) if own_points else (sum(sizes), points)
+    shape = (layers, sum(num_targets), points) if own_points else (sum(num_targets), points)
     values = (2 * torch.rand(*shape, generator=rng, dtype=torch.float64) - 0.5).clamp(0, 1)
     if targets in ("bool", "uint8"):
         values = (values > 0.5).to(getattr(torch, targets))
     return {
         "logits": scale * torch.randn(*lead, classes, generator=rng, dtype=torch.float64),
         "mask_values": scale * torch.randn(*lead, points, generator=rng, dtype=torch.float64),
-        "target_labels": torch.randint(classes, (sum(sizes),), generator=rng),
+        "target_labels": torch.randint(classes, (sum(num_targets),), generator=rng),
         "target_values": values,
-        "sizes": sizes,
+        "num_targets": num_targets,
         **options,
     }
 
@@ -66,34 +66,30 @@ def non_finite(rng: torch.Generator, **options: Any) -> Inputs:
 
 def cases(**options: Any) -> list[Case]:
     shapes: dict[str, Callable[[torch.Generator], Inputs]] = {
-        "layers_ragged": partial(make, sizes=(7, 0, 13), queries=37, points=129, layers=3, classes=81),
-        "one_layer": partial(make, sizes=(3, 4), queries=30, points=50),
-        "shared_targets": partial(make, sizes=(3, 4), queries=20, points=64, layers=2, targets="shared"),
-        "bool_targets": partial(make, sizes=(2, 5), queries=12, points=77, layers=2, targets="bool"),
-        "uint8_targets": partial(make, sizes=(1, 2), queries=9, points=31, targets="uint8"),
-        "many_points": partial(make, sizes=(4, 1), queries=5, points=2051, layers=1),
-        "one_point": partial(make, sizes=(2, 6), queries=11, points=1, layers=2),
-        "one_class": partial(make, sizes=(2,), queries=9, points=33, layers=1, classes=1),
-        "many_classes": partial(make, sizes=(4,), queries=3, points=20, layers=1, classes=1204),
-        "one_query": partial(make, sizes=(2, 3), queries=1, points=40, layers=4),
-        "more_targets_than_queries": partial(make, sizes=(70, 1), queries=5, points=45, layers=2),
-        "large_logits": partial(make, sizes=(4, 4), queries=20, points=90, layers=1, scale=60.0),
+        "layers_ragged": partial(make, num_targets=(7, 0, 13), queries=37, points=129, layers=3, classes=81),
+        "one_layer": partial(make, num_targets=(3, 4), queries=30, points=50),
+        "shared_targets": partial(
+            make, num_targets=(3, 4), queries=20, points=64, layers=2, targets="shared"
+        ),
+        "bool_targets": partial(make, num_targets=(2, 5), queries=12, points=77, layers=2, targets="bool"),
+        "uint8_targets": partial(make, num_targets=(1, 2), queries=9, points=31, targets="uint8"),
+        "many_points": partial(make, num_targets=(4, 1), queries=5, points=2051, layers=1),
+        "one_point": partial(make, num_targets=(2, 6), queries=11, points=1, layers=2),
+        "one_class": partial(make, num_targets=(2,), queries=9, points=33, layers=1, classes=1),
+        "many_classes": partial(make, num_targets=(4,), queries=3, points=20, layers=1, classes=1204),
+        "one_query": partial(make, num_targets=(2, 3), queries=1, points=40, layers=4),
+        "more_targets_than_queries": partial(make, num_targets=(70, 1), queries=5, points=45, layers=2),
+        "large_logits": partial(make, num_targets=(4, 4), queries=20, points=90, layers=1, scale=60.0),
         "sure": sure,
         "non_finite": non_finite,
-        "no_targets": partial(make, sizes=(0, 0), queries=5, points=4, layers=2),
-        "no_images": partial(make, sizes=(), queries=5, points=4, layers=2),
-        "no_queries": partial(make, sizes=(2, 1), queries=0, points=4, layers=2),
-        "no_layers": partial(make, sizes=(2, 1), queries=3, points=4, layers=0),
+        "no_targets": partial(make, num_targets=(0, 0), queries=5, points=4, layers=2),
+        "no_images": partial(make, num_targets=(), queries=5, points=4, layers=2),
+        "no_queries": partial(make, num_targets=(2, 1), queries=0, points=4, layers=2),
+        "no_layers": partial(make, num_targets=(2, 1), queries=3, points=4, layers=0),
     }
     return [
         Case(f"{options['mask_cost']}_{name}", partial(inputs, **options)) for name, inputs in shapes.items()
     ]
-
-
-def custom_op(inputs: Inputs) -> tuple[Any, tuple[Any, ...]]:
-    tensors = ("logits", "mask_values", "target_labels", "target_values")
-    options = (inputs[name] for name in ("mask_cost", "w_class", "w_mask", "w_dice", "alpha", "gamma"))
-    return _op, (*(inputs[name] for name in tensors), list(inputs["sizes"]), *options)
 
 
 BAD_INPUTS = [
@@ -114,10 +110,12 @@ BAD_INPUTS = [
     BadInput("integer_masks", with_(mask_values=lambda x: x.int()), TypeError, "mask_values: .*int32"),
     BadInput("integer_logits", with_(logits=lambda x: x.int()), TypeError, "logits: .*int32"),
     BadInput("integer_targets", with_(target_values=lambda x: x.int()), TypeError, "target_values: .*int32"),
-    BadInput("sizes_sum", with_(sizes=(7, 1, 13)), ValueError, "sizes: .*sumT = 20"),
-    BadInput("sizes_negative", with_(sizes=(9, -2, 13)), ValueError, "sizes: expected counts >= 0"),
-    BadInput("sizes_length", with_(sizes=(7, 13)), ValueError, "sizes: .*B = 3 images; got 2"),
-    BadInput("sizes_tensor", with_(sizes=torch.tensor([7, 0, 13])), TypeError, "sizes: .*Tensor"),
+    BadInput("sizes_sum", with_(num_targets=(7, 1, 13)), ValueError, "num_targets: .*sumT = 20"),
+    BadInput(
+        "sizes_negative", with_(num_targets=(9, -2, 13)), ValueError, "num_targets: expected counts >= 0"
+    ),
+    BadInput("sizes_length", with_(num_targets=(7, 13)), ValueError, "num_targets: .*B = 3 images; got 2"),
+    BadInput("sizes_tensor", with_(num_targets=torch.tensor([7, 0, 13])), TypeError, "num_targets: .*Tensor"),
     BadInput("device", with_(mask_values=lambda x: x.to("meta")), ValueError, "mask_values: .*cpu.*meta"),
     BadInput("mask_cost", with_(mask_cost="dice"), ValueError, "mask_cost: .*'dice'"),
     BadInput("weight_nan", with_(w_mask=float("nan")), ValueError, "w_mask"),
@@ -133,7 +131,6 @@ def contract(cast: tuple[str, ...], **options: Any) -> Contract:
         cases=cases(**options),
         dtypes={torch.float32: tolerance, torch.bfloat16: tolerance, torch.float16: tolerance},
         cast=cast,
-        custom_op=custom_op,
         bad_inputs=BAD_INPUTS,
     )
 

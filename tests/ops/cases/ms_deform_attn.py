@@ -176,18 +176,6 @@ DTYPES = {
 }
 
 
-def _plain_operator(inputs: Inputs) -> tuple[Any, tuple[Any, ...]]:
-    sizes = [side for size in inputs["spatial_shapes"] for side in size]
-    tensors = (inputs["sampling_locations"], inputs["attention_weights"])
-    return torch.ops.detr_fast.ms_deform_attn.default, (inputs["value"], None, sizes, *tensors, None, None)
-
-
-def _fused_operator(inputs: Inputs) -> tuple[Any, tuple[Any, ...]]:
-    sizes = [side for size in inputs["spatial_shapes"] for side in size]
-    tensors = (inputs["sampling_offsets"], inputs["attention_logits"], inputs["reference_points"])
-    return torch.ops.detr_fast.ms_deform_attn.default, (inputs["value"], None, sizes, *tensors, None)
-
-
 # GPU backends have a way of their own to gradients that are summed in a fixed order
 GRADIENT_MODES = ({"deterministic": True}, {"deterministic": False})
 
@@ -198,7 +186,6 @@ CONTRACTS = [
         cases=[Case(name, lambda rng, g=g: plain_inputs(g, rng)) for name, g in GEOMETRIES.items()],
         dtypes=DTYPES,
         cast=("value",),
-        custom_op=_plain_operator,
         differentiable=("value", "sampling_locations", "attention_weights"),
         gradient_modes=GRADIENT_MODES,
         bad_inputs=_bad_inputs("sampling_locations", "attention_weights"),
@@ -209,7 +196,6 @@ CONTRACTS = [
         cases=[Case(name, lambda rng, g=g: fused_inputs(g, rng)) for name, g in GEOMETRIES.items()],
         dtypes=DTYPES,
         cast=("value",),
-        custom_op=_fused_operator,
         differentiable=("value", "reference_points", "sampling_offsets", "attention_logits"),
         gradient_modes=GRADIENT_MODES,
         bad_inputs=[

@@ -69,11 +69,6 @@ SHAPES: dict[str, Callable[..., Inputs]] = {
 }
 
 
-def custom_op(inputs: Inputs) -> tuple[Any, tuple[Any, ...]]:
-    names = ("maps", "points", "map_index", "point_index")
-    return torch.ops.detr_fast.point_sample.default, (*(inputs[name] for name in names), None, None)
-
-
 def with_(**changes: Callable[[Any], Any]) -> Callable[[Inputs], Inputs]:
     """Replaces arguments by `changes[name](old)`."""
     return lambda inputs: {k: changes[k](v) if k in changes else v for k, v in inputs.items()}
@@ -116,7 +111,6 @@ FLOAT = Contract(
         torch.float16: Tolerance(forward=1e-3, backward=1e-3),
     },
     cast=("maps",),
-    custom_op=custom_op,
     differentiable=("maps",),
     gradient_modes=({"deterministic": True}, {"deterministic": False}),
     bad_inputs=BAD_INPUTS,
@@ -131,6 +125,5 @@ MASKS = Contract(
     ],
     dtypes=dict.fromkeys((torch.float32, torch.bfloat16), Tolerance(forward=1e-5)),  # of nothing: maps stay
     cast=(),
-    custom_op=custom_op,
 )
 CONTRACTS = [FLOAT, MASKS]

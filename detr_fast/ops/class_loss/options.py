@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class Terms(NamedTuple):
+class ClassLossOptions(NamedTuple):
     """The options of `class_loss`, checked."""
 
-    kind: str
-    no_object: float
+    classification: str
+    eos_coef: float
     alpha: float
     gamma: float
 
     @property
     def focal(self) -> bool:
-        return self.kind == "focal"
+        return self.classification == "focal"
 
     def objects(self, classes: int) -> int:
         """How many of the classes a target may have."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class Terms(NamedTuple):
+class BoxCostOptions(NamedTuple):
     """The options of `box_match_cost`, checked."""
 
-    class_cost: str
+    classification: str
     w_class: float
     w_l1: float
     w_giou: float
@@ -17,4 +17,4 @@ class Terms(NamedTuple):
 
     @property
     def focal(self) -> bool:
-        return self.class_cost == "focal"
+        return self.classification == "focal"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class Terms(NamedTuple):
+class MaskCostOptions(NamedTuple):
     """The options of `mask_match_cost`, checked."""
 
     mask_cost: str

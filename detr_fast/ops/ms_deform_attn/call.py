@@ -1,0 +1,96 @@
+"""The operator behind the public functions, plain and fused: checks, choice of backend, gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detr_fast.ops.ms_deform_attn import cpu, cuda, reference, triton
+from detr_fast.ops.ms_deform_attn.checks import check, level_shapes_of
+from detr_fast.ops.operator import Backend, Operator
+from detr_fast.ops.register import differentiable, ordinary
+
+LevelShapes = Sequence[tuple[int, int]]
+
+OPERATOR = Operator(
+    "ms_deform_attn",
+    Backend("cuda", cuda.BACKEND, cuda.BACKEND.why_not, cuda.why_not_levels),
+    Backend("triton", triton, triton.why_not),
+    Backend("cpu", cpu, cpu.why_not),
+    Backend("reference", reference),
+)
+
+
+def call(
+    value: Tensor,
+    spatial_shapes: Tensor | Sequence[Sequence[int]],
+    coordinates: Tensor,
+    weights: Tensor,
+    reference_points: Tensor | None,
+    backend: str | None,
+    deterministic: bool | None,
+) -> Tensor:
+    """Checks the arguments and calls the operator."""
+    shapes: Tensor | None = None
+    sides: tuple[int, ...] = ()
+    tensors = (value, coordinates, weights, reference_points)
+    if isinstance(spatial_shapes, Tensor) and not (ordinary(tensors) and ordinary((spatial_shapes,))):
+        shapes = spatial_shapes  # what records the call must not fix the numbers
+    else:
+        level_shapes = level_shapes_of(spatial_shapes)
+        check(value, level_shapes, coordinates, weights, reference_points)
+        sides = _sides(level_shapes)
+    return _CALL(*tensors, shapes, sides, deterministic, backend=backend)
+
+
+@lru_cache(maxsize=256)
+def _sides(level_shapes: tuple[tuple[int, int], ...]) -> tuple[int, ...]:
+    return tuple(side for shape in level_shapes for side in shape)
+
+
+@lru_cache(maxsize=256)
+def _pairs(sides: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    return tuple(zip(sides[::2], sides[1::2], strict=True))
+
+
+def _level_shapes(tensors: Sequence[Any], shapes: Tensor | None, sides: Sequence[int]) -> LevelShapes:
+    if shapes is None:
+        return _pairs(tuple(sides))
+    level_shapes = level_shapes_of(shapes)
+    check(tensors[0], level_shapes, *tensors[1:])
+    return level_shapes
+
+
+def _forward(implementation: Any, *arguments: Any) -> Tensor:
+    *tensors, shapes, sides, _ = arguments
+    value, *others = tensors
+    return implementation.forward(value, _level_shapes(tensors, shapes, sides), *others)
+
+
+def _backward(implementation: Any, grad_out: Tensor, *arguments: Any) -> Sequence[Tensor | None]:
+    *tensors, shapes, sides, deterministic, needs = arguments
+    if deterministic is None:
+        deterministic = torch.are_deterministic_algorithms_enabled()
+    value, *others = tensors
+    level_shapes = _level_shapes(tensors, shapes, sides)
+    return implementation.backward(grad_out, value, level_shapes, *others, needs, deterministic)
+
+
+_CALL = differentiable(
+    OPERATOR,
+    "(Tensor value, Tensor coordinates, Tensor weights, Tensor? reference_points, Tensor? spatial_shapes, "
+    "SymInt[] sides, bool? deterministic) -> Tensor",
+    lambda value, coordinates, *_: value.new_empty(
+        value.shape[0], coordinates.shape[1], value.shape[2] * value.shape[3]
+    ),
+    _forward,
+    _backward,
+    by=(0, 1, 2, 3),
+    shape_key=lambda *arguments: arguments[1].shape[3] > cuda.MOST_LEVELS,
+    fold=(0, 0, 0, 0, None),
+    fold_ndim=4,
+)

@@ -1,0 +1,400 @@
+"""One way from a call of an operator to its backend, for all operators alike.
+
+An ordinary call goes straight to the backend, through one `torch.autograd.Function` where a gradient is
+wanted, in a third of the time that dispatching a registered operator takes. What records or transforms calls
+(torch.compile, torch.export, torch.jit.trace, make_fx, modes, tensor subclasses, torch.func) could not see
+what a backend does: it meets the operator that is registered with torch.library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from detr_fast.ops.memory import NoMemory
+from detr_fast.ops.operator import Operator
+
+Result: TypeAlias = "Tensor | tuple[Tensor | None, ...]"
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+_C = torch._C
+
+
+class Registered:
+    """An operator as it is called: declared once, reached every way.
+
+    Args:
+        operator: the table of backends.
+        schema: that of torch.library without the backend: first the tensors, then numbers and strings.
+        fake: makes results of the right shape and dtype from arguments without data.
+        run: `run(implementation, *arguments)` calls a backend.
+        name: registered name; by default the operator's.
+        gradient: `gradient(grad_outputs, tensors, rest, needs, backend)` gives the gradient, or None, of each
+            tensor argument, best by another `Registered`. None: results are constants.
+        saved: which tensors `gradient` is given; of the others it gets the shape. Default: all.
+        by_autograd: an ordinary call of the reference is differentiated by autograd instead of `gradient`.
+        decides: the argument whose device and dtype choose the backend.
+        shape_key: what backends decide by beside device and dtype, from the arguments.
+        fold: for each tensor, the dimension that vmap may fold its batch into. None: where that tensor has a
+            batch, calls are made one after the other.
+        fold_ndim: dimensions that the deciding tensor must have for that.
+        fold_out: dimension of the results that the batch is then found in.
+    """
+
+    def __init__(
+        self,
+        operator: Operator,
+        schema: str,
+        fake: Callable[..., Any],
+        run: Callable[..., Result],
+        *,
+        name: str | None = None,
+        gradient: Callable[..., Sequence[Tensor | None]] | None = None,
+        saved: Sequence[bool] | None = None,
+        by_autograd: bool = True,
+        decides: int = 0,
+        shape_key: Callable[..., Any] | None = None,
+        fold: Sequence[int | None] | None = None,
+        fold_ndim: int = 0,
+        fold_out: int = 0,
+    ) -> None:
+        self.operator, self.fake, self._run, self.gradient = operator, fake, run, gradient
+        self.name = name or operator.name
+        self.by_autograd, self.decides, self.shape_key = by_autograd, decides, shape_key
+        self.fold_ndim, self.fold_out = fold_ndim, fold_out
+        self.reference = operator.backends["reference"].implementation
+        inputs, outputs = schema.split(" -> ")
+        self.names = [part.split()[1] for part in inputs[1:-1].split(", ")]
+        self.tensors = inputs.count("Tensor")
+        self.saved = saved or (True,) * self.tensors
+        self.fold = fold or (None,) * self.tensors
+        op = torch.library.custom_op(
+            f"detr_fast::{self.name}",
+            self._kernel,
+            mutates_args=(),
+            schema=f"{inputs[:-1]}, str? backend) -> {outputs}",
+        )
+        op.register_fake(lambda *arguments: fake(*arguments[: len(self.names)]))
+        if gradient is not None:
+            op.register_autograd(self._backward, setup_context=self._save)
+        op.register_vmap(self._vmap)
+        self.op = getattr(torch.ops.detr_fast, self.name).default
+
+    def __call__(self, *arguments: Any, backend: str | None = None) -> Any:
+        """The result for checked arguments, as in `fake`'s signature."""
+        tensors = arguments[: self.tensors]
+        if not ordinary(tensors):
+            return self._recorded(tensors, arguments, backend)
+        implementation = self._select(arguments, backend)
+        reference = implementation is self.reference
+        if self.gradient is not None and not (reference and self.by_autograd):
+            if forward_ad._current_level >= 0 and not reference:
+                self._refuse_duals(tensors)
+            if torch.is_grad_enabled():
+                for tensor in tensors:
+                    if tensor is not None and tensor.requires_grad:
+                        return _apply(self, implementation, backend, arguments[self.tensors :], *tensors)
+        return self.run(implementation, *arguments)
+
+    def run(self, implementation: Any, *arguments: Any) -> Any:
+        """Calls a backend."""
+        try:
+            return self._run(implementation, *arguments)
+        except NoMemory:
+            for name, tensor in zip(self.names, arguments[: self.tensors], strict=False):
+                if (
+                    tensor is not None
+                    and tensor.numel()
+                    and not tensor.data_ptr()
+                    and not tensor._is_zerotensor()
+                ):
+                    raise ValueError(
+                        f"{name}: expected a tensor with memory; the storage of {list(tensor.shape)} is empty"
+                    ) from None
+            raise
+
+    def _select(self, arguments: Sequence[Any], backend: str | None) -> Any:
+        decides = arguments[self.decides]
+        key = None if self.shape_key is None else self.shape_key(*arguments)
+        return self.operator.select(decides.device, decides.dtype, backend, key)
+
+    def _recorded(self, tensors: Sequence[Any], arguments: Sequence[Any], backend: str | None) -> Any:
+        if not torch.compiler.is_compiling():
+            if _C._are_functorch_transforms_active():
+                if self._select(arguments, backend) is self.reference and not _under_vmap():
+                    return self.run(self.reference, *arguments)  # differentiable in every way
+                return _Transformed.apply(self, backend, tuple(arguments[self.tensors :]), *tensors)
+            if forward_ad._current_level >= 0 and self.gradient is not None:
+                self._refuse_duals(tensors)
+        if self.gradient is None:
+            tensors = [tensor.detach() if isinstance(tensor, Tensor) else tensor for tensor in tensors]
+        return self.op(*tensors, *arguments[self.tensors :], backend)
+
+    def _refuse_duals(self, tensors: Sequence[Any]) -> None:
+        for tensor in tensors:
+            if isinstance(tensor, Tensor) and forward_ad.unpack_dual(tensor).tangent is not None:
+                raise self._no_forward_mode()
+
+    def _no_forward_mode(self) -> NotImplementedError:
+        return NotImplementedError(
+            f"{self.name} has no forward-mode derivative in this backend; backend='reference' has"
+        )
+
+    def _kernel(self, *arguments: Any) -> Any:
+        *inputs, backend = arguments
+        result = self.run(self._select(inputs, backend), *inputs)
+        if isinstance(result, Tensor):
+            return result
+        if any(
+            part is None for part in result
+        ):  # nothing was asked for; a registered operator returns something all the same
+            empty = self.fake(*inputs)
+            result = [e if r is None else r for r, e in zip(result, empty, strict=True)]
+        return tuple(result)
+
+    def _save(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        tensors = inputs[: self.tensors]
+        ctx.shapes = [None if tensor is None else tensor.shape for tensor in tensors]
+        ctx.save_for_backward(*(t if kept else None for t, kept in zip(tensors, self.saved, strict=True)))
+        ctx.rest, ctx.backend = inputs[self.tensors : -1], inputs[-1]
+
+    def _backward(self, ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
+        gradients = self._gradients(ctx, grad_outputs, ctx.needs_input_grad[: self.tensors])
+        return (*gradients, *[None] * (len(ctx.rest) + 1))
+
+    def _gradients(self, ctx: Any, grad_outputs: Any, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+        assert self.gradient is not None
+        tensors = [
+            tensor if kept else shape
+            for tensor, shape, kept in zip(ctx.saved_tensors, ctx.shapes, self.saved, strict=True)
+        ]
+        return tuple(self.gradient(grad_outputs, tensors, ctx.rest, needs, ctx.backend))
+
+    def _vmap(self, info: Any, in_dims: Sequence[Any], *arguments: Any) -> tuple[Any, Any]:
+        *inputs, backend = arguments
+        rest = inputs[self.tensors :]
+
+        def call(tensors: Sequence[Any]) -> Any:
+            return self.op(*tensors, *rest, backend)
+
+        return self._batched(call, info.batch_size, in_dims, inputs[: self.tensors])
+
+    def _batched(
+        self, call: Callable[[Sequence[Any]], Any], size: int, in_dims: Sequence[Any], tensors: Sequence[Any]
+    ) -> tuple[Any, Any]:
+        """A batch of calls: folded into one where `fold` allows it, else one after the other."""
+        in_dims = in_dims[: self.tensors]
+        batches = [None if d is None else t.movedim(d, 0) for t, d in zip(tensors, in_dims, strict=True)]
+        decides = tensors[self.decides].ndim - (in_dims[self.decides] is not None)
+        if decides == self.fold_ndim and not any(
+            batch is not None and dim is None for batch, dim in zip(batches, self.fold, strict=True)
+        ):
+            folded = [
+                tensor if tensor is None or dim is None else _fold(tensor, batch, dim, size)
+                for tensor, batch, dim in zip(tensors, batches, self.fold, strict=True)
+            ]
+            result = call(folded)
+            if isinstance(result, Tensor):
+                return _unfold(result, self.fold_out, size), 0
+            results = [_unfold(out, self.fold_out, size) for out in result]
+        else:
+            calls = [
+                call([t if batch is None else batch[i] for t, batch in zip(tensors, batches, strict=True)])
+                for i in range(size)
+            ]
+            if isinstance(calls[0], Tensor):
+                return torch.stack(calls), 0
+            results = [torch.stack(parts) for parts in zip(*calls, strict=True)]
+        return tuple(results), (0,) * len(results)
+
+
+def ordinary(tensors: Sequence[Any]) -> bool:
+    """Whether nothing records or transforms a call with these tensors."""
+    for tensor in tensors:
+        if tensor is not None and type(tensor) not in _PLAIN:
+            return False
+    return not (
+        torch.compiler.is_compiling()
+        or _C._len_torch_dispatch_stack()
+        or _C._len_torch_function_stack()
+        or _C._are_functorch_transforms_active()
+        or _C._is_tracing()
+        or _C._functorch.is_legacy_batchedtensor(tensors[0])  # of autograd.grad(..., is_grads_batched=True)
+        or tensors[0].is_meta
+    )
+
+
+def differentiable(
+    operator: Operator,
+    schema: str,
+    fake: Callable[..., Any],
+    forward: Callable[..., Tensor],
+    backward: Callable[..., Any],
+    *,
+    by: Sequence[int],
+    decides: int = 0,
+    shape_key: Callable[..., Any] | None = None,
+    fold: Sequence[int | None] | None = None,
+    fold_ndim: int = 0,
+    fold_out: int = 0,
+) -> Registered:
+    """An operator with one result that backends differentiate once and the reference any number of times.
+
+    Args:
+        operator: as for `Registered`.
+        schema: as for `Registered`.
+        fake: as for `Registered`.
+        forward: the `run` of `Registered`.
+        backward: `backward(implementation, grad_out, *arguments, needs)` gives the gradient of the tensor
+            `by`, or those of several tensors, None where not needed.
+        by: numbers of the tensors that the result is differentiable by.
+        decides: as for `Registered`.
+        shape_key: as for `Registered`.
+        fold: as for `Registered`.
+        fold_ndim: as for `Registered`.
+        fold_out: as for `Registered`.
+    """
+    inputs = schema.split(" -> ")[0]
+
+    def fake_gradients(grad_out: Tensor, *arguments: Any) -> Any:
+        some = arguments[decides]
+        fakes = [
+            arguments[i].new_empty(arguments[i].shape) if need else some.new_empty(0)
+            for i, need in zip(by, arguments[-1], strict=True)
+        ]
+        return fakes[0] if len(by) == 1 else tuple(fakes)
+
+    results = "Tensor" if len(by) == 1 else f"({', '.join(['Tensor'] * len(by))})"
+    gradients = Registered(
+        operator,
+        f"(Tensor grad_out, {inputs[1:-1]}, bool[] needs) -> {results}",
+        fake_gradients,
+        backward,
+        name=f"{operator.name}_backward",
+        gradient=_refuse(operator.name),
+        decides=decides + 1,
+        shape_key=shape_key and (lambda grad_out, *arguments: shape_key(*arguments[:-1])),
+        fold=fold and (fold_out, *fold),
+        fold_ndim=fold_ndim,
+    )
+
+    def gradient(
+        grad_outputs: Any,
+        tensors: Sequence[Any],
+        rest: Sequence[Any],
+        needs: Sequence[bool],
+        backend: str | None,
+    ) -> Sequence[Tensor | None]:
+        wanted = tuple(needs[i] for i in by)
+        found = gradients(grad_outputs[0], *tensors, *rest, wanted, backend=backend)
+        every: list[Tensor | None] = [None] * len(tensors)
+        for i, need, grad in zip(by, wanted, (found,) if len(by) == 1 else found, strict=True):
+            every[i] = grad if need else None
+        return every
+
+    return Registered(
+        operator,
+        schema,
+        fake,
+        forward,
+        gradient=gradient,
+        decides=decides,
+        shape_key=shape_key,
+        fold=fold,
+        fold_ndim=fold_ndim,
+        fold_out=fold_out,
+    )
+
+
+def _refuse(name: str) -> Callable[..., Sequence[Tensor | None]]:
+    """The gradient of a gradient that no backend but the reference can differentiate."""
+
+    def gradient(*unused: Any) -> Sequence[Tensor | None]:
+        raise RuntimeError(f"{name} cannot be differentiated twice by this backend; backend='reference' can")
+
+    return gradient
+
+
+class _Eager(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        call: Registered,
+        implementation: Any,
+        backend: str | None,
+        rest: tuple[Any, ...],
+        *tensors: Any,
+    ) -> Any:
+        ctx.call = call
+        call._save(ctx, (*tensors, *rest, backend), None)
+        result = call.run(implementation, *tensors, *rest)
+        return result if isinstance(result, Tensor) else tuple(result)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
+        gradients = ctx.call._gradients(ctx, grad_outputs, ctx.needs_input_grad[4:])
+        return (None, None, None, None, *gradients)
+
+
+# `Function.apply` without its preparation for `torch.func`: a tenth of the call
+_apply = super(torch.autograd.Function, _Eager).apply
+
+
+class _Transformed(torch.autograd.Function):
+    """The registered operator under torch.func."""
+
+    @staticmethod
+    def forward(call: Registered, backend: str | None, rest: tuple[Any, ...], *tensors: Any) -> Any:
+        return call.op(*tensors, *rest, backend)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        call, backend, rest, *tensors = inputs
+        ctx.call = call
+        call._save(ctx, (*tensors, *rest, backend), output)
+        if call.gradient is None:
+            outputs = (output,) if isinstance(output, Tensor) else output
+            ctx.mark_non_differentiable(*outputs)
+            ctx.no_tangents = None if isinstance(output, Tensor) else (None,) * len(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
+        if ctx.call.gradient is None:
+            return (None,) * len(ctx.needs_input_grad)
+        return (None, None, None, *ctx.call._gradients(ctx, grad_outputs, ctx.needs_input_grad[3:]))
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: Any, call: Registered, backend: str | None, rest: tuple[Any, ...], *tensors: Any
+    ) -> Any:
+        return call._batched(
+            lambda some: _Transformed.apply(call, backend, rest, *some), info.batch_size, in_dims[3:], tensors
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        if ctx.call.gradient is None:
+            return ctx.no_tangents
+        raise ctx.call._no_forward_mode()
+
+
+def _under_vmap() -> bool:
+    interpreters = _C._functorch.get_interpreter_stack()
+    return any(i.key() == _C._functorch.TransformType.Vmap for i in interpreters)
+
+
+def _fold(tensor: Tensor, batch: Tensor | None, dim: int, size: int) -> Tensor:
+    """[..., n, ...] repeated, or its batch [size, ..., n, ...], as [..., size * n, ...]."""
+    if batch is None:
+        batch = tensor.expand(size, *tensor.shape)
+    return batch.movedim(0, dim).flatten(dim, dim + 1)
+
+
+def _unfold(out: Tensor, dim: int, size: int) -> Tensor:
+    """[..., size * n, ...] to [size, ..., n, ...]."""
+    shape = (*out.shape[:dim], size, out.shape[dim] // size, *out.shape[dim + 1 :])
+    return out.reshape(shape).movedim(dim, 0)
