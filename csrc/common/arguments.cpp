@@ -141,7 +141,9 @@ Arguments::Memory Arguments::memory(py::handle tensor, const char* name, int64_t
     if (size != count)
         refuse(name, std::to_string(count) + " elements",
                std::to_string(size) + " in shape " + text(py::list(tensor.attr("shape"))));
-    return {reinterpret_cast<void*>(call(data_ptr, tensor)), Dtype(type)};
+    void* const address = reinterpret_cast<void*>(call(data_ptr, tensor));
+    if (!address && count) refuse(name, "a tensor with memory", "one without");
+    return {address, Dtype(type)};
 }
 
 void* Arguments::array_of(Dtype wanted, const char* name, int64_t count) {

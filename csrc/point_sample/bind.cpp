@@ -12,6 +12,7 @@ namespace {
 struct Call {
     PointSampleRows at{};
     int64_t maps_size, out_size, sets;
+    bool chooses_maps;  // by map_index, whose address is null where it is empty
 
     // (maps, channels, height, width, sets, points_of_set, rows, points, map_index or None, point_index or
     // None, threads, ...)
@@ -24,12 +25,14 @@ struct Call {
         at.points_of_set = in.integer("points_of_set");
         at.rows = in.integer("rows");
         at.points = in.array<const float>("points", 2 * sets * at.points_of_set);
-        if (!in.skip_none()) at.map_index = in.array<const int64_t>("map_index", at.rows);
-        if (!in.skip_none()) at.point_index = in.array<const int64_t>("point_index", at.rows);
+        chooses_maps = !in.skip_none();
+        if (chooses_maps) at.map_index = in.array<const int64_t>("map_index", at.rows);
+        const bool chooses_sets = !in.skip_none();
+        if (chooses_sets) at.point_index = in.array<const int64_t>("point_index", at.rows);
         at.threads = static_cast<int>(in.integer("threads"));
         maps_size = at.maps * at.channels * at.height * at.width;
         out_size = at.rows * at.channels * at.points_of_set;
-        if ((!at.map_index && at.rows != at.maps) || (!at.point_index && at.rows != sets))
+        if ((!chooses_maps && at.rows != at.maps) || (!chooses_sets && at.rows != sets))
             throw py::type_error("rows: expected one for each map and set without an index");
     }
 
@@ -83,7 +86,7 @@ void bind_point_sample_cpu(py::module_& m) {
         const int64_t bad = call.bad_row();
         if (bad >= 0) return bad;
         std::vector<int64_t> order, first_row;
-        if (at.map_index) {
+        if (call.chooses_maps) {
             order.resize(at.rows);
             first_row.resize(at.maps + 1);
             group_rows(at.map_index, at.rows, at.maps, order.data(), first_row.data());
