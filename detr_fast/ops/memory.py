@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-FLOAT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # csrc/common/float_types.h
+FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16)  # that kernels take
 ALIGNMENT = 16  # bytes that a kernel loads and stores at once
 
 
