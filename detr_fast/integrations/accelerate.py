@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from detr_fast.integrations import attention, losses
+from detr_fast.integrations import attention, losses, mask_losses
 from detr_fast.integrations.swap import unswap
 from detr_fast.ops.box_match_cost import OPERATOR as BOX_MATCH_COST
+from detr_fast.ops.mask_match_cost import OPERATOR as MASK_MATCH_COST
 from detr_fast.ops.ms_deform_attn import OPERATOR as MS_DEFORM_ATTN
 from detr_fast.ops.operator import ORDER, Operator
 
@@ -73,6 +74,7 @@ def accelerate(model: nn.Module, strict: bool = True) -> Report:
     report = Report(type(model).__name__)
     _attention(model, report)
     _losses(model, report)
+    _mask_losses(model, report)
     if strict and not report.replaced and not report.skipped:
         hint = ""
         if isinstance(model, (torch.jit.ScriptModule, torch.fx.GraphModule)):
@@ -89,14 +91,17 @@ def restore(model: nn.Module) -> None:
             del module._loss_function
 
 
-def why_not_served(operator: Operator, module: nn.Module, model: nn.Module) -> str | None:
-    """The reason why only an operator's reference would run for a module; None if a fast backend does."""
-    like = next((p for part in (module, model) for p in part.parameters()), torch.empty(0))
+def why_not_served(operator: Operator, like: Tensor) -> str | None:
+    """Why nothing but an operator's reference serves tensors like this one; None if a fast backend does."""
     reasons = operator.explain(like.device, like.dtype)
     if any(reasons[name] is None for name in ORDER if name != "reference"):
         return None
     listing = "; ".join(f"{name}: {reasons[name]}" for name in ORDER if name != "reference")
     return f"no fast backend serves {like.dtype} on {like.device} ({listing})"
+
+
+def _first(*modules: nn.Module) -> Tensor:
+    return next((p for module in modules for p in module.parameters()), torch.empty(0))
 
 
 def _attention(model: nn.Module, report: Report) -> None:
@@ -107,13 +112,9 @@ def _attention(model: nn.Module, report: Report) -> None:
             report.skipped.append((path, "already accelerated"))
             inside += (f"{path}.",)
         elif attention.known_class(module) and not path.startswith(inside):
-            chosen: type[Any] | str | None = why_not_served(MS_DEFORM_ATTN, module, model)
-            chosen = chosen or attention.choose(module, isinstance(module, recorded))
-            if isinstance(chosen, str):
-                report.skipped.append((path, chosen))
-            else:
-                module.__class__ = chosen
-                report.replaced.append((path, chosen.what))
+            reason = why_not_served(MS_DEFORM_ATTN, _first(module, model))
+            chosen = reason or attention.choose(module, isinstance(module, recorded))
+            if _replace(path, module, chosen, report):
                 inside += (f"{path}.",)
 
 
@@ -130,13 +131,36 @@ def _losses(model: nn.Module, report: Report) -> None:
         elif (chosen := losses.choose(known, module.config)) is not None and own is not None:
             chosen = "it has a loss function of its own"
         elif chosen is not None:
-            chosen = why_not_served(BOX_MATCH_COST, module, model) or chosen
+            chosen = why_not_served(BOX_MATCH_COST, next(module.parameters())) or chosen
         name = f"{path}.loss_function" if path else "loss_function"
         if isinstance(chosen, losses.FastLoss):
             module.loss_function = chosen
             report.replaced.append((name, chosen.what))
         elif chosen is not None:
             report.skipped.append((name, chosen))
+
+
+def _mask_losses(model: nn.Module, report: Report) -> None:
+    for path, module in model.named_modules():
+        if isinstance(module, mask_losses.StackedMaskLoss):
+            report.skipped.append((path, "already accelerated"))
+        elif mask_losses.known(module):
+            _replace(
+                path,
+                module,
+                why_not_served(MASK_MATCH_COST, module.empty_weight) or mask_losses.choose(module),
+                report,
+            )
+
+
+def _replace(path: str, module: nn.Module, chosen: type[Any] | str, report: Report) -> bool:
+    """Gives a module another class, or notes why not."""
+    if isinstance(chosen, str):
+        report.skipped.append((path, chosen))
+        return False
+    module.__class__ = chosen
+    report.replaced.append((path, chosen.what))
+    return True
 
 
 def _recorded(model: nn.Module) -> tuple[type, ...]:

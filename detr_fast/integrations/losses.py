@@ -72,7 +72,7 @@ class WholeLoss(FastLoss):
         targets = packed(labels)
         query = match(scores.detach(), boxes.detach(), targets, config, self.classification)
 
-        num_boxes = _shared(sum(targets.num_targets), logits.device)
+        num_boxes = _mean_targets(sum(targets.num_targets), logits.device)
         images, queries = logits.shape[:2]
         matched = sum(min(count, queries) for count in targets.num_targets)
         focal = self.classification == "focal"
@@ -259,7 +259,7 @@ def _phrase_cost(logits: Tensor, label_maps: Tensor, targets: PackedTargets) -> 
     return torch.cat([share @ cost[:, image].mT for image, share in enumerate(shares)], dim=1)
 
 
-def _shared(count: int, device: torch.device) -> Tensor | float:
+def _mean_targets(count: int, device: torch.device) -> Tensor | float:
     """The mean number of targets over the processes of accelerate, at least 1, as upstream normalises."""
     state = getattr(sys.modules.get("accelerate"), "PartialState", None)
     if state is None or not state._shared_state:

@@ -184,20 +184,19 @@ MASKS = {
 
 
 def oneformer(**options: Any) -> nn.Module:
-    config = hf.OneFormerConfig(
-        backbone_config=SWIN,
-        conv_dim=WIDTH,
-        mask_dim=WIDTH,
-        text_encoder_width=WIDTH,
-        text_encoder_num_layers=1,
-        text_encoder_vocab_size=200,
-        text_encoder_context_length=8,
-        text_encoder_n_ctx=4,
-        task_seq_len=8,
-        **MASKS,
-        **options,
-    )
-    return hf.OneFormerForUniversalSegmentation(config)
+    config = {
+        "backbone_config": SWIN,
+        "conv_dim": 64,
+        "mask_dim": 64,
+        "hidden_dim": 64,  # its text encoder has a head for each 64 channels
+        "text_encoder_width": 64,
+        "text_encoder_num_layers": 1,
+        "text_encoder_vocab_size": 200,
+        "text_encoder_context_length": 8,
+        "text_encoder_n_ctx": 4,
+        "task_seq_len": 8,
+    }
+    return hf.OneFormerForUniversalSegmentation(hf.OneFormerConfig(**(MASKS | config | options)))
 
 
 def omdet_turbo() -> nn.Module:

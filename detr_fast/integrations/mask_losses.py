@@ -1,0 +1,187 @@
+"""The mask criteria of transformers (Mask2Former, OneFormer, EoMT, VidEoMT), all layers in one call."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detr_fast.criterion import MaskSetCriterion
+from detr_fast.integrations.swap import Replacement, combined
+from detr_fast.matcher import MaskMatcher
+from detr_fast.structures import MaskPredictions, PackedTargets
+
+_NEEDED = {
+    "masks_queries_logits",
+    "class_queries_logits",
+    "mask_labels",
+    "class_labels",
+    "auxiliary_predictions",
+}
+_CONTRASTIVE = {"contrastive_queries_logits", "text_queries", "calculate_contrastive_loss"}
+
+
+class StackedMaskLoss(Replacement):
+    """A mask criterion with all layers and images matched and compared together.
+
+    Its random points are drawn in another order than upstream's, from the same distribution. Masks whose
+    labels are not 0 and 1 everywhere, or are not padded as the images are, go to the criterion replaced; on a
+    GPU, where looking would stall the queue, labels are taken for 0 and 1.
+    """
+
+    what = "the whole mask loss, all decoder layers at once"
+    positions: tuple[str, ...]
+    """The names of the replaced forward's arguments, in its order."""
+
+    @classmethod
+    def attributes(cls, replaced: Any) -> dict[str, Any]:
+        return {"positions": tuple(inspect.signature(replaced.forward).parameters)[1:]}
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        given = dict(zip(self.positions, args, strict=False)) | kwargs
+        layers = [*(given.get("auxiliary_predictions") or ()), given]
+        targets = _packed(given["mask_labels"], given["class_labels"])
+        fits = targets is not None and all(_fits(x["masks_queries_logits"], targets, given) for x in layers)
+        if not fits:
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        logits, masks = (
+            torch.stack([layer[key] for layer in layers])
+            for key in ("class_queries_logits", "masks_queries_logits")
+        )
+        module: Any = self
+        num_masks = module.get_num_masks(given["class_labels"], device=logits.device)
+        losses = {}
+        for name, loss in _criterion(module, num_masks)(MaskPredictions(logits, masks), targets).items():
+            # copied, as models weigh them in place and views of one tensor refuse that
+            shape = () if name.startswith("loss_ce") else num_masks.shape
+            losses[name.replace("loss_ce", "loss_cross_entropy")] = loss.clone().view(shape)
+        if given.get("calculate_contrastive_loss", "text_queries" in given):
+            losses |= module.loss_contrastive(given["contrastive_queries_logits"], given["text_queries"])
+        return losses
+
+
+class _Criterion(MaskSetCriterion):
+    """Normalised by a given number of masks."""
+
+    num_masks: Tensor
+
+    def _normalizers(
+        self, targets: PackedTargets, joined_num_targets: Sequence[int] | None, logits: Tensor
+    ) -> tuple[Tensor | float, Tensor | float]:
+        queries = logits.shape[2]
+        matched = sum(min(count, queries) for count in targets.num_targets)
+        return self.num_masks, matched + self.eos_coef * (len(targets) * queries - matched)
+
+
+def known(module: nn.Module) -> bool:
+    """Whether a module is a mask criterion of transformers, replaced or not."""
+    place = type(module).__module__.partition(".")[0]
+    matcher = getattr(module, "matcher", None)
+    return place in ("transformers", "transformers_modules") and all(
+        hasattr(part, name)
+        for part, names in (
+            (matcher, ("cost_class", "cost_mask", "cost_dice", "num_points")),
+            (
+                module,
+                ("num_points", "oversample_ratio", "importance_sample_ratio", "eos_coef", "empty_weight"),
+            ),
+        )
+        for name in names
+    )
+
+
+def choose(module: Any) -> type[Any] | str:
+    """The class that a mask criterion gets, or the reason why it is left alone."""
+    own: Any = type(module)
+    names = set(inspect.signature(own.forward).parameters) - {"self"}
+    if "forward" in module.__dict__:
+        return "another forward is bound to the instance"
+    if names not in (_NEEDED, _NEEDED | _CONTRASTIVE):
+        return f"unknown signature: expected forward with {', '.join(sorted(_NEEDED))}; got {sorted(names)}"
+    fast = combined(StackedMaskLoss, own)
+    try:
+        twin = copy.deepcopy(module).cpu().float()
+        twin.num_points = twin.matcher.num_points = 4096
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            given = _example(twin)
+            expected = twin(**given)
+            twin.__class__ = fast
+            got = twin(**given)
+    except Exception as error:  # whatever a criterion of an unknown version does, it is left alone
+        return f"it could not be tried: {type(error).__name__}: {error}"
+    if expected.keys() != got.keys() or not all(_close(key, x, got[key]) for key, x in expected.items()):
+        return "on a random input its losses are not those of Mask2Former as we know them"
+    return fast
+
+
+def _criterion(module: Any, num_masks: Tensor) -> _Criterion:
+    """Ours with the options of one of transformers'."""
+    matcher = module.matcher
+    criterion = _Criterion(
+        module.empty_weight.numel() - 1,
+        MaskMatcher(matcher.cost_class, matcher.cost_mask, matcher.cost_dice, matcher.num_points),
+        {},
+        module.eos_coef,
+        num_points=module.num_points,
+        oversample_ratio=module.oversample_ratio,
+        importance_ratio=module.importance_sample_ratio,
+    )
+    criterion.num_masks = num_masks.view(())
+    return criterion
+
+
+def _packed(masks: Sequence[Tensor], labels: Sequence[Tensor]) -> PackedTargets | None:
+    """The targets packed; None where masks are soft or of several sizes."""
+    if len({mask.shape[1:] for mask in masks}) != 1:
+        return None
+    if any(x.is_floating_point() and not x.is_cuda and not ((x == 0) | (x == 1)).all() for x in masks):
+        return None
+    return PackedTargets.from_list(
+        [
+            {"labels": label, "boxes": torch.zeros(len(label), 4, device=label.device), "masks": mask != 0}
+            for label, mask in zip(labels, masks, strict=True)
+        ]
+    )
+
+
+def _fits(masks: Tensor, targets: PackedTargets, last: dict[str, Any]) -> bool:
+    """Whether masks [B, Q, h, w] have the last layer's shape, a whole number of times that of the targets."""
+    assert targets.masks is not None
+    (height, width), (h, w) = targets.masks.shape[1:], masks.shape[-2:]
+    stride = max(-(-height // h), -(-width // w))
+    return masks.shape == last["masks_queries_logits"].shape and (
+        (-(-height // stride), -(-width // stride)) == (h, w)
+    )
+
+
+def _example(module: Any) -> dict[str, Any]:
+    """Random predictions whose matching leaves no doubt, and targets."""
+    generator = torch.Generator().manual_seed(0)
+    classes, targets, queries = module.empty_weight.numel(), (3, 4), 9
+    labels = torch.arange(max(targets)) % max(1, classes - 1)
+    masks = torch.rand(max(targets), 32, 48, generator=generator) < 0.5
+
+    def predictions() -> dict[str, Tensor]:
+        logits = torch.randn(2, queries, classes, generator=generator)
+        logits[:, torch.arange(len(labels)), labels] += 8
+        found = torch.randn(2, queries, 32, 48, generator=generator)
+        found[:, : len(masks)] += 8 * masks - 4
+        return {"class_queries_logits": logits, "masks_queries_logits": found}
+
+    given: dict[str, Any] = predictions() | {"auxiliary_predictions": [predictions(), predictions()]}
+    given["class_labels"] = [labels[:count] for count in targets]
+    given["mask_labels"] = [masks[:count].float() for count in targets]
+    if hasattr(module, "loss_contrastive"):
+        given["contrastive_queries_logits"] = torch.randn(2, queries, 8, generator=generator)
+        given["text_queries"] = torch.randn(2, queries, 8, generator=generator)
+    return given
+
+
+def _close(name: str, x: Tensor, y: Tensor) -> bool:
+    """Whether two losses are equal, those at random points but for the noise of their draws."""
+    tolerance = 0.05 if name.startswith(("loss_mask", "loss_dice")) else 1e-4
+    return x.shape == y.shape and bool(((x - y).abs() <= tolerance * x.abs()).all())
