@@ -5,6 +5,8 @@ from detr_fast.engine.detector import Detector, load_detector
 from detr_fast.engine.evaluate import evaluate
 from detr_fast.engine.predict import Found, detect, overlay, predict_files, predict_image
 from detr_fast.engine.recipe import dataset_detector
+from detr_fast.engine.run_folder import FolderInUseError
+from detr_fast.engine.stopping import Interrupted
 from detr_fast.engine.train import NonFiniteLossError, Trainer
 from detr_fast.families import FAMILIES, MODELS, model_config
 from detr_fast.metrics import coco_metrics, format_metrics
@@ -15,7 +17,9 @@ __all__ = [
     "MODELS",
     "TASKS",
     "Detector",
+    "FolderInUseError",
     "Found",
+    "Interrupted",
     "NonFiniteLossError",
     "TrainConfig",
     "Trainer",

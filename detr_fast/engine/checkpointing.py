@@ -1,47 +1,86 @@
-"""Checkpoint files that are whole or absent, and what a run needs to go on."""
+"""What a run needs to go on, and what it may be gone on with."""
 
 from __future__ import annotations
 
-import os
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from detr_fast.checkpoints import read_file
+from detr_fast.checkpoints import atomic_write, read_file
+from detr_fast.data import ImageDataset
+from detr_fast.engine.config import FREE_ON_RESUME, SPLIT_OF_A_STEP
 
 
-def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Saves atomically: a crash at any moment leaves the previous file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_directory(path.parent)
+def write_training_checkpoint(content: Mapping[str, Any], path: Path) -> None:
+    """Saves atomically: a crash at any moment leaves the previous file or the new one, never a part.
+
+    Raises:
+        OSError: it cannot be written, as where the disk is full; the previous file is intact.
+    """
+    with atomic_write(path) as file:
+        torch.save(content, file)
 
 
 def read_training_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads a file of `write_checkpoint` that training can go on from.
+    """Reads a file of `write_training_checkpoint` that training can go on from.
 
     Raises as `read_file` does, and ValueError for a file without a training state.
     """
     content = read_file(path)
-    if not isinstance(content, dict) or "training" not in content:
+    if not isinstance(content, dict) or not isinstance(content.get("training"), dict):
         raise ValueError(f"{path}: holds no training state to resume; start from its weights instead")
     return content
 
 
-def _sync_directory(path: Path) -> None:
-    """Makes a rename durable, where the system lets one open a directory."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def dataset_identity(dataset: ImageDataset) -> dict[str, Any]:
+    """What tells a data set from another one: how many images, and a checksum of their ids."""
+    ids = ",".join(map(str, dataset.image_ids))
+    return {"images": len(dataset), "image ids": hashlib.sha256(ids.encode()).hexdigest()[:16]}
+
+
+def check_resumable(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Compares the settings of an interrupted run and of its continuation.
+
+    Args:
+        then: "config", "images_per_step", "processes", "data" and "detector" of the first.
+        now: the same of the second.
+
+    Returns:
+        A line for each setting that changed and may.
+
+    Raises:
+        ValueError: naming what changed and may not, as the curve of the losses would be another.
+    """
+    changed = _changes(then["config"], now["config"])
+    for name in ("images_per_step", "processes"):
+        changed.update(_changes({name: then.get(name)}, {name: now[name]}))
+    free = FREE_ON_RESUME | SPLIT_OF_A_STEP
+    refused = {name: values for name, values in changed.items() if name not in free}
+    refused.update(_changes(then.get("data") or now["data"], now["data"]))
+    if then["detector"] != now["detector"]:
+        refused.update(_detector_changes(then["detector"], now["detector"]))
+    if refused:
+        listing = "; ".join(f"{name}: {old} then, {new} now" for name, (old, new) in sorted(refused.items()))
+        raise ValueError(f"cannot be resumed with other settings: {listing}")
+    return [f"{name}: {old} until now, {new} from here" for name, (old, new) in sorted(changed.items())]
+
+
+def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    names = [*now, *(name for name in then if name not in now)]
+    return {name: (then.get(name), now.get(name)) for name in names if then.get(name) != now.get(name)}
+
+
+def _detector_changes(then: Any, now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The fields of two `Detector.description`s that differ: of the model, its classes and image sizes."""
+    if not isinstance(then, Mapping):
+        return {"the model": ("none", "one")}
+    changed = _changes(then, now)
+    found: dict[str, tuple[Any, Any]] = {}
+    for name, noun in (("config", "model"), ("categories", "category")):
+        if name in changed:
+            old, new = (x if isinstance(x, Mapping) else {} for x in changed.pop(name))
+            found.update({f"{noun} {key}": values for key, values in [*_changes(old, new).items()][:5]})
+    return {**found, **changed}

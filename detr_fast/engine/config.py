@@ -63,8 +63,13 @@ class TrainConfig:
             raise ValueError(f"ema: expected a decay in 0..1, below 1; got {self.ema}")
 
 
-# What may differ between an interrupted run and its continuation; everything else shapes the loss curve.
-FREE_ON_RESUME = {"epochs", "num_workers", "eval_every", "checkpoint_every", "log_every", "device"}
+# What may differ between an interrupted run and its continuation: how long and how fast it learns, and where.
+FREE_ON_RESUME = {
+    "epochs", "lr", "lr_backbone", "lr_drop", "warmup_steps", "num_workers", "eval_every", "checkpoint_every",
+    "log_every", "device",
+}  # fmt: skip
+# These share out the images of a step, whose number must stay.
+SPLIT_OF_A_STEP = {"batch_size", "accumulate", "processes"}
 
 
 def train_config(family: str, **given: Any) -> TrainConfig:

@@ -22,11 +22,18 @@ from torch.optim.lr_scheduler import LambdaLR
 from detr_fast.data import ImageDataset, begin_epoch, build_loader
 from detr_fast.data.batching import Batch
 from detr_fast.distributed import is_main, pick_device, rank, world_size
-from detr_fast.engine.checkpointing import read_training_checkpoint, write_checkpoint
-from detr_fast.engine.config import FREE_ON_RESUME, TrainConfig
+from detr_fast.engine.checkpointing import (
+    check_resumable,
+    dataset_identity,
+    read_training_checkpoint,
+    write_training_checkpoint,
+)
+from detr_fast.engine.config import TrainConfig
 from detr_fast.engine.ema import averaged
 from detr_fast.engine.logs import RunLog
 from detr_fast.engine.progress import progress
+from detr_fast.engine.run_folder import claimed
+from detr_fast.engine.stopping import Interrupted, StopRequest
 from detr_fast.families.family import Groups, backbone_groups
 from detr_fast.structures import PackedTargets
 
@@ -47,6 +54,7 @@ class Progress:
     step_in_epoch: int = 0
     step: int = 0
     best: float = -math.inf
+    evaluated: int = 0
 
 
 class Trainer:
@@ -108,7 +116,7 @@ class Trainer:
             multiple=getattr(model, "size_multiple", 1),
             size=batch_shape,
         )
-        self.steps_per_epoch = len(self.loader) // config.accumulate
+        self.steps_per_epoch = _steps_per_epoch(dataset, self.loader, config)
         if self.steps_per_epoch == 0:
             raise ValueError(
                 f"accumulate: an epoch has {len(self.loader)} batches of {config.batch_size} a process, "
@@ -122,6 +130,8 @@ class Trainer:
         )
         self.scheduler = LambdaLR(self.optimizer, self._lr_factor)
         self.progress = Progress()
+        self._data = dataset_identity(dataset)
+        self._stop = StopRequest(impatient=world_size() == 1)
         self._pending: list[tuple[int, dict[str, Tensor]]] = []
         self._crowding_known = False
         if resume is not None:
@@ -137,22 +147,40 @@ class Trainer:
     def fit(self) -> dict[str, float]:
         """Trains to the last epoch and returns the last evaluation's numbers.
 
+        SIGINT and SIGTERM finish the step (of several processes: the steps until the next log record) and
+        write `last.pt`. So does the end of an epoch, before its evaluation.
+
         Raises:
+            FolderInUseError: another run writes into the folder.
             NonFiniteLossError: training broke down; the checkpoints are those from before.
+            Interrupted: a signal ended it; `last.pt` is written.
         """
-        resumed = self.progress.step > 0
-        self.log = RunLog(self.output, self.progress.step if resumed else None) if is_main() else None
-        metrics: dict[str, float] = {}
-        try:
-            while self.progress.epoch < self.config.epochs:
-                self._train_epoch()
-                self.progress.epoch += 1
-                self.progress.step_in_epoch = 0
-                metrics = self._evaluate_if_due() or metrics
-                self.save("last.pt")
-        finally:
-            if self.log is not None:
-                self.log.close()
+        with claimed(self.output) if is_main() else nullcontext(), self._stop.listening():
+            resumed = self.progress.step > 0
+            self.log = RunLog(self.output, self.progress.step if resumed else None) if is_main() else None
+            try:
+                return self._fit()
+            except Interrupted as stopped:
+                raise Interrupted(
+                    stopped.number,
+                    f"{stopped} after step {self.progress.step}; {self.output / 'last.pt'} is written, and "
+                    "resuming (--resume) goes on from there",
+                ) from None
+            finally:
+                if self.log is not None:
+                    self.log.close()
+
+    def _fit(self) -> dict[str, float]:
+        done = self.progress
+        # an evaluation that failed or was interrupted is made up for
+        lost = 0 < done.epoch != done.evaluated and not done.step_in_epoch
+        metrics = (self._evaluate_if_due() if lost else None) or {}
+        while done.epoch < self.config.epochs:
+            self._train_epoch()
+            done.epoch += 1
+            done.step_in_epoch = 0
+            self.save("last.pt")
+            metrics = self._evaluate_if_due() or metrics
         return metrics
 
     @property
@@ -232,12 +260,16 @@ class Trainer:
                 done.step_in_epoch += 1
                 bar.update()
                 checkpoint = config.checkpoint_every and done.step % config.checkpoint_every == 0
-                if checkpoint or done.step % config.log_every == 0:
+                stop = self._stop.number is not None and not dist.is_initialized()
+                if checkpoint or stop or done.step % config.log_every == 0:
                     seconds = (time.perf_counter() - started) / (done.step - first)
                     means = self._check_and_log(seconds)
                     bar.set_postfix(loss=f"{means['loss']:.3f}", refresh=False)
-                if checkpoint:
+                    stop = self._stop.number is not None  # by now all processes know of it
+                if checkpoint or stop:
                     self.save("last.pt")
+                if stop:
+                    self._stop.raise_if_asked()
             if self._pending:
                 self._check_and_log((time.perf_counter() - started) / max(1, done.step - first))
 
@@ -254,6 +286,9 @@ class Trainer:
         if dist.is_initialized():
             dist.all_reduce(table)
             table /= world_size()
+            signal = torch.tensor(self._stop.number or 0, device=table.device)
+            dist.all_reduce(signal, dist.ReduceOp.MAX)
+            self._stop.number = int(signal) or None
         for (step, _), row in zip(self._pending, table.tolist(), strict=True):
             if not all(map(math.isfinite, row)):
                 listing = ", ".join(f"{name} = {value:g}" for name, value in zip(names, row, strict=True))
@@ -269,12 +304,15 @@ class Trainer:
         done = self.progress.epoch
         if self.evaluate is None or (done % self.config.eval_every and done != self.config.epochs):
             return None
-        metrics = self.evaluate(self.evaluated_model.eval())
+        with self._stop.at_once():
+            metrics = self.evaluate(self.evaluated_model.eval())
+        self.progress.evaluated = done
         if self.log is not None:
             self.log.write("eval", self.progress.step, {"epoch": done, **metrics})
         if metrics[self.best_metric] > self.progress.best:
             self.progress.best = metrics[self.best_metric]
             self.save("best.pt")
+        self.save("last.pt")
         return metrics
 
     def _lr_factor(self, step: int) -> float:
@@ -295,35 +333,64 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": self.scheduler.state_dict(),
                 "progress": dataclasses.asdict(self.progress),
-                "config": dataclasses.asdict(self.config),
-                "images_per_step": self._images_per_step,
+                **self._settings(),
             },
         }
-        write_checkpoint(self.output / name, content)
+        write_training_checkpoint(content, self.output / name)
 
-    @property
-    def _images_per_step(self) -> int:
-        return self.config.batch_size * self.config.accumulate * world_size()
+    def _settings(self) -> dict[str, Any]:
+        """What a continuation is compared with."""
+        return {
+            "config": dataclasses.asdict(self.config),
+            "images_per_step": _images_per_step(self.config),
+            "processes": world_size(),
+            "data": self._data,
+        }
 
     def _load(self, path: Path) -> None:
         content = read_training_checkpoint(path)
         training = content["training"]
-        now, then = dataclasses.asdict(self.config), training["config"]
-        changed = {k: (then.get(k), now[k]) for k in now.keys() - FREE_ON_RESUME if then.get(k) != now[k]}
-        if training["images_per_step"] != self._images_per_step:
-            changed["images a step"] = (training["images_per_step"], self._images_per_step)
-        if content["detector"] != self.description:
-            changed["the model or the data's categories"] = ("those of the checkpoint", "others")
-        if changed:
-            listing = "; ".join(f"{k}: {old} then, {new} now" for k, (old, new) in sorted(changed.items()))
-            raise ValueError(f"{path}: cannot be resumed with other settings: {listing}")
+        try:
+            then = {**training, "detector": content["detector"]}
+            changes = check_resumable(then, {**self._settings(), "detector": self.description})
+            self._take(content)
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}: holds no training state that this version can read: {error}"
+            ) from error
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        if is_main():
+            for line in changes:
+                logger.warning("resumed with another setting: %s", line)
+
+    def _take(self, content: Mapping[str, Any]) -> None:
+        """The state of a checkpoint, under this run's learning rates."""
+        training = content["training"]
+        rates = [group["initial_lr"] for group in self.optimizer.param_groups]
         self.evaluated_model.load_state_dict(content["model"])
         if self.average is not None:
             self.model.load_state_dict(training["model"])
             self.average.n_averaged.copy_(training["ema_updates"])
         self.optimizer.load_state_dict(training["optimizer"])
         self.scheduler.load_state_dict(training["scheduler"])
+        self.scheduler.base_lrs = rates
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["initial_lr"] = rate
+            group["lr"] = rate * self._lr_factor(self.scheduler.last_epoch)
         self.progress = Progress(**training["progress"])
+
+
+def _images_per_step(config: TrainConfig) -> int:
+    return config.batch_size * config.accumulate * world_size()
+
+
+def _steps_per_epoch(dataset: ImageDataset, loader: Any, config: TrainConfig) -> int:
+    """Full steps of an epoch: as many for any number of processes, where that leaves one.
+
+    The ranks' loaders repeat a few images where these do not divide the data set, which may fill a step more.
+    """
+    return min(len(loader) // config.accumulate, max(1, len(dataset) // _images_per_step(config)))
 
 
 def _seed_step(seed: int, step: int) -> None:

@@ -17,10 +17,19 @@ from torch import Tensor, nn
 
 from detr_fast import DETR
 from detr_fast.data import collate
-from detr_fast.engine import NonFiniteLossError, TrainConfig, evaluate, load_detector
-from detr_fast.engine.checkpointing import read_training_checkpoint, write_checkpoint
+from detr_fast.engine import (
+    FolderInUseError,
+    Interrupted,
+    NonFiniteLossError,
+    TrainConfig,
+    Trainer,
+    evaluate,
+    load_detector,
+)
+from detr_fast.engine.checkpointing import read_training_checkpoint, write_training_checkpoint
 from detr_fast.engine.ema import averaged
 from detr_fast.engine.logs import read_log
+from detr_fast.engine.run_folder import claimed
 from detr_fast.structures import PackedTargets, PaddedImages, Predictions
 from tests.engine.tiny import dataset, detector_of, detr, trainer, write_data
 from tests.paths import ROOT
@@ -154,23 +163,29 @@ def test_best_checkpoint_is_of_the_best_evaluation(data: Path, tmp_path: Path) -
     assert list((tmp_path / "tensorboard").glob("events.*"))
 
 
+class Stop(Exception):
+    pass
+
+
+def stop_after(run: Trainer, steps: int) -> None:
+    """Lets the run break off before another step."""
+    step = run.train_step
+
+    def stopping(batches):
+        if run.progress.step == steps:
+            raise Stop
+        return step(batches)
+
+    run.train_step = stopping  # type: ignore[method-assign]
+
+
 @pytest.mark.parametrize("options", [{}, {"ema": 0.9, "accumulate": 2}, {"amp": True}])
 def test_resumed_run_repeats_the_uninterrupted_one(data: Path, tmp_path: Path, options: dict) -> None:
     options = {"epochs": 3, "checkpoint_every": 2, **options}
     trainer(data, tmp_path / "whole", **options).fit()
 
-    class Stop(Exception):
-        pass
-
     run = trainer(data, tmp_path / "parts", **options)
-    step, stop_at = run.train_step, run.steps_per_epoch + 3
-
-    def stopping(batches):
-        if run.progress.step == stop_at:
-            raise Stop
-        return step(batches)
-
-    run.train_step = stopping  # type: ignore[method-assign]
+    stop_after(run, run.steps_per_epoch + 3)
     with pytest.raises(Stop):
         run.fit()
     # another initialisation must not matter
@@ -219,13 +234,170 @@ def read_step(directory: Path) -> int:
 def test_resume_refuses_other_settings(data: Path, tmp_path: Path) -> None:
     trainer(data, tmp_path, epochs=1).fit()
     last = tmp_path / "last.pt"
-    with pytest.raises(ValueError, match=r"lr: 0\.001 then, 0\.002 now"):
-        trainer(data, tmp_path, lr=2e-3, resume=last)
-    with pytest.raises(ValueError, match="model or the data's categories"):
+    with pytest.raises(
+        ValueError, match=r"last\.pt: cannot be resumed .*: seed: 42 then, 7 now; weight_decay: "
+    ):
+        trainer(data, tmp_path, seed=7, weight_decay=0.1, resume=last)
+    with pytest.raises(ValueError, match="images_per_step: 2 then, 4 now"):
+        trainer(data, tmp_path, accumulate=2, resume=last)
+    with pytest.raises(ValueError, match="model dec_layers: 2 then, 1 now"):
         trainer(data, tmp_path, detr(dec_layers=1), resume=last)
     # a longer run is the same run
     trainer(data, tmp_path, epochs=2, resume=last).fit()
     assert read_step(tmp_path) == 12
+
+
+def test_resume_refuses_another_data_set(data: Path, tmp_path: Path) -> None:
+    trainer(data, tmp_path / "run", epochs=1).fit()
+    last = tmp_path / "run" / "last.pt"
+    more = write_data(tmp_path / "more", train_images=14)
+    with pytest.raises(ValueError, match=r"image ids: \w+ then, \w+ now; images: 12 then, 14 now"):
+        trainer(more, tmp_path / "run", resume=last)
+    annotations = more / "annotations" / "instances_train2017.json"
+    content = json.loads((data / "annotations" / "instances_train2017.json").read_text())
+    content["categories"][0]["name"] = "saucer"
+    annotations.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"category 1: \[1, 'disc'\] then, \[1, 'saucer'\] now"):
+        trainer(more, tmp_path / "run", resume=last)
+
+
+def images_of_steps(run: Trainer) -> list[list[int]]:
+    """Fills with the image ids that each step of a run learns from."""
+    step, seen = run.train_step, []
+
+    def watched(batches):
+        seen.append(sorted(int(t["image_id"]) for _, targets in batches for t in targets))
+        return step(batches)
+
+    run.train_step = watched  # type: ignore[method-assign]
+    return seen
+
+
+def test_a_step_may_be_split_anew(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = {"epochs": 1, "checkpoint_every": 2}
+    whole = trainer(data, tmp_path / "whole", batch_size=4, **settings)
+    expected = images_of_steps(whole)
+    whole.fit()
+    run = trainer(data, tmp_path / "parts", batch_size=4, **settings)
+    stop_after(run, 2)
+    with pytest.raises(Stop):
+        run.fit()
+    caplog.clear()
+    last = tmp_path / "parts" / "last.pt"
+    parts = trainer(data, tmp_path / "parts", batch_size=1, accumulate=4, resume=last, **settings)
+    seen = images_of_steps(parts)
+    parts.fit()
+    assert seen == expected[2:]
+    assert [record.getMessage() for record in caplog.records] == [
+        "resumed with another setting: accumulate: 1 until now, 4 from here",
+        "resumed with another setting: batch_size: 4 until now, 1 from here",
+    ]
+
+
+def test_a_new_learning_rate_counts_from_the_next_step(data: Path, tmp_path: Path) -> None:
+    settings = {"epochs": 1, "lr_drop": 1, "warmup_steps": 20}
+    run = trainer(data, tmp_path, **settings)
+    run.fit()
+    again = trainer(data, tmp_path, resume=tmp_path / "last.pt", **settings)
+    assert [g["lr"] for g in again.optimizer.param_groups] == [g["lr"] for g in run.optimizer.param_groups]
+    other = trainer(data, tmp_path, resume=tmp_path / "last.pt", **{**settings, "epochs": 2, "lr": 3e-3})
+    expected = 3e-3 * 0.1 * 7 / 20  # dropped after the first epoch, and the seventh step of warming up
+    assert other.optimizer.param_groups[0]["lr"] == pytest.approx(expected)
+    other.fit()
+    assert read_log(tmp_path, "train")[-1]["lr"] == pytest.approx(3e-3 * 0.1 * 13 / 20)
+
+
+def test_a_failing_evaluation_costs_no_training(data: Path, tmp_path: Path) -> None:
+    def fails(model: nn.Module) -> dict[str, float]:
+        raise OSError("no such image")
+
+    with pytest.raises(OSError, match="no such image"):
+        trainer(data, tmp_path, epochs=1, evaluate=fails).fit()
+    assert read_step(tmp_path) == 6
+    # the resumed run makes up for the evaluation, once
+    calls: list[int] = []
+
+    def counts(model: nn.Module) -> dict[str, float]:
+        calls.append(1)
+        return {"AP": 0.5}
+
+    for expected in ({"AP": 0.5}, {}):
+        run = trainer(data, tmp_path, epochs=1, evaluate=counts, resume=tmp_path / "last.pt")
+        assert run.fit() == expected
+    assert len(calls) == 1
+    assert run.progress.best == 0.5
+    assert (tmp_path / "best.pt").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_finish_the_step_and_save(data: Path, tmp_path: Path, number: int, code: int) -> None:
+    run = trainer(data, tmp_path, log_every=5)
+    step, after = run.train_step, {}
+
+    def interrupted(batches):
+        if run.progress.step == 2:
+            os.kill(os.getpid(), number)
+        result = step(batches)
+        after.update({k: v.clone() for k, v in run.model.state_dict().items()})
+        return result
+
+    run.train_step = interrupted  # type: ignore[method-assign]
+    before = signal.getsignal(number)
+    with pytest.raises(
+        Interrupted, match=r"stopped by SIG\w+ after step 3; .*last\.pt is written, .*--resume"
+    ) as caught:
+        run.fit()
+    assert caught.value.exit_code == code
+    assert signal.getsignal(number) == before
+    assert read_step(tmp_path) == 3
+    assert_same_weights(weights(tmp_path / "last.pt"), after)
+    assert [record["step"] for record in read_log(tmp_path, "train")] == [3]
+
+
+def test_signals_end_an_evaluation_at_once(data: Path, tmp_path: Path) -> None:
+    def slow(model: nn.Module) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+        raise AssertionError("goes on")
+
+    with pytest.raises(Interrupted, match="after step 6; "):
+        trainer(data, tmp_path, epochs=1, evaluate=slow).fit()
+    assert read_step(tmp_path) == 6
+
+
+def test_one_run_a_folder(data: Path, tmp_path: Path) -> None:
+    for part in (".last.pt.123", ".best.pt.9"):
+        (tmp_path / part).touch()
+    (tmp_path / ".lock").write_text("process 1 on elsewhere")  # of a process that died
+    with claimed(tmp_path):
+        assert {path.name for path in tmp_path.iterdir()} == {".lock"}
+        with pytest.raises(FolderInUseError, match=rf"process {os.getpid()} on .* trains into this folder"):
+            trainer(data, tmp_path, epochs=1).fit()
+        assert not (tmp_path / "log.jsonl").exists()
+    trainer(data, tmp_path, epochs=1).fit()
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_locks_do_not_outlive_their_process(tmp_path: Path) -> None:
+    """Neither by a kill, nor by the processes that it had started."""
+    code = (
+        "import os, sys, time; from pathlib import Path; from detr_fast.engine.run_folder import claimed\n"
+        "with claimed(Path(sys.argv[1])):\n"
+        "    os.fork(); os.write(1, f'{os.getpid()}\\n'.encode()); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    pids = {int(process.stdout.readline()) for _ in range(2)}
+    with pytest.raises(FolderInUseError, match=f"process {process.pid} on"), claimed(tmp_path):
+        pass
+    process.kill()
+    process.wait()
+    try:
+        with claimed(tmp_path):
+            pass
+    finally:
+        os.kill((pids - {process.pid}).pop(), signal.SIGKILL)
 
 
 def test_resume_refuses_files_without_training_state(data: Path, tmp_path: Path) -> None:
@@ -260,9 +432,9 @@ def test_non_finite_loss_stops_and_leaves_the_checkpoint(data: Path, tmp_path: P
 
 def test_failed_write_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
-    write_checkpoint(path, {"value": torch.ones(3)})
+    write_training_checkpoint({"value": torch.ones(3)}, path)
     with pytest.raises((AttributeError, pickle.PicklingError), match="pickle"):
-        write_checkpoint(path, {"value": torch.zeros(3), "bad": lambda: None})
+        write_training_checkpoint({"value": torch.zeros(3), "bad": lambda: None}, path)
     assert torch.equal(torch.load(path)["value"], torch.ones(3))
     assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
 
