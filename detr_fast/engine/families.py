@@ -1,3 +1,5 @@
-"""The families, at their earlier place."""
+"""The earlier place of `detr_fast.families`."""
 
-from detr_fast.families import FAMILIES, MODELS, Family, model_config  # noqa: F401
+from detr_fast.families import FAMILIES, MODELS, Family, check_task, family_of, model_config
+
+__all__ = ["FAMILIES", "MODELS", "Family", "check_task", "family_of", "model_config"]
