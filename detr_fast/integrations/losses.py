@@ -78,12 +78,17 @@ class WholeLoss(FastLoss):
         focal = self.classification == "focal"
         if focal:
             sums = class_loss(
-                scores, targets.labels, query, targets.num_targets, kind="focal", alpha=config.focal_alpha
+                scores,
+                targets.labels,
+                query,
+                targets.num_targets,
+                classification="focal",
+                alpha=config.focal_alpha,
             )
             loss_ce = sums / num_boxes
         else:
             weight = config.eos_coefficient
-            sums = class_loss(scores, targets.labels, query, targets.num_targets, no_object=weight)
+            sums = class_loss(scores, targets.labels, query, targets.num_targets, eos_coef=weight)
             loss_ce = sums / (matched + weight * (images * queries - matched))
         loss_bbox, loss_giou = box_loss(boxes, targets.boxes, query, targets.num_targets) / num_boxes
         with torch.no_grad():
@@ -234,7 +239,7 @@ def match(
         targets.labels if label_maps is None else torch.zeros_like(targets.labels),
         targets.boxes,
         targets.num_targets,
-        class_cost=classification or "softmax",
+        classification=classification or "softmax",
         w_class=0.0 if classification is None else weights.class_cost,
         w_l1=weights.bbox_cost,
         w_giou=weights.giou_cost,
