@@ -1,4 +1,4 @@
-"""What flows between data, models, matching and losses.
+"""The data passed between data sets, models, matching and losses.
 
 Letters: `B` images, `L` decoder layers, `Q` queries, `T` targets of one image, `sumT` targets of the
 batch, `K` classes, `H`, `W` the padded batch's height and width, `h`, `w` a mask head's.

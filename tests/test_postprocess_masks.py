@@ -301,3 +301,23 @@ def test_wrong_options() -> None:
         postprocess_semantic(*args, resize="never")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="resize: expected 'after' or 'before'; got 'never'"):
         postprocess_semantic_labels(*args, resize="never")  # type: ignore[arg-type]
+
+
+def test_predictions_that_are_not_numbers(rng: torch.Generator) -> None:
+    """A diverged model's results are as many as ever, and never an error."""
+    predictions, padded, crops, sizes = random_case(rng)
+    arguments = (padded, crops, sizes)
+    for logits, masks in (
+        (torch.full_like(predictions.logits, torch.nan), predictions.masks),
+        (predictions.logits, torch.full_like(predictions.masks, torch.nan)),
+        (predictions.logits, torch.full_like(predictions.masks, torch.inf)),
+    ):
+        bad = MaskPredictions(logits, masks)
+        for threshold in (0.0, 0.5):
+            found = postprocess_instance(bad, *arguments, score_threshold=threshold)
+            if not threshold:
+                assert all(len(result["scores"]) == 11 * 5 for result in found)
+        postprocess_panoptic(bad, *arguments, things=THINGS)
+        for resize in ("after", "before"):
+            labels = postprocess_semantic_labels(bad, *arguments, resize=resize)
+            assert all(0 <= label.min() and label.max() < 5 for label in labels)

@@ -1,4 +1,4 @@
-"""What DETR's set criterion reports beside its losses, for all decoder layers and images at once.
+"""Metrics that DETR's set criterion reports beside its losses, for all decoder layers and images at once.
 
 Letters as in `detr_fast.structures`. `query` is `Matches.query`: [L, sumT], -1 for a target left without a
 query. Every function returns one value a layer, [L], and none waits for a GPU.

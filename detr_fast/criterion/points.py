@@ -1,4 +1,4 @@
-"""Where mask losses look: points drawn where a mask is least certain (PointRend, Mask2Former)."""
+"""Where mask losses are taken: points drawn where a mask is least certain (PointRend, Mask2Former)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The backbones that every model can stand on."""
+"""The backbones that every model can use."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class TimmBackbone(nn.Module):
 def build_body(
     name: str, dilation: bool, weights: str | Path | None, *, detectron2: bool = False
 ) -> ConvStem | ResNet | Swin | TimmBackbone:
-    """One of `BACKBONES`, or of timm's, which gives a list of features and says their `channels`.
+    """A backbone, which returns a list of features and has their `channels`.
 
     Args:
         name: one of `BACKBONES`, or "timm:NAME".
@@ -74,7 +74,7 @@ def build_body(
 
 
 def backbone_in(state: Mapping[str, Tensor], prefix: str = "backbone.0.body.") -> str:
-    """Which ResNet or Swin the entries under `prefix` are; KeyError or StopIteration where none."""
+    """The name of the ResNet or Swin under `prefix`; KeyError or StopIteration where there is none."""
     if f"{prefix}patch_embed.proj.weight" in state:
         embed_dim = state[f"{prefix}patch_embed.proj.weight"].shape[0]
         depths = tuple(count_modules(state, f"{prefix}layers.{n}.blocks") for n in range(4))
@@ -94,6 +94,6 @@ def backbone_in(state: Mapping[str, Tensor], prefix: str = "backbone.0.body.") -
 
 
 def count_modules(state: Mapping[str, Tensor], prefix: str) -> int:
-    """How many numbered modules stand directly under `prefix`."""
+    """Number of numbered modules directly under `prefix`."""
     start = len(prefix) + 1
     return len({name[start:].split(".")[0] for name in state if name.startswith(f"{prefix}.")})

@@ -217,7 +217,7 @@ class DeformableDETR(nn.Module):
                 f"images: expected at least num_queries = {count} positions to propose from; "
                 f"got {logits.shape[1]} on the levels {levels.shapes}"
             )
-        # class 0 stands for any object here
+        # class 0 means any object here
         best = logits[..., 0].topk(count, dim=1).indices
         best_boxes = boxes.gather(1, best[..., None].expand(-1, -1, 4)).detach()
         return Predictions(logits[None], boxes.sigmoid()[None]), best_boxes
@@ -228,7 +228,7 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """The official learning rates, for an optimizer: the trainable parameters in three groups.
 
-    The projections that say where to sample (`sampling_offsets`, `reference_points`) learn at `lr` times
+    The projections that predict where to sample (`sampling_offsets`, `reference_points`) learn at `lr` times
     `lr_linear_proj_mult`, the backbone at `lr_backbone`, everything else at `lr`.
     """
     groups: dict[str, list[nn.Parameter]] = {"rest": [], "backbone": [], "where": []}

@@ -190,7 +190,7 @@ class DeformableEncoder(nn.Module):
 
     def encode(self, features: Sequence[Tensor], positions: Sequence[Tensor], levels: Levels) -> Tensor:
         """features, positions [B or 1, C, h, w] of each level -> memory [B, S, C]."""
-        # positions of different levels coincide: an embedding tells the levels apart
+        # positions of different levels coincide: an embedding distinguishes the levels
         by_level = zip(positions, self.level_embed, strict=True)
         position = _tokens([p + level[:, None, None] for p, level in by_level])
         return self.encoder(_tokens(features), position, levels)
@@ -245,7 +245,7 @@ class DeformableTransformer(DeformableEncoder):
 
         Proposals start from squares around the positions, 0.05 of the image wide at the finest level and
         twice as much at each further one. Positions in the padding, and those within 0.01 of the border,
-        propose nothing: their box stays at infinity.
+        propose nothing: their logits of a box are infinite.
         """
         sides = torch.cat(
             [levels.centers.new_full((h * w, 2), 0.05 * 2**n) for n, (h, w) in enumerate(levels.shapes)]

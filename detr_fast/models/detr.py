@@ -38,7 +38,7 @@ class DETRConfig(ModelConfig):
 
     Args:
         backbone: a ResNet, a Swin, or "conv_stem" for small images without pre-trained weights.
-        num_classes: the largest category id + 1; "no object" comes on top.
+        num_classes: the largest category id + 1, "no object" not counted.
         dilation: stride 16 instead of 32 in the last backbone stage ("DC5").
         pre_norm: layers normalise their input rather than their output.
         aux_loss: predictions of all decoder layers rather than of the last alone.
@@ -96,13 +96,13 @@ class DETRConfig(ModelConfig):
 
 
 class Stages(NamedTuple):
-    """What a DETR computes on the way to its heads.
+    """What a DETR computes before its heads.
 
     Args:
         features: of the backbone, finest first.
         projected, memory: [B, C, h, w], the last features with C channels, and after the encoder.
         mask: [B, h, w] bool, True = padding; None where nothing is padded.
-        hs: [L, B, Q, C], what the decoder layers say.
+        hs: [L, B, Q, C], the outputs of the decoder layers.
     """
 
     features: list[Tensor]
@@ -157,7 +157,7 @@ class DETR(nn.Module):
         return self.heads(self.stages(images).hs)
 
     def stages(self, images: PaddedImages | Tensor | Sequence[Tensor]) -> Stages:
-        """What the network computes from `images` before its heads."""
+        """Runs everything before the heads on `images`."""
         pixels, mask = pixels_and_mask(images)
         cnn, position_encoding = self.backbone
         features = cnn(pixels)

@@ -82,7 +82,7 @@ class DETRSegm(nn.Module):
         Args:
             images: a padded batch, a [B, 3, H, W] tensor without padding, or [3, H_b, W_b] tensors;
                 normalised.
-            min_score: most queries stand for nothing, and masks are what takes the time. With a score, the
+            min_score: most queries predict "no object", and masks take most of the time. With a score, the
                 result holds the last layer alone, and of its queries only as many as the image with the most
                 has with a class of a higher probability, for each image the best: at least 1, in their own
                 order.

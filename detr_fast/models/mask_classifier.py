@@ -1,4 +1,4 @@
-"""What MaskFormer and Mask2Former share: backbone, pixel decoder, and queries that are classes and masks."""
+"""What MaskFormer and Mask2Former share: backbone, pixel decoder, and a class and a mask for each query."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class MaskClassifierConfig(ModelConfig):
         backbone: a ResNet, a Swin, "timm:NAME" where timm is installed, or "conv_stem" for small images
             without pre-trained weights, whose features are finer: masks at stride 2 instead of 4, the
             transformer's maps at 4 and 8.
-        num_classes: "no object" comes on top.
+        num_classes: "no object" not counted.
         hidden_dim, nheads, dec_layers, dim_feedforward: of the transformer decoder.
         conv_dim, enc_layers, enc_dim_feedforward, dropout: of the pixel decoder and its encoder.
-        mask_dim: channels of the product that masks are.
+        mask_dim: channels of mask embeddings and mask features, whose product is the mask.
         pre_norm: layers normalise their input rather than their output.
         enforce_input_projection: project the maps for the decoder even where their channels fit.
     """

@@ -1,4 +1,4 @@
-"""From predictions to what a person asked for."""
+"""From predictions to detections, instances, segments and label maps."""
 
 from detr_fast.postprocess.detection import postprocess_detection, postprocess_focal
 from detr_fast.postprocess.detr_segm import postprocess_detr_panoptic, postprocess_segm

@@ -39,7 +39,7 @@ def postprocess_focal(
 ) -> list[dict[str, Tensor]]:
     """The detections of the last decoder layer, as Deformable DETR's `PostProcess` returns them.
 
-    The `top` best pairs of query and class, best first: a query may stand for several classes.
+    The `top` best pairs of query and class, best first: a query may be reported with several classes.
 
     Args:
         predictions: sigmoid logits, or the official dict of outputs.

@@ -58,7 +58,7 @@ def postprocess_segm(
     least = math.log(threshold / (1 - threshold))
     results = []
     for found, maps, (crop, size) in zip(detections, masks, sizes, strict=True):
-        kept = found["scores"] >= score_threshold
+        kept = ~(found["scores"] < score_threshold)
         result = {name: values[kept] for name, values in found.items()}
         maps = maps[kept]
         inside = torch.empty(len(maps), *size, dtype=torch.bool, device=maps.device)
@@ -87,7 +87,7 @@ def postprocess_detr_panoptic(
     As the official `PostProcessPanoptic` does it: queries whose best class is "no object", or has at most the
     threshold's probability, are dropped, then those that win 4 pixels or fewer, until none does. Pixels of a
     stuff class first count for the first of its queries, so that the others are dropped; then pixels are
-    dealt out anew among the queries left, whatever their class. There is no void unless none is left.
+    assigned anew among the remaining queries, whatever their class. No pixel is void unless no query remains.
 
     Args:
         predictions: see `postprocess_segm`.
@@ -143,7 +143,7 @@ def postprocess_detr_panoptic(
 def _contest(
     wins: Tensor, labels: Sequence[int], things: frozenset[int]
 ) -> tuple[Tensor, list[int], list[int]]:
-    """Deals out the pixels by the largest of `wins` [X, h, w], which it overwrites.
+    """Assigns each pixel to the largest of `wins` [X, h, w], which it overwrites.
 
     Returns:
         Segment ids [h, w] int32, and the area and the index in X of each segment.

@@ -107,7 +107,7 @@ def postprocess_instance(
     things: Collection[int] | None = None,
     score_threshold: float = 0.0,
 ) -> list[dict[str, Tensor]]:
-    """The `top` best pairs of query and class: a query may stand for several classes.
+    """The `top` best pairs of query and class: a query may be reported with several classes.
 
     Args:
         predictions: see `postprocess_semantic`.
@@ -135,8 +135,8 @@ def postprocess_instance(
         scores, pair = logits.softmax(-1)[:, :-1].flatten().sort(descending=True, stable=True)
         classes = logits.shape[1] - 1
         scores, query, labels = scores[:top], pair[:top] // classes, pair[:top] % classes
-        # a mask's quality is at most 1
-        kept = scores >= score_threshold
+        # a mask's quality is at most 1; what is not a number is not below anything, and kept
+        kept = ~(scores < score_threshold)
         if things is not None:
             kept &= torch.isin(labels, labels.new_tensor(sorted(things)))
         scores, query, labels = scores[kept], query[kept], labels[kept]
@@ -149,12 +149,12 @@ def postprocess_instance(
             # rows, then their sums: the same bits for any slicing and number of threads
             total = maps.sigmoid_().mul_(inside).sum(2).sum(1)
             quality[part] = total / (inside.sum((1, 2)) + 1e-6)
-            good = part.start + (best[part] * quality[part] >= score_threshold).nonzero()[:, 0]
+            good = part.start + (~(best[part] * quality[part] < score_threshold)).nonzero()[:, 0]
             found |= {n: inside[n - part.start].clone() for n in good.tolist()}
         scores = scores * quality[copy]
         order = torch.argsort(labels, stable=True)
         order = order[torch.argsort(scores[order], descending=True, stable=True)]
-        order = order[scores[order] >= score_threshold]
+        order = order[~(scores[order] < score_threshold)]
         inside = masks.new_empty(len(order), *size, dtype=torch.bool)
         for row, n in zip(inside, copy[order].tolist(), strict=True):
             row.copy_(found[n])
