@@ -259,6 +259,12 @@ class Matches:
         return indices
 
 
+# what models take and return passes through torch.export, and the files that it writes, as it is
+for _kind in (PaddedImages, Predictions, MaskPredictions):
+    torch.export.register_dataclass(_kind, serialized_type_name=f"detr_fast.{_kind.__name__}")
+    torch.serialization.add_safe_globals([_kind])
+
+
 def _unstacked(layers: Mapping[str, Tensor], aux: bool) -> dict[str, Any]:
     """The official form of stacked predictions, with `aux` the earlier layers too."""
     official = [dict(zip(layers, layer, strict=True)) for layer in zip(*layers.values(), strict=True)]

@@ -86,6 +86,12 @@ def pixels_and_mask(images: PaddedImages | Tensor | Sequence[Tensor]) -> tuple[T
     return pixels, mask
 
 
+def in_inference() -> bool:
+    """Whether no gradient is wanted; never while a graph is recorded, which must not depend on that."""
+    recording = torch.jit.is_tracing() or torch.compiler.is_compiling()
+    return not (torch.is_grad_enabled() or recording)
+
+
 def no_padding(x: Tensor) -> Tensor:
     """The padding mask of a map [B, C, h, w] whose positions all count: [1, h, w]."""
     return x.new_zeros((1, *x.shape[-2:]), dtype=torch.bool)

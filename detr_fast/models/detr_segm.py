@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detr_fast.checkpoints import LoadReport, load_state_dict
+from detr_fast.models.common import in_inference
 from detr_fast.models.detr import DETR, DETRConfig, Stages
 from detr_fast.structures import PaddedImages, Predictions
 
@@ -189,7 +190,7 @@ class MaskHead(nn.Module):
         # a convolution is linear: that of the image is the same for every query
         image = F.conv2d(image, weights[:, : self.channels], first.bias, padding=1)
         finer = [self.get_submodule(f"adapter{n}")(x) for n, x in enumerate(finer, start=1)]
-        if torch.is_grad_enabled():
+        if not in_inference():
             return self._masks(image, maps, weights[:, self.channels :], finer)
         chunks = maps.split(CHUNK, dim=1)
         return torch.cat([self._masks(image, m, weights[:, self.channels :], finer) for m in chunks], dim=1)

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detr_fast.models.common import in_inference
+
 # in place: what a linear layer returns is nobody else's
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu_, "gelu": F.gelu, "glu": F.glu}
 
@@ -22,7 +24,7 @@ ROWS = 2048  # that pass the feed-forward network at once, in inference on a CPU
 
 def add(x: Tensor, update: Tensor) -> Tensor:
     """x + update; in inference it takes the place of the update, which must have no other use."""
-    if torch.is_grad_enabled() or update.dtype != x.dtype or update.shape != x.shape:
+    if not in_inference() or update.dtype != x.dtype or update.shape != x.shape:
         return x + update
     return update.add_(x)
 
@@ -100,7 +102,7 @@ class Layer(nn.Module):
         self.dropout2 = nn.Dropout(dropout)
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
+        if not in_inference() or x.device.type != "cpu":
             return self._feed_forward(x)
         # the hidden layer of few rows stays in the cache, in memory that is used again
         parts = [self._feed_forward(rows) for rows in x.flatten(0, -2).split(ROWS)]

@@ -120,12 +120,11 @@ def assert_same(found: Iterable[Tensor], expected: Iterable[Tensor]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("grad", [False, True])
-def test_trace(model: nn.Module, grad: bool, rng: torch.Generator) -> None:
-    """Of one batch; right for another one of its shape."""
+def test_trace(model: nn.Module, rng: torch.Generator) -> None:
+    """Of one batch, with gradients and, to check it, without; right for another batch of its shape."""
     flat = Flat(model)
-    with torch.set_grad_enabled(grad), use_backend("reference"):
-        traced = torch.jit.trace(flat, batch(rng), check_trace=False)
+    with use_backend("reference"):
+        traced = torch.jit.trace(flat, batch(rng))
     with torch.no_grad():
         other = batch(rng)
         fill_free_memory()
@@ -140,6 +139,18 @@ def test_export(model: nn.Module, strict: bool, rng: torch.Generator) -> None:
     other = batch(rng)
     fill_free_memory()
     assert_same(exported(*other), flat(*other))
+
+
+@pytest.mark.parametrize("model", ["deformable-detr-two-stage", "mask2former"], indirect=True)
+@torch.no_grad()
+def test_exported_files_take_and_return_what_models_do(model: nn.Module, rng: torch.Generator) -> None:
+    images, other = (PaddedImages(*batch(rng)) for _ in range(2))
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(model, (images,), strict=False), file)
+    file.seek(0)
+    found, expected = torch.export.load(file).module()(other), model(other)
+    assert type(found) is type(expected)
+    assert_same(tensors(found), tensors(expected))
 
 
 @torch.no_grad()
