@@ -27,7 +27,6 @@ from detr_fast.models import (
 )
 from detr_fast.models.resnet import ResNet
 from detr_fast.models.swin import Swin, SwinSizes
-from detr_fast.ops import use_backend
 from detr_fast.structures import PaddedImages
 
 SIZES: dict[str, Any] = {
@@ -123,19 +122,17 @@ def assert_same(found: Iterable[Tensor], expected: Iterable[Tensor]) -> None:
 def test_trace(model: nn.Module, rng: torch.Generator) -> None:
     """Of one batch, with gradients and, to check it, without; right for another batch of its shape."""
     flat = Flat(model)
-    with use_backend("reference"):
-        traced = torch.jit.trace(flat, batch(rng))
+    traced = torch.jit.trace(flat, batch(rng))
     with torch.no_grad():
         other = batch(rng)
         fill_free_memory()
         assert_same(traced(*other), flat(*other))
 
 
-@pytest.mark.parametrize("strict", [False, True])
 @torch.no_grad()
-def test_export(model: nn.Module, strict: bool, rng: torch.Generator) -> None:
+def test_export(model: nn.Module, rng: torch.Generator) -> None:
     flat = Flat(model)
-    exported = torch.export.export(flat, batch(rng), strict=strict).module()
+    exported = torch.export.export(flat, batch(rng), strict=False).module()
     other = batch(rng)
     fill_free_memory()
     assert_same(exported(*other), flat(*other))
