@@ -36,7 +36,7 @@ def ready(tensor: Tensor, dtype: torch.dtype | None = None, *, contiguous: bool 
     address = tensor.data_ptr()
     if address == 0 and tensor.numel():
         if not tensor._is_zerotensor():
-            raise NoMemory
+            raise NoMemory(f"expected a tensor with memory; the storage of {list(tensor.shape)} is empty")
         return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
     if address % ALIGNMENT and contiguous:
         return tensor.clone()

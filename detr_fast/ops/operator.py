@@ -61,7 +61,8 @@ class Operator:
 
         shape_key: what the backends' `why_not_shape` decide by; few different ones, as each is remembered.
         """
-        pin = pin or _pins.get(self.name) or _pins.get("*")
+        if _pins:
+            pin = pin or _pins.get(self.name) or _pins.get("*")
         key = (device, dtype, pin, shape_key)
         found = self._chosen.get(key)
         if found is None:

@@ -22,6 +22,9 @@ Result: TypeAlias = "Tensor | tuple[Tensor | None, ...]"
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _C = torch._C
+_dispatch_modes, _function_modes = _C._len_torch_dispatch_stack, _C._len_torch_function_stack
+_transforms, _is_tracing = _C._are_functorch_transforms_active, _C._is_tracing
+_has_batch = _C._functorch.is_legacy_batchedtensor  # of autograd.grad(..., is_grads_batched=True)
 
 
 class Registered:
@@ -38,7 +41,7 @@ class Registered:
         saved: which tensors `gradient` is given; of the others it gets the shape. Default: all.
         by_autograd: an ordinary call of the reference is differentiated by autograd instead of `gradient`.
         decides: the argument whose device and dtype choose the backend.
-        shape_key: what backends decide by beside device and dtype, from the arguments.
+        shape_key: what backends decide by beside device and dtype, from the tuple of arguments.
         fold: for each tensor, the dimension that vmap may fold its batch into. None: where that tensor has a
             batch, calls are made one after the other.
         fold_ndim: dimensions that the deciding tensor must have for that.
@@ -62,7 +65,7 @@ class Registered:
         fold_ndim: int = 0,
         fold_out: int = 0,
     ) -> None:
-        self.operator, self.fake, self._run, self.gradient = operator, fake, run, gradient
+        self.operator, self.fake, self.run, self.gradient = operator, fake, run, gradient
         self.name = name or operator.name
         self.by_autograd, self.decides, self.shape_key = by_autograd, decides, shape_key
         self.fold_ndim, self.fold_out = fold_ndim, fold_out
@@ -85,46 +88,37 @@ class Registered:
         self.op = getattr(torch.ops.detr_fast, self.name).default
 
     def __call__(self, *arguments: Any, backend: str | None = None) -> Any:
-        """The result for checked arguments, as in `fake`'s signature."""
+        """The result for checked arguments, in the schema's order."""
         tensors = arguments[: self.tensors]
         if not ordinary(tensors):
             return self._recorded(tensors, arguments, backend)
         implementation = self._select(arguments, backend)
-        reference = implementation is self.reference
-        if self.gradient is not None and not (reference and self.by_autograd):
-            if forward_ad._current_level >= 0 and not reference:
-                self._refuse_duals(tensors)
-            if torch.is_grad_enabled():
-                for tensor in tensors:
-                    if tensor is not None and tensor.requires_grad:
-                        return _apply(self, implementation, backend, arguments[self.tensors :], *tensors)
-        return self.run(implementation, *arguments)
-
-    def run(self, implementation: Any, *arguments: Any) -> Any:
-        """Calls a backend."""
         try:
-            return self._run(implementation, *arguments)
-        except NoMemory:
-            for name, tensor in zip(self.names, arguments[: self.tensors], strict=False):
-                if (
-                    tensor is not None
-                    and tensor.numel()
-                    and not tensor.data_ptr()
-                    and not tensor._is_zerotensor()
-                ):
-                    raise ValueError(
-                        f"{name}: expected a tensor with memory; the storage of {list(tensor.shape)} is empty"
-                    ) from None
-            raise
+            if self.gradient is not None and not (implementation is self.reference and self.by_autograd):
+                if forward_ad._current_level >= 0 and implementation is not self.reference:
+                    self._refuse_duals(tensors)
+                if torch.is_grad_enabled():
+                    for tensor in tensors:
+                        if tensor is not None and tensor.requires_grad:
+                            return _apply(self, implementation, backend, arguments[self.tensors :], *tensors)
+            return self.run(implementation, *arguments)
+        except NoMemory as error:
+            raise ValueError(f"{self._without_memory(tensors)}: {error}") from None
+
+    def _without_memory(self, tensors: Sequence[Any]) -> str:
+        for name, tensor in zip(self.names, tensors, strict=False):
+            if tensor is not None and tensor.numel() and not tensor.data_ptr():
+                return name
+        return self.name
 
     def _select(self, arguments: Sequence[Any], backend: str | None) -> Any:
         decides = arguments[self.decides]
-        key = None if self.shape_key is None else self.shape_key(*arguments)
+        key = None if self.shape_key is None else self.shape_key(arguments)
         return self.operator.select(decides.device, decides.dtype, backend, key)
 
     def _recorded(self, tensors: Sequence[Any], arguments: Sequence[Any], backend: str | None) -> Any:
         if not torch.compiler.is_compiling():
-            if _C._are_functorch_transforms_active():
+            if _transforms():
                 if self._select(arguments, backend) is self.reference and not _under_vmap():
                     return self.run(self.reference, *arguments)  # differentiable in every way
                 return _Transformed.apply(self, backend, tuple(arguments[self.tensors :]), *tensors)
@@ -217,14 +211,15 @@ def ordinary(tensors: Sequence[Any]) -> bool:
     for tensor in tensors:
         if tensor is not None and type(tensor) not in _PLAIN:
             return False
+    first = tensors[0]
     return not (
         torch.compiler.is_compiling()
-        or _C._len_torch_dispatch_stack()
-        or _C._len_torch_function_stack()
-        or _C._are_functorch_transforms_active()
-        or _C._is_tracing()
-        or _C._functorch.is_legacy_batchedtensor(tensors[0])  # of autograd.grad(..., is_grads_batched=True)
-        or tensors[0].is_meta
+        or _dispatch_modes()
+        or _function_modes()
+        or _transforms()
+        or _is_tracing()
+        or first.is_meta
+        or _has_batch(first)
     )
 
 
@@ -277,7 +272,7 @@ def differentiable(
         name=f"{operator.name}_backward",
         gradient=_refuse(operator.name),
         decides=decides + 1,
-        shape_key=shape_key and (lambda grad_out, *arguments: shape_key(*arguments[:-1])),
+        shape_key=shape_key and (lambda arguments: shape_key(arguments[1:-1])),
         fold=fold and (fold_out, *fold),
         fold_ndim=fold_ndim,
     )

@@ -57,26 +57,31 @@ def _pairs(sides: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
     return tuple(zip(sides[::2], sides[1::2], strict=True))
 
 
-def _level_shapes(tensors: Sequence[Any], shapes: Tensor | None, sides: Sequence[int]) -> LevelShapes:
-    if shapes is None:
-        return _pairs(tuple(sides))
-    level_shapes = level_shapes_of(shapes)
-    check(tensors[0], level_shapes, *tensors[1:])
-    return level_shapes
+def _forward(
+    implementation: Any,
+    value: Tensor,
+    coordinates: Tensor,
+    weights: Tensor,
+    reference_points: Tensor | None,
+    shapes: Tensor | None,
+    sides: Sequence[int],
+    deterministic: bool | None,
+) -> Tensor:
+    level_shapes = _level_shapes(shapes, sides)
+    if shapes is not None:
+        check(value, level_shapes, coordinates, weights, reference_points)
+    return implementation.forward(value, level_shapes, coordinates, weights, reference_points)
 
 
-def _forward(implementation: Any, *arguments: Any) -> Tensor:
-    *tensors, shapes, sides, _ = arguments
-    value, *others = tensors
-    return implementation.forward(value, _level_shapes(tensors, shapes, sides), *others)
+def _level_shapes(shapes: Tensor | None, sides: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    return _pairs(tuple(sides)) if shapes is None else level_shapes_of(shapes)
 
 
 def _backward(implementation: Any, grad_out: Tensor, *arguments: Any) -> Sequence[Tensor | None]:
-    *tensors, shapes, sides, deterministic, needs = arguments
+    value, *others, shapes, sides, deterministic, needs = arguments
     if deterministic is None:
         deterministic = torch.are_deterministic_algorithms_enabled()
-    value, *others = tensors
-    level_shapes = _level_shapes(tensors, shapes, sides)
+    level_shapes = _level_shapes(shapes, sides)
     return implementation.backward(grad_out, value, level_shapes, *others, needs, deterministic)
 
 
@@ -90,7 +95,7 @@ _CALL = differentiable(
     _forward,
     _backward,
     by=(0, 1, 2, 3),
-    shape_key=lambda *arguments: arguments[1].shape[3] > cuda.MOST_LEVELS,
+    shape_key=lambda arguments: arguments[1].shape[3] > cuda.MOST_LEVELS,
     fold=(0, 0, 0, 0, None),
     fold_ndim=4,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ def level_shapes_of(spatial_shapes: Tensor | Sequence[Sequence[int]]) -> tuple[t
             raise TypeError(f"spatial_shapes: expected int64; got {spatial_shapes.dtype}")
         rows = spatial_shapes.tolist()
     try:
-        level_shapes = tuple([(int(height), int(width)) for height, width in rows])
+        level_shapes = tuple([(index(height), index(width)) for height, width in rows])
     except (TypeError, ValueError):
         shape = list(rows.shape) if isinstance(rows, Tensor) else rows
         raise ValueError(f"spatial_shapes: expected [N, 2] (height, width) integers; got {shape}") from None
