@@ -20,7 +20,10 @@ from detr_fast.doctor import diagnose
 from detr_fast.engine import (
     FAMILIES,
     TASKS,
+    Detector,
+    Interrupted,
     NonFiniteLossError,
+    PredictionError,
     TrainConfig,
     evaluate,
     load_detector,
@@ -28,6 +31,7 @@ from detr_fast.engine import (
     train_config,
 )
 from detr_fast.engine.demo import run_demo
+from detr_fast.engine.outputs import check_not_inputs
 from detr_fast.engine.recipe import ModelChoice, evaluation_dataset, train_on_coco
 from detr_fast.extras import explain_missing
 from detr_fast.ops import BackendUnavailable
@@ -42,6 +46,9 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except Interrupted as stopped:
+            typer.echo(str(stopped), err=True)
+            raise typer.Exit(stopped.exit_code) from stopped
         except USER_ERRORS as error:
             if ctx.params.get("debug"):
                 raise
@@ -114,6 +121,9 @@ TaskName = Annotated[
         help="; ".join(f"{family}: {', '.join(about.tasks)}" for family, about in FAMILIES.items())
         + ". Default: the checkpoint's, else the first."
     ),
+]
+AllowNonFinite = Annotated[
+    bool, typer.Option("--allow-non-finite", help="Load weights that are NaN or infinite, too.")
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: torch's choice.")]
 
@@ -206,6 +216,7 @@ def train(
     ] = TrainConfig.checkpoint_every,
     log_every: Annotated[int, typer.Option(help="Steps between log records.")] = TrainConfig.log_every,
     device: Device = TrainConfig.device,
+    allow_non_finite: AllowNonFinite = False,
     threads: Threads = None,
 ) -> None:
     """Train or fine-tune a model. Start it with torchrun for several processes."""
@@ -215,7 +226,14 @@ def train(
     _set_threads(threads)
     with process_group(pick_device(device)):
         start = ModelChoice(
-            model, weights, backbone_weights, num_classes, num_queries, task, frozen_weights
+            model,
+            weights,
+            backbone_weights,
+            num_classes,
+            num_queries,
+            task,
+            frozen_weights,
+            allow_non_finite,
         ).starting_point()
         metrics = train_on_coco(
             source,
@@ -254,6 +272,7 @@ def evaluate_command(
     amp: Amp = False,
     device: Device = TrainConfig.device,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here too.")] = None,
+    allow_non_finite: AllowNonFinite = False,
     threads: Threads = None,
 ) -> None:
     """Print what a checkpoint scores: COCO's twelve numbers, panoptic quality or mean IoU."""
@@ -261,8 +280,16 @@ def evaluate_command(
     source = DataSource(**{field.name: given[field.name] for field in dataclasses.fields(DataSource)})
     _set_threads(threads)
     where = pick_device(device)
+    if json_file is not None:
+        inputs = [path for path in (checkpoint, source.train_json, source.val_json) if path is not None]
+        if source.root is not None and source.root.resolve() in json_file.resolve().parents:
+            inputs += [json_file] * json_file.exists()  # what lies in a data set is a part of it
+        check_not_inputs([json_file], inputs)
     with process_group(where):
-        detector = load_detector(checkpoint, model=model, task=task, device=where)
+        detector = load_detector(
+            checkpoint, model=model, task=task, device=where, allow_non_finite=allow_non_finite
+        )
+        _echo_remarks(detector)
         dataset = evaluation_dataset(detector, source, split, image_size)
         if is_main():
             for remark in dataset.remarks:
@@ -291,21 +318,34 @@ def predict(
     model: Model = None,
     task: TaskName = None,
     device: Device = TrainConfig.device,
+    allow_non_finite: AllowNonFinite = False,
     threads: Threads = None,
 ) -> None:
     """Find objects or segments in images; write JSON and pictures with them drawn."""
     _set_threads(threads)
-    detector = load_detector(checkpoint, model=model, task=task, device=pick_device(device))
-    records = []
-    for record in predict_files(detector, images, threshold, output, attention=attention):
-        records.append(record)
-        found = ", ".join(
-            f"{r['name']} {r['score']:.2f}" if "score" in r else r["name"]
-            for r in record[detector.task.records_key]
-        )
-        typer.echo(f"{record['file']}: {found or 'nothing found'}")
+    detector = load_detector(
+        checkpoint, model=model, task=task, device=pick_device(device), allow_non_finite=allow_non_finite
+    )
+    _echo_remarks(detector)
+    records: list[Any] = []
+    failures: tuple[tuple[str, str], ...] = ()
+    try:
+        for record in predict_files(detector, images, threshold, output, attention=attention):
+            records.append(record)
+            found = ", ".join(
+                f"{r['name']} {r['score']:.2f}" if "score" in r else r["name"]
+                for r in record[detector.task.records_key]
+            )
+            typer.echo(f"{record['file']}: {found or 'nothing found'}")
+    except PredictionError as error:
+        failures = error.failures
     _write_json(output / "predictions.json", records)
     typer.echo(f"written: {output}")
+    for _, why in failures:
+        typer.echo(f"error: {why}", err=True)
+    if failures:
+        typer.echo(f"{len(failures)} of {len(images)} files could not be used", err=True)
+        raise typer.Exit(1)
 
 
 @convert.command("yolo")
@@ -344,6 +384,13 @@ def doctor() -> None:
     """Tell which backend serves which operator on this machine, and why the others do not."""
     for line in diagnose():
         typer.echo(line)
+
+
+def _echo_remarks(detector: Detector) -> None:
+    """Says what was taken from a checkpoint, beside the results."""
+    if is_main():
+        for remark in detector.remarks:
+            typer.echo(remark, err=True)
 
 
 def _set_threads(threads: int | None) -> None:

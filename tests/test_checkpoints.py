@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
-import logging
 import os
 import pickle
 from pathlib import Path
@@ -136,15 +135,61 @@ def test_exact_load_leaves_nothing_out() -> None:
     assert same(model.state_dict(), given.state_dict())
 
 
-def test_another_class_count_reinitialises_the_head(caplog: pytest.LogCaptureFixture) -> None:
-    model, given = Head(classes=3), Head(classes=91)
-    fresh = model.class_embed.weight.clone()
-    with caplog.at_level(logging.WARNING):
-        report = load_state_dict(model, given.state_dict())
-    assert report == LoadReport(reinitialized=("class_embed.bias", "class_embed.weight"))
-    assert "the checkpoint has 92 rows, the model 4" in caplog.text
-    assert torch.equal(model.class_embed.weight, fresh)
+@pytest.mark.parametrize(("classes", "given_classes"), [(3, 91), (91, 3), (0, 2), (2, 0)])
+def test_of_another_class_count_the_first_rows_are_taken(classes: int, given_classes: int) -> None:
+    """ "No object" is the last row of both."""
+    model, given = Head(classes), Head(given_classes)
+    fresh = {name: x.clone() for name, x in model.state_dict().items()}
+    report = load_state_dict(model, given.state_dict())
+    assert report == LoadReport(resized=("class_embed.bias", "class_embed.weight"))
+    shared = min(classes, given_classes)
+    for name in report.resized:
+        own, old = model.state_dict()[name], given.state_dict()[name]
+        assert torch.equal(own[:shared], old[:shared])
+        assert torch.equal(own[shared:-1], fresh[name][shared:-1])
+        assert torch.equal(own[-1], old[-1])
     assert torch.equal(model.input_proj.weight, given.input_proj.weight)
+
+
+class Queries(nn.Module):
+    """Queries, and the heads of a Deformable DETR, which have no row for "no object"."""
+
+    def __init__(self, queries: int, classes: int) -> None:
+        super().__init__()
+        self.query_embed = nn.Embedding(queries, 4)
+        self.class_embed = nn.ModuleList(nn.Linear(4, classes) for _ in range(2))
+
+
+@pytest.mark.parametrize(("queries", "given_queries"), [(5, 3), (3, 5)])
+def test_of_other_queries_the_first_rows_are_taken(queries: int, given_queries: int) -> None:
+    model, given = Queries(queries, 6), Queries(given_queries, 4)
+    fresh = model.query_embed.weight.clone()
+    report = load_state_dict(model, given.state_dict())
+    assert len(report.resized) == 5
+    shared = min(queries, given_queries)
+    assert torch.equal(model.query_embed.weight[:shared], given.query_embed.weight[:shared])
+    assert torch.equal(model.query_embed.weight[shared:], fresh[shared:])
+    assert torch.equal(model.class_embed[1].weight[:4], given.class_embed[1].weight)
+
+
+def test_counts_of_batch_norms_are_left_out() -> None:
+    model, given = Head(), Head()
+    state = {**given.state_dict(), "input_proj.num_batches_tracked": torch.tensor(3)}
+    assert load_state_dict(model, state) == LoadReport(ignored=("input_proj.num_batches_tracked",))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+def test_numbers_of_another_kind_are_refused(dtype: torch.dtype) -> None:
+    state = {**Head().state_dict(), "input_proj.bias": torch.ones(4).to(dtype)}
+    with pytest.raises(ValueError, match=rf"input_proj.bias: expected torch.float32; got {dtype}"):
+        load_state_dict(Head(), state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_floating_point_numbers_are_widened(dtype: torch.dtype) -> None:
+    model, given = Head(), Head()
+    load_state_dict(model, {name: x.to(dtype) for name, x in given.state_dict().items()})
+    assert torch.equal(model.input_proj.weight, given.input_proj.weight.to(dtype).float())
 
 
 def test_other_differences_are_errors() -> None:

@@ -13,9 +13,13 @@ from detr_fast.checkpoints.kinds import describe
 
 logger = logging.getLogger(__name__)
 
-# buffers of official losses, and of Swin windows, which some official state dicts carry along
-IGNORED = re.compile(r"^criterion\.|\.(relative_position_index|attn_mask)$")
+# buffers of losses, of Swin windows and of batch norms that count, which some state dicts carry along
+IGNORED = re.compile(r"^criterion\.|\.(relative_position_index|attn_mask|num_batches_tracked)$")
+# a row for each class; "no object" is the last one where the head is shared by all layers
 CLASS_HEAD = re.compile(r"(^|\.)class_embed(\.\d+)?\.(weight|bias)$")
+NO_OBJECT = re.compile(r"(^|\.)class_embed\.(weight|bias)$")
+# a row for each query
+QUERIES = re.compile(r"(^|\.)query_(embed|feat)\.weight$")
 
 # what the official code renamed
 RENAMED = (
@@ -28,12 +32,12 @@ RENAMED = (
 class LoadReport:
     """What loading a state dict did beyond copying every entry.
 
-    reinitialized: class-head parameters that keep their fresh values, because the class counts differ.
+    resized: class heads and queries of another count, of which the first rows were taken.
     ignored: entries that belong to no model, such as a criterion's class weights.
     missing: parameters that the state dict lacks, unexpected: entries that the model lacks (`strict=False`).
     """
 
-    reinitialized: tuple[str, ...] = ()
+    resized: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
@@ -52,40 +56,58 @@ def official_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def load_state_dict(model: nn.Module, state: Mapping[str, Tensor], *, strict: bool = True) -> LoadReport:
     """Loads `state` into `model` and says what was special; older official names count as today's.
 
-    A class head of another class count keeps its fresh values, with a warning, so that a trained model can be
-    fine-tuned on other classes. Any other difference raises ValueError, naming what the state dict looks
-    like; `strict=False` loads what fits.
+    Of a class head of another class count, and of queries of another number, the first rows are taken, and
+    "no object" stays the last one; further rows keep their fresh values. So a trained model can be fine-tuned
+    on other classes. Any other difference raises ValueError, naming what the state dict looks like;
+    `strict=False` loads what fits.
     """
     own = model.state_dict(keep_vars=True)
     state = official_names(state)
     ignored = {name for name in state if IGNORED.search(name) and name not in own}
     given = {name: tensor for name, tensor in state.items() if name not in ignored}
     different = {name for name in own.keys() & given.keys() if own[name].shape != given[name].shape}
-    heads = {
-        name for name in different if CLASS_HEAD.search(name) and own[name].shape[1:] == given[name].shape[1:]
+    resized = {
+        name
+        for name in different
+        if (CLASS_HEAD.search(name) or QUERIES.search(name)) and own[name].shape[1:] == given[name].shape[1:]
     }
+    _check_kinds(own, given)
     # some files store a tensor that modules share under one of its names only
     loaded = {id(own[name]) for name in own.keys() & given.keys()}
     missing = sorted(name for name in own.keys() - given.keys() if id(own[name]) not in loaded)
     unexpected = sorted(given.keys() - own.keys())
-    if strict and (missing or unexpected or different - heads):
-        raise ValueError(_explain(model, own, given, missing, unexpected, sorted(different - heads)))
-    model.load_state_dict({n: t for n, t in given.items() if n not in different}, strict=False)
-    if heads:
-        name = min(heads)
-        logger.warning(
-            "class head re-initialised: the checkpoint has %d rows, the model %d (%s)",
-            given[name].shape[0],
-            own[name].shape[0],
-            ", ".join(sorted(heads)),
-        )
-    others = different - heads
+    if strict and (missing or unexpected or different - resized):
+        raise ValueError(_explain(model, own, given, missing, unexpected, sorted(different - resized)))
+    rows = {name: _first_rows(own[name], given[name], name) for name in resized}
+    model.load_state_dict({**{n: t for n, t in given.items() if n not in different}, **rows}, strict=False)
+    for name in sorted(resized):
+        logger.info("%s: %d rows in the state dict, %d in the model", name, len(given[name]), len(own[name]))
+    others = different - resized
     return LoadReport(
-        reinitialized=tuple(sorted(heads)),
+        resized=tuple(sorted(resized)),
         ignored=tuple(sorted(ignored)),
         missing=tuple(sorted({*missing, *others})),
         unexpected=tuple(sorted({*unexpected, *others})),
     )
+
+
+def _first_rows(own: Tensor, given: Tensor, name: str) -> Tensor:
+    """`own` with as many of the first rows of `given` as it takes; "no object" goes to its last row."""
+    rows = own.detach().clone()
+    given = given.to(rows.device, rows.dtype)
+    last = 1 if NO_OBJECT.search(name) and len(rows) and len(given) else 0
+    count = min(len(rows), len(given)) - last
+    rows[:count] = given[:count]
+    rows[len(rows) - last :] = given[len(given) - last :]
+    return rows
+
+
+def _check_kinds(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Copying would round quantised or complex numbers to something else without a word."""
+    for name in own.keys() & given.keys():
+        kinds = [(t.is_floating_point(), t.is_complex()) for t in (own[name], given[name])]
+        if kinds[0] != kinds[1]:
+            raise ValueError(f"state: {name}: expected {own[name].dtype}; got {given[name].dtype}")
 
 
 def _explain(

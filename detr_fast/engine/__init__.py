@@ -3,7 +3,14 @@
 from detr_fast.engine.config import TrainConfig, train_config
 from detr_fast.engine.detector import Detector, load_detector
 from detr_fast.engine.evaluate import evaluate
-from detr_fast.engine.predict import Found, detect, overlay, predict_files, predict_image
+from detr_fast.engine.predict import (
+    Found,
+    PredictionError,
+    detect,
+    overlay,
+    predict_files,
+    predict_image,
+)
 from detr_fast.engine.recipe import dataset_detector
 from detr_fast.engine.run_folder import FolderInUseError
 from detr_fast.engine.stopping import Interrupted
@@ -21,6 +28,7 @@ __all__ = [
     "Found",
     "Interrupted",
     "NonFiniteLossError",
+    "PredictionError",
     "TrainConfig",
     "Trainer",
     "coco_metrics",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detr_fast.checkpoints import describe, load_state_dict, read_checkpoint, read_file
+from detr_fast.checkpoints import describe, load_state_dict, open_checkpoint, options_in
 from detr_fast.data.transforms import MAX_SIZE, SCALES
 from detr_fast.engine.coco_categories import coco_categories
 from detr_fast.families import FAMILIES, check_task, family_in, family_of, model_config
@@ -30,6 +30,7 @@ class Detector:
         family: of `FAMILIES`.
         task_name: one that the family does.
         things: of a model that was trained on things and stuff, the labels of things; None for all others.
+        remarks: a line for each thing that a person should know about the file that the model is from.
     """
 
     model: nn.Module
@@ -39,6 +40,7 @@ class Detector:
     family: str = "detr"
     task_name: str = "detection"
     things: frozenset[int] | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -114,31 +116,38 @@ def load_detector(
     model: str | None = None,
     task: str | None = None,
     device: torch.device | str = "cpu",
+    allow_non_finite: bool = False,
 ) -> Detector:
     """A model from a checkpoint of this package's training, or from an official one.
 
     Args:
-        path: the file. An official one tells its sizes by its `args` or, without them, by its shapes.
+        path: the file. An official one tells its sizes by its shapes, and what has no shape by its `args`.
         model: a name of `MODELS` that the file must fit: a family, or one of its variants, which also tells
             what an official file without `args` does not (dilation has no shape).
         task: what to use it for; by default what it was trained for.
         device: where to put it.
+        allow_non_finite: take weights that are NaN or infinite, too.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is no checkpoint of a known family, or of another one than `model`, or the model does
             not do the task.
     """
-    content = read_file(path)
-    state = read_checkpoint(path)
+    checkpoint = open_checkpoint(path, allow_non_finite=allow_non_finite)
+    content, remarks = checkpoint.content, checkpoint.remarks
     try:
         if isinstance(content, Mapping) and "detector" in content:
-            detector = _described(content["detector"], model).with_task(task)
+            detector, remarks = _described(content["detector"], model).with_task(task), ()
         else:
-            detector = _official(content, state, model, task)
-        load_state_dict(detector.model, state)
+            detector = _official(options_in(content), checkpoint.state, model, task)
+        report = load_state_dict(detector.model, checkpoint.state)
+        if report.resized:
+            raise ValueError(f"its description does not fit the sizes of {', '.join(report.resized[:3])}")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: a description that this version cannot read: {error!r}") from error
+    detector.remarks = tuple(f"{path}: {remark}" for remark in remarks)
     detector.model.to(device).eval()
     return detector
 
@@ -166,7 +175,7 @@ def _described(about: Mapping[str, Any], model: str | None) -> Detector:
     )
 
 
-def _official(content: Any, state: Mapping[str, Tensor], model: str | None, task: str | None) -> Detector:
+def _official(args: Any, state: Mapping[str, Tensor], model: str | None, task: str | None) -> Detector:
     """A detector from an official file. The class count tells its classes and task, or nobody does."""
     name = family_in(state)
     wanted = None if model is None else family_of(model)
@@ -176,7 +185,7 @@ def _official(content: Any, state: Mapping[str, Tensor], model: str | None, task
         raise ValueError(f"model: expected a checkpoint of {expected}; got {found}")
     family = FAMILIES[name]
     variant = None if model in (None, name) else model.removeprefix(f"{name}-")
-    config = family.official_config(state, content.get("args"), variant)
+    config = family.official_config(state, args, variant)
     categories, things, likely = coco_categories(config.num_classes)
     if task is None and likely in family.tasks:
         task = likely

@@ -11,15 +11,24 @@ from typing import Any
 import torch
 from PIL import Image
 
-from detr_fast.data import image_to_tensor, load_image, resized_size
+from detr_fast.data import ImageError, image_to_tensor, load_image, resized_size
 from detr_fast.drawing.attention import attention_pictures
 from detr_fast.drawing.boxes import draw_detections
 from detr_fast.engine.detector import Detector
+from detr_fast.engine.outputs import check_not_inputs, distinct_stems
 from detr_fast.engine.progress import progress
 from detr_fast.families import decoder_attention
 from detr_fast.families.results import Geometry
 from detr_fast.structures import PaddedImages
 from detr_fast.tasks import Record
+
+
+class PredictionError(ValueError):
+    """Files that nothing could be predicted for; `failures` holds (file, reason) of each."""
+
+    def __init__(self, failures: Sequence[tuple[str, str]]) -> None:
+        super().__init__(f"{len(failures)} files could not be used: " + "; ".join(why for _, why in failures))
+        self.failures = tuple(failures)
 
 
 @dataclass(frozen=True)
@@ -135,13 +144,26 @@ def predict_files(
             and with `attention` `attention/<name>.png`, as `Found.attention` draws it.
         attention: draw that too; not for semantic tasks.
 
+    Files that cannot be used are left out; when all others are done, one error lists them.
+
     Raises:
-        FileNotFoundError, ImageError: naming the file.
+        ValueError: a result would be written over one of the files; nothing has been written.
+        PredictionError: after the last record, where files could not be used.
     """
-    names = _distinct_stems([Path(file) for file in files])
+    paths = [Path(file) for file in files]
+    names = distinct_stems(paths)
+    if output is not None:
+        places = ("", "ids/", "attention/") if attention else ("", "ids/")
+        written = [output / f"{place}{name}.png" for name in names for place in places]
+        check_not_inputs([*written, output / "predictions.json"], paths)
+    failures: list[tuple[str, str]] = []
     for file, name in zip(progress(files, desc="predict", unit="image"), names, strict=True):
-        image = load_image(file, exif_transpose=True)
-        found = predict_image(detector, image, threshold)
+        try:
+            image = load_image(file, exif_transpose=True)
+            found = predict_image(detector, image, threshold)
+        except (ImageError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+            failures.append((str(file), str(error) or "not enough memory"))
+            continue
         record: Record = {"file": str(file), "width": image.width, "height": image.height}
         record[detector.task.records_key] = found.records
         if output is not None:
@@ -155,15 +177,5 @@ def predict_files(
                 (output / "attention").mkdir(exist_ok=True)
                 picture.save(output / "attention" / f"{name}.png")
         yield record
-
-
-def _distinct_stems(files: Sequence[Path]) -> list[str]:
-    """The files' stems, and `<stem>_2` ... where several files have the same one."""
-    names: list[str] = []
-    for file in files:
-        name, count = file.stem, 1
-        while name in names:
-            count += 1
-            name = f"{file.stem}_{count}"
-        names.append(name)
-    return names
+    if failures:
+        raise PredictionError(failures)

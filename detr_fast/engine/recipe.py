@@ -31,12 +31,14 @@ class ModelChoice:
 
     Args:
         name: of `MODELS`; by default the architecture of `weights`, else detr-r50.
-        weights: a checkpoint to start from; a class head of another size starts afresh.
+        weights: a checkpoint to start from. Where it has other numbers of classes or queries, the first rows
+            are taken.
         backbone_weights: an ImageNet file to start the backbone from.
         frozen_weights: a trained DETR that a DETR for segmentation keeps as it is and learns a mask head for.
         num_classes: by default what the data needs.
         num_queries: by default the model's.
         task: by default that of `weights`, else the family's first.
+        allow_non_finite: take weights that are NaN or infinite, too.
     """
 
     name: str | None = None
@@ -46,6 +48,7 @@ class ModelChoice:
     num_queries: int | None = None
     task: str | None = None
     frozen_weights: Path | None = None
+    allow_non_finite: bool = False
 
     def starting_point(self) -> StartingPoint:
         """Reads `weights` or `frozen_weights`, where given."""
@@ -59,9 +62,11 @@ class ModelChoice:
             return StartingPoint(
                 self, family, check_task(family, self.task), FAMILIES[family].contiguous_labels
             )
-        trained = load_detector(self.weights, model=self.name)
+        trained = load_detector(self.weights, model=self.name, allow_non_finite=self.allow_non_finite)
         task = check_task(trained.family, self.task or trained.task_name)
-        return StartingPoint(self, trained.family, task, trained.contiguous_labels, trained.model)
+        return StartingPoint(
+            self, trained.family, task, trained.contiguous_labels, trained.model, trained.remarks
+        )
 
     def _around_frozen(self, path: Path) -> StartingPoint:
         outer = {name: family for name, family in FAMILIES.items() if family.frozen is not None}
@@ -72,10 +77,14 @@ class ModelChoice:
             raise ValueError(
                 f"frozen_weights: expected the model {expected} around them; got {family_of(name)}"
             )
-        trained = load_detector(path, model=name.replace(family.name, family.frozen.family, 1))
+        trained = load_detector(
+            path,
+            model=name.replace(family.name, family.frozen.family, 1),
+            allow_non_finite=self.allow_non_finite,
+        )
         model = family.frozen.around(trained.model)
         task = check_task(family.name, self.task)
-        return StartingPoint(self, family.name, task, trained.contiguous_labels, model)
+        return StartingPoint(self, family.name, task, trained.contiguous_labels, model, trained.remarks)
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,7 @@ class StartingPoint:
     Args:
         contiguous_labels: whether labels are 0, 1, ... rather than the category ids, as `trained` has it.
         trained: the model of the choice's weights.
+        remarks: what a person should know about their file.
     """
 
     choice: ModelChoice
@@ -92,6 +102,7 @@ class StartingPoint:
     task: str
     contiguous_labels: bool
     trained: nn.Module | None = None
+    remarks: tuple[str, ...] = ()
 
     def build(self, num_classes: int) -> tuple[nn.Module, list[str]]:
         """The model with its starting weights, and remarks on what was special about them."""
@@ -109,13 +120,17 @@ class StartingPoint:
                 f"queries, but {num_classes} and {num_queries} are needed, which a frozen model cannot learn"
             )
         model = family.model(dataclasses.replace(trained, num_classes=num_classes, num_queries=num_queries))
-        report = load_state_dict(model, self.trained.state_dict())
-        if not report.reinitialized:
-            return model, []
-        return model, [
-            f"{choice.weights}: has {trained.num_classes} classes and the data {num_classes}: "
-            "the class head starts afresh"
+        load_state_dict(model, self.trained.state_dict())
+        remarks = [
+            f"{choice.weights}: has {old} {what} and {new} are needed: the first {min(old, new)} are taken"
+            + (", the others start afresh" if new > old else "")
+            for what, old, new in (
+                ("classes", trained.num_classes, num_classes),
+                ("queries", trained.num_queries, num_queries),
+            )
+            if old != new
         ]
+        return model, [*self.remarks, *remarks]
 
 
 @dataclass(frozen=True)

@@ -59,5 +59,4 @@ FAMILY = Family(
     contiguous_labels=True,
     training={"epochs": 50, "lr": 2e-4, "lr_backbone": 2e-5, "lr_drop": 40},
     parameter_groups=_groups,
-    official_args=DeformableDETRConfig.from_official_args,
 )

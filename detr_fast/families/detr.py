@@ -52,5 +52,4 @@ FAMILY = Family(
     attention=detr_attention,
     masks=False,
     contiguous_labels=False,
-    official_args=DETRConfig.from_official_args,
 )

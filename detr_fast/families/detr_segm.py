@@ -73,6 +73,5 @@ FAMILY = Family(
     contiguous_labels=False,
     training={"epochs": 25, "lr_drop": 15},
     parameter_groups=partial(backbone_groups, prefix="detr.backbone."),
-    official_args=DETRSegmConfig.from_official_args,
     frozen=Frozen("detr", _around_frozen),
 )

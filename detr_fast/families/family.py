@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 from torch import Tensor, nn
 
 from detr_fast.families.results import Decode
+from detr_fast.models.common import official_options
 from detr_fast.models.decoder_attention import AttentionSource
 
 Groups: TypeAlias = list[dict[str, Any]]
@@ -83,8 +83,6 @@ class Family:
         augmentation: of training images.
         training: where the family's training differs from the defaults of `TrainConfig`.
         parameter_groups: the optimizer's groups, from model and settings.
-        official_args: the configuration from the `args` in official checkpoints and the number of classes;
-            None where they hold none.
         frozen: the family whose trained models this one can be trained around.
     """
 
@@ -101,7 +99,6 @@ class Family:
     augmentation: Literal["detr", "lsj"] = "detr"
     training: Mapping[str, Any] = field(default_factory=dict)
     parameter_groups: Callable[[nn.Module, OptimizerSettings], Groups] = backbone_groups
-    official_args: Callable[[Any, int], Any] | None = None
     frozen: Frozen | None = None
 
     @property
@@ -120,14 +117,16 @@ class Family:
 
         Args:
             state: with the official names.
-            args: the options that the file was trained with, where it holds them.
+            args: the options that the file was trained with, where it holds them. They count for what
+                tensor shapes do not tell.
             variant: a name of `variants` that tells what tensor shapes cannot; it goes before `args`.
         """
-        config = self.config.from_state_dict(state)
+        told = {} if args is None else official_options(self.config, args)
+        told.pop("backbone", None)
         if variant is not None:
             named = self.config(**self.variants[variant])
-            fields = {name: getattr(named, name) for name in SHAPELESS if hasattr(named, name)}
-            return dataclasses.replace(config, **fields)
-        if args is not None and self.official_args is not None:
-            return self.official_args(args, config.num_classes)
-        return config
+            told.update({name: getattr(named, name) for name in SHAPELESS if hasattr(named, name)})
+        config = self.config.from_state_dict(state)
+        determined = self.config.sizes_in(state, told).keys() - SHAPELESS
+        told = {name: value for name, value in told.items() if name not in determined}
+        return self.config.from_state_dict(state, **told) if told else config

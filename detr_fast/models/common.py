@@ -53,8 +53,12 @@ class ModelConfig:
 
 
 def official_options(config: type[ModelConfig], args: Any) -> dict[str, Any]:
-    """Those of the `args` (a namespace or mapping) of an official checkpoint that are fields of `config`."""
-    values = args if isinstance(args, Mapping) else vars(args)
+    """Those of the `args` (a namespace or mapping) of an official checkpoint that are fields of `config`.
+
+    The official code tells a frozen detector by the file that it is from.
+    """
+    values = dict(args) if isinstance(args, Mapping) else dict(vars(args))
+    values.setdefault("frozen_detector", values.get("frozen_weights") is not None)
     names = {field.name for field in fields(config)}
     return {name: value for name, value in values.items() if name in names}
 

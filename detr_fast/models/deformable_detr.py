@@ -113,7 +113,7 @@ class DeformableDETRConfig(ModelConfig):
             "enc_layers": count_modules(state, "transformer.encoder.layers"),
             "dec_layers": count_modules(state, "transformer.decoder.layers"),
             "dim_feedforward": state["transformer.decoder.layers.0.linear2.weight"].shape[1],
-            "num_queries": cls.num_queries if two_stage else state["query_embed.weight"].shape[0],
+            **({} if two_stage else {"num_queries": state["query_embed.weight"].shape[0]}),
             "num_classes": state["class_embed.0.weight"].shape[0],
             "num_feature_levels": levels,
             "with_box_refine": two_stage or "transformer.decoder.bbox_embed.0.layers.0.weight" in state,

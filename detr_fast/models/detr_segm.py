@@ -42,13 +42,6 @@ class DETRSegmConfig(DETRConfig):
             raise ValueError(f"hidden_dim: expected at least 16, for the mask head; got {self.hidden_dim}")
 
     @classmethod
-    def from_official_args(cls, args: Any, num_classes: int = 91) -> DETRSegmConfig:
-        """As of `DETRConfig`; `frozen_weights` among them freezes the detector."""
-        values = dict(args) if isinstance(args, Mapping) else dict(vars(args))
-        values["frozen_detector"] = values.get("frozen_weights") is not None
-        return super().from_official_args(values, num_classes)
-
-    @classmethod
     def sizes_in(cls, state: Mapping[str, Tensor], overrides: Mapping[str, Any]) -> dict[str, Any]:
         nheads = state["mask_head.lay1.weight"].shape[0] - state["bbox_attention.k_linear.weight"].shape[0]
         detector = {name.removeprefix("detr."): t for name, t in state.items() if name.startswith("detr.")}

@@ -75,7 +75,7 @@ def test_fine_tuning_from_other_classes(data: Path, trained: Path, tmp_path: Pat
         "train", "--data", data, "--output", tmp_path, "--weights", trained / "best.pt",
         "--epochs", 1, "--no-evaluate", "--num-classes", 20, *SMALL,
     ]  # fmt: skip
-    assert "has 8 classes and the data 20: the class head starts afresh" in ok(*arguments)
+    assert "has 8 classes and 20 are needed: the first 8 are taken, the others start afresh" in ok(*arguments)
     assert not (tmp_path / "best.pt").exists()
 
 

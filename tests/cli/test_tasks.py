@@ -112,7 +112,7 @@ def test_resuming_and_fine_tuning(data: Path, runs: dict[tuple[str, str], Path],
     ok(*train, *options, "--epochs", 2, "--resume")
     weights = ["--weights", run / "last.pt", "--epochs", 1, "--no-evaluate"]
     text = ok(*train, *weights, "--output", tmp_path / "a", "--num-classes", 9)
-    assert "has 7 classes and the data 9: the class head starts afresh" in text
+    assert "has 7 classes and 9 are needed: the first 7 are taken, the others start afresh" in text
     content = torch.load(tmp_path / "a" / "last.pt")
     assert content["detector"]["task"] == "semantic"
     assert content["detector"]["family"] == "mask2former"

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,19 +76,97 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         load_detector(tmp_path / "absent.pth")
 
 
-def test_fine_tuning_starts_a_fresh_class_head(tmp_path: Path) -> None:
+def test_fine_tuning_takes_the_first_rows(tmp_path: Path) -> None:
     model = detr(num_classes=8)
     about = Detector(model, {}, SIZE, SIZE).description()
     torch.save({"model": model.state_dict(), "detector": about}, tmp_path / "a.pt")
     same, remarks = ModelChoice(weights=tmp_path / "a.pt").starting_point().build(8)
     assert remarks == []
     assert torch.equal(same.class_embed.weight, model.class_embed.weight)
-    other, remarks = ModelChoice(weights=tmp_path / "a.pt").starting_point().build(3)
-    assert "has 8 classes and the data 3: the class head starts afresh" in remarks[0]
-    assert other.class_embed.weight.shape[0] == 4
-    assert torch.equal(other.query_embed.weight, model.query_embed.weight)
+    other, remarks = ModelChoice(weights=tmp_path / "a.pt", num_queries=7).starting_point().build(3)
+    path = tmp_path / "a.pt"
+    assert remarks == [
+        f"{path}: has 8 classes and 3 are needed: the first 3 are taken",
+        f"{path}: has 5 queries and 7 are needed: the first 5 are taken, the others start afresh",
+    ]
+    assert other.config.num_queries == 7
+    assert torch.equal(other.class_embed.weight[:3], model.class_embed.weight[:3])
+    assert torch.equal(other.class_embed.weight[3], model.class_embed.weight[8])
+    assert torch.equal(other.query_embed.weight[:5], model.query_embed.weight)
+    assert other.query_embed.weight[5:].std() > 0.5
     with pytest.raises(ValueError, match="expected one of them"):
         ModelChoice(weights=tmp_path / "a.pt", backbone_weights=tmp_path / "b.pt").starting_point()
+
+
+def official_detr(**changes: Any) -> DETR:
+    torch.manual_seed(1)
+    return DETR(DETRConfig(**{"backbone": "resnet18", "num_queries": 9, **SMALL, **changes}))
+
+
+@pytest.mark.parametrize("args", [{}, {"lr": 1e-4}, {"dropout": 0.3}, {"hidden_dim": 256, "dec_layers": 6}])
+def test_shapes_go_before_args(args: dict[str, Any], tmp_path: Path) -> None:
+    model = official_detr()
+    content = {"model": model.state_dict(), "args": argparse.Namespace(**args, nheads=4, backbone="other")}
+    torch.save(content, tmp_path / "c.pth")
+    loaded = load_detector(tmp_path / "c.pth")
+    assert loaded.config == dataclasses.replace(model.config, dropout=args.get("dropout", 0.1))
+    content["args"] = vars(content["args"])
+    torch.save(content, tmp_path / "c.pth")
+    assert load_detector(tmp_path / "c.pth").config == loaded.config
+
+
+def test_wrapped_files_say_what_was_taken(tmp_path: Path) -> None:
+    model = official_detr(nheads=8)
+    state = {f"module.{name}": x for name, x in model.state_dict().items()}
+    state["module.backbone.0.body.bn1.num_batches_tracked"] = torch.tensor(5)
+    torch.save({"ema": {"module": state}, "args": None}, tmp_path / "c.pth")
+    loaded = load_detector(tmp_path / "c.pth")
+    for name, value in loaded.model.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+    assert loaded.remarks == (
+        f"{tmp_path / 'c.pth'}: the weights of the entry 'ema.module' were taken",
+        f"{tmp_path / 'c.pth'}: 'module.' was removed from the names",
+    )
+
+
+def test_other_kinds_of_models_are_named(tmp_path: Path) -> None:
+    for names, kind in (
+        (("bbox_head.fc_cls.weight", "backbone.layer4.0.conv1.weight"), "an mmdetection model"),
+        (("model.0.conv.weight", "model.22.cv2.0.bias"), r"an ultralytics \(YOLO\) model"),
+        (("model.backbone.conv_encoder.model.conv1.weight",), "a Hugging Face transformers model"),
+    ):
+        torch.save({"state_dict": {name: torch.ones(2) for name in names}}, tmp_path / "c.pth")
+        with pytest.raises(ValueError, match=rf"c\.pth: model: .*got what looks like {kind}"):
+            load_detector(tmp_path / "c.pth")
+
+
+def test_descriptions_that_do_not_fit(tmp_path: Path) -> None:
+    model = detr()
+    about = Detector(model, {}, SIZE, SIZE).description()
+    for wrong, message in (
+        ({**about, "config": {**about["config"], "num_queries": 6}}, "does not fit the sizes of query_embed"),
+        (
+            {**about, "config": {**about["config"], "hidden": 6}},
+            "version cannot read",
+        ),
+        ({}, "version cannot read"),
+        ([], "version cannot read"),
+    ):
+        torch.save({"model": model.state_dict(), "detector": wrong}, tmp_path / "a.pt")
+        with pytest.raises(ValueError, match=rf"a\.pt: .*{message}"):
+            load_detector(tmp_path / "a.pt")
+
+
+def test_weights_that_are_not_finite(tmp_path: Path) -> None:
+    model = detr()
+    with torch.no_grad():
+        model.query_embed.weight[0, 0] = float("nan")
+    about = Detector(model, {}, SIZE, SIZE).description()
+    torch.save({"model": model.state_dict(), "detector": about}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"the first 'query_embed.weight'; .*--allow-non-finite"):
+        ModelChoice(weights=tmp_path / "a.pt").starting_point()
+    ModelChoice(weights=tmp_path / "a.pt", allow_non_finite=True).starting_point()
+    assert load_detector(tmp_path / "a.pt", allow_non_finite=True).model.query_embed.weight.isnan().any()
 
 
 def test_a_run_is_not_overwritten(tmp_path: Path) -> None:

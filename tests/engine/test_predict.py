@@ -10,9 +10,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from detr_fast.data import ImageError
 from detr_fast.drawing.boxes import class_color, draw_detections
-from detr_fast.engine import Detector, detect, predict_files
+from detr_fast.engine import Detector, PredictionError, detect, predict_files
 from detr_fast.structures import PaddedImages, Predictions
 from tests.engine.tiny import SIZE, detr
 
@@ -80,10 +79,69 @@ def test_files_of_every_kind(detector: Detector, tmp_path: Path) -> None:
 def test_bad_files_are_named(detector: Detector, tmp_path: Path) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "whole.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:300])
-    with pytest.raises(ImageError, match=r"cut\.jpg"):
+    with pytest.raises(PredictionError, match=r"1 files could not be used: .*cut\.jpg"):
         list(predict_files(detector, [tmp_path / "cut.jpg"]))
-    with pytest.raises(FileNotFoundError, match=r"absent\.jpg: no such image file"):
+    with pytest.raises(PredictionError, match=r"absent\.jpg: no such image file"):
         list(predict_files(detector, [tmp_path / "absent.jpg"]))
+
+
+def test_bad_files_cost_no_results(detector: Detector, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.jpg")
+    Image.new("RGB", (64, 64)).save(tmp_path / "b.jpg")
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "folder.png").mkdir()
+    files = [tmp_path / n for n in ("empty.png", "a.jpg", "text.png", "absent.jpg", "folder.png", "b.jpg")]
+    records = []
+    predicted = predict_files(detector, files, output=tmp_path / "out")
+    records.append(next(predicted))
+    records.append(next(predicted))
+    with pytest.raises(PredictionError) as caught:
+        next(predicted)
+    assert [record["file"] for record in records] == [str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")]
+    assert [file for file, _ in caught.value.failures] == [str(files[i]) for i in (0, 2, 3, 4)]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize("how", ["same", "symlink", "hard link", "linked folder", "ids", "json", "to come"])
+def test_nothing_is_written_over_an_input(
+    how: str, detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source, output = Path("a.png"), Path("out")
+    Image.effect_noise((40, 30), 50).convert("RGB").save(source)
+    output.mkdir()
+    files = [source]
+    if how == "same":
+        output = Path()
+    elif how == "symlink":
+        (output / "a.png").symlink_to("../a.png")
+    elif how == "hard link":
+        (output / "a.png").hardlink_to(source)
+    elif how == "linked folder":
+        output = Path("elsewhere")
+        output.symlink_to(".")
+    elif how == "ids":
+        (output / "ids").symlink_to("..")
+    elif how == "json":
+        (output / "predictions.json").hardlink_to(source)
+    else:
+        files = [source, output / "a.png"]  # the second is what the first would leave
+    before = source.read_bytes()
+    with pytest.raises(ValueError, match=r"output: .* would be written over the input .*a\.png"):
+        list(predict_files(detector, files, output=output))
+    assert source.read_bytes() == before
+    assert not (Path("out") / "b.png").exists()
+
+
+def test_equal_stems_get_names_of_their_own(detector: Detector, tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("x/a.png", "y/a.jpg", "y/a_2.png", "z/A.png")]
+    for width, file in enumerate(files, start=10):
+        file.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (width, 8)).save(file)
+    list(predict_files(detector, files, output=tmp_path / "out"))
+    widths = {path.name: Image.open(path).width for path in (tmp_path / "out").iterdir()}
+    assert widths == {"a.png": 10, "a_2.png": 11, "a_2_2.png": 12, "A_3.png": 13}
 
 
 def test_real_model_runs() -> None:

@@ -273,6 +273,6 @@ def test_shared_tensors_under_one_name() -> None:
 
 def test_fine_tuning_on_other_classes() -> None:
     report = load_state_dict(make(replace(TWO_STAGE, num_classes=2)), make(TWO_STAGE).state_dict())
-    assert len(report.reinitialized) == 2 * 2 * 3
-    assert all("class_embed." in name for name in report.reinitialized)
+    assert len(report.resized) == 2 * 2 * 3
+    assert all("class_embed." in name for name in report.resized)
     assert not report.missing

@@ -223,11 +223,11 @@ def test_checkpoints_of_other_families() -> None:
 
 
 @BOTH
-def test_class_heads_start_afresh_for_other_classes(config: Config) -> None:
+def test_class_heads_are_resized_for_other_classes(config: Config) -> None:
     given, model = make(config), make(replace(config, num_classes=7))
     report = load_state_dict(model, given.state_dict())
     head = "sem_seg_head.predictor.class_embed."
-    assert report == LoadReport(reinitialized=(f"{head}bias", f"{head}weight"))
+    assert report == LoadReport(resized=(f"{head}bias", f"{head}weight"))
 
 
 @BOTH
