@@ -29,6 +29,7 @@ from benchmarks.suite import (
 from detr_fast.machine import torch_threads
 
 SEED = 0
+ALL_THREADS = torch.get_num_threads()  # before a run sets others
 WEIGHTY_US = 5000.0  # of a slower kernel the call time says nothing
 TIME_WAS_UP = "time was up"
 
@@ -144,7 +145,7 @@ class Subject:
         pass_ = FORWARD_BACKWARD if pass_ == BACKWARD else pass_
         try:
             if pass_ not in self._expected:
-                with torch_threads(os.cpu_count() or 1):
+                with torch_threads(ALL_THREADS):
                     self._expected[pass_] = self.suite.contract.expected(self.to_check, pass_)
             call = contender.prepare(self.to_check, pass_)
             if contender.compiles_s:
