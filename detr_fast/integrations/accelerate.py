@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detr_fast.integrations import attention, losses, mask_losses
+from detr_fast.integrations import attention, losses, mask_losses, official_matcher
 from detr_fast.integrations.swap import unswap
 from detr_fast.ops.box_match_cost import OPERATOR as BOX_MATCH_COST
 from detr_fast.ops.mask_match_cost import OPERATOR as MASK_MATCH_COST
@@ -18,8 +18,8 @@ from detr_fast.ops.ms_deform_attn import OPERATOR as MS_DEFORM_ATTN
 from detr_fast.ops.operator import ORDER, Operator
 
 _LOOKED_FOR = (
-    f"transformers' attention modules ({attention.CORE}, ...{attention.WRAPPER}), "
-    "their detection losses and mask criteria"
+    f"transformers' attention modules ({attention.CORE}, ...{attention.WRAPPER}), detection losses and mask "
+    f"criteria, or Deformable-DETR's {attention.OFFICIAL} and HungarianMatcher"
 )
 
 
@@ -74,7 +74,7 @@ def accelerate(model: nn.Module, strict: bool = True) -> Report:
     report = Report(type(model).__name__)
     _attention(model, report)
     _losses(model, report)
-    _mask_losses(model, report)
+    _criteria(model, report)
     if strict and not report.replaced and not report.skipped:
         hint = ""
         if isinstance(model, (torch.jit.ScriptModule, torch.fx.GraphModule)):
@@ -108,7 +108,7 @@ def _attention(model: nn.Module, report: Report) -> None:
     recorded = _recorded(model)
     inside: tuple[str, ...] = ()
     for path, module in model.named_modules():
-        if isinstance(module, (attention.FusedAttention, attention.CoreAttention)):
+        if isinstance(module, attention.REPLACEMENTS):
             report.skipped.append((path, "already accelerated"))
             inside += (f"{path}.",)
         elif attention.known_class(module) and not path.startswith(inside):
@@ -140,17 +140,16 @@ def _losses(model: nn.Module, report: Report) -> None:
             report.skipped.append((name, chosen))
 
 
-def _mask_losses(model: nn.Module, report: Report) -> None:
+def _criteria(model: nn.Module, report: Report) -> None:
     for path, module in model.named_modules():
-        if isinstance(module, mask_losses.StackedMaskLoss):
+        if isinstance(module, (mask_losses.StackedMaskLoss, official_matcher.OfficialMatcher)):
             report.skipped.append((path, "already accelerated"))
         elif mask_losses.known(module):
-            _replace(
-                path,
-                module,
-                why_not_served(MASK_MATCH_COST, module.empty_weight) or mask_losses.choose(module),
-                report,
-            )
+            reason = why_not_served(MASK_MATCH_COST, module.empty_weight)
+            _replace(path, module, reason or mask_losses.choose(module), report)
+        elif official_matcher.known(module):
+            reason = why_not_served(BOX_MATCH_COST, _first(module, model))
+            _replace(path, module, reason or official_matcher.choose(module), report)
 
 
 def _replace(path: str, module: nn.Module, chosen: type[Any] | str, report: Report) -> bool:

@@ -1,15 +1,17 @@
-"""Multi-scale deformable attention modules of transformers, run by our operator.
+"""Multi-scale deformable attention modules of other code bases, run by our operator.
 
-Two kinds are known by name: the wrapper `...MultiscaleDeformableAttention`, whose softmax and arithmetic of
-locations are fused with the sampling, and the core `MultiScaleDeformableAttention`, which has no
-parameters. Whether a class of such a name means what we take it for is not read off a version: each is run
-on a small random input beside ours, and left alone where the two differ.
+Three kinds are known by name. Of transformers the wrapper `...MultiscaleDeformableAttention`, whose softmax
+and arithmetic of locations are fused with the sampling, and the core `MultiScaleDeformableAttention`, which
+has no parameters; of Deformable-DETR and the many that copy its `ops` the module `MSDeformAttn`. Whether a
+class of such a name means what we take it for is not read off a version: each is run on a small random input
+beside ours, and left alone where the two differ.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from detr_fast.integrations.swap import Replacement, combined
 from detr_fast.ops import ms_deform_attn, ms_deform_attn_fused
 
-CORE, WRAPPER = "MultiScaleDeformableAttention", "MultiscaleDeformableAttention"
+CORE, WRAPPER, OFFICIAL = "MultiScaleDeformableAttention", "MultiscaleDeformableAttention", "MSDeformAttn"
 _NEEDED = frozenset(("hidden_states", "encoder_hidden_states", "reference_points", "spatial_shapes_list"))
 _KNOWN = _NEEDED | {
     "attention_mask",
@@ -47,36 +49,82 @@ class FusedAttention(Replacement):
 
     @classmethod
     def attributes(cls, replaced: Any) -> dict[str, Any]:
-        return {"positions": tuple(inspect.signature(replaced.forward).parameters)[1:]}
+        return {"positions": tuple(_names(replaced))}
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         module = cast(Any, self)
         given = dict(zip(self.positions, args, strict=False)) | kwargs
-        query, source = given["hidden_states"], given["encoder_hidden_states"]
+        query = given["hidden_states"]
         if (embeddings := given.get("position_embeddings")) is not None:
             query = query + embeddings
-        value = module.value_proj(source) if hasattr(module, "value_proj") else source
-        if (mask := given.get("attention_mask")) is not None:
-            value = value.masked_fill((mask if self.mask_is_padding else ~mask)[..., None], 0.0)
-        points = points_of(module)
-        form = (module.n_heads, len(points), points[0])
-        offsets = module.sampling_offsets(query).unflatten(-1, (*form, 2))
-        logits = module.attention_weights(query).unflatten(-1, form)
-        reference = given["reference_points"].expand(-1, -1, len(points), -1)
-        scale = getattr(module, "offset_scale", 0.5)
-        output = ms_deform_attn_fused(
-            value.unflatten(-1, (module.n_heads, -1)),
+        output, logits = fused_attention(
+            module,
+            query,
+            given["encoder_hidden_states"],
+            given["reference_points"],
             given["spatial_shapes_list"],
-            reference,
-            offsets if scale == 0.5 or reference.shape[-1] == 2 else offsets * (2 * scale),
-            logits,
+            given.get("attention_mask"),
+            self.mask_is_padding,
         )
-        if hasattr(module, "output_proj"):
-            output = module.output_proj(output)
         if self.weights_for_hooks and not module._forward_hooks and not given.get("output_attentions"):
             return output, None
         weights = logits.flatten(3).softmax(-1)
         return output, weights if hasattr(module, "offset_scale") else weights.view_as(logits)
+
+
+def fused_attention(
+    module: Any,
+    query: Tensor,
+    source: Tensor,
+    reference_points: Tensor,
+    spatial_shapes: Tensor | Sequence[Sequence[int]],
+    mask: Tensor | None,
+    mask_is_padding: bool,
+) -> tuple[Tensor, Tensor]:
+    """The output [B, Q, C] of a module with Deformable DETR's layers, and its logits [B, Q, H, N, P].
+
+    Args:
+        module: has `sampling_offsets`, `attention_weights` and maybe `value_proj`, `output_proj`.
+        query: [B, Q, C], positions added.
+        source: [B, S, C], the maps.
+        reference_points: [B, Q, N or 1, 2 or 4].
+        spatial_shapes: (height, width) of each level.
+        mask: [B, S] bool, or none.
+        mask_is_padding: True in the mask means padding, not content.
+    """
+    value = module.value_proj(source) if hasattr(module, "value_proj") else source
+    if mask is not None:
+        value = value.masked_fill((mask if mask_is_padding else ~mask)[..., None], 0.0)
+    points = points_of(module)
+    form = (module.n_heads, len(points), points[0])
+    offsets = module.sampling_offsets(query).unflatten(-1, (*form, 2))
+    logits = module.attention_weights(query).unflatten(-1, form)
+    scale = getattr(module, "offset_scale", 0.5)
+    if scale != 0.5 and reference_points.shape[-1] == 4:
+        offsets = offsets * (2 * scale)
+    reference_points = reference_points.expand(-1, -1, len(points), -1)
+    value = value.unflatten(-1, (module.n_heads, -1))
+    output = ms_deform_attn_fused(value, spatial_shapes, reference_points, offsets, logits)
+    return module.output_proj(output) if hasattr(module, "output_proj") else output, logits
+
+
+class OfficialAttention(Replacement):
+    """The forward of Deformable-DETR's `MSDeformAttn`, by way of the wrapper's."""
+
+    what = FusedAttention.what
+
+    def forward(
+        self,
+        query: Tensor,
+        reference_points: Tensor,
+        input_flatten: Tensor,
+        input_spatial_shapes: Tensor,
+        input_level_start_index: Tensor,
+        input_padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        return fused_attention(
+            self, query, input_flatten, reference_points, input_spatial_shapes, input_padding_mask, True
+        )[0]
 
 
 class CoreAttention(Replacement):
@@ -97,6 +145,9 @@ class CoreAttention(Replacement):
         return ms_deform_attn(value, value_spatial_shapes_list, sampling_locations, attention_weights)
 
 
+REPLACEMENTS = (FusedAttention, OfficialAttention, CoreAttention)
+
+
 def points_of(module: Any) -> list[int]:
     """Points of each level of a wrapper."""
     for name in ("num_points_list", "n_points_list"):
@@ -106,10 +157,11 @@ def points_of(module: Any) -> list[int]:
 
 
 def known_class(module: nn.Module) -> Any:
-    """The class of transformers that makes this module an attention of either kind; None if it is none."""
+    """The class that makes this module an attention of one of the kinds; None if it is none."""
     for found in type(module).__mro__:
-        if found.__module__.partition(".")[0] in ("transformers", "transformers_modules") and (
-            found.__name__ == CORE or found.__name__.endswith(WRAPPER)
+        ours = found.__module__.partition(".")[0] in ("transformers", "transformers_modules")
+        if found.__name__ == OFFICIAL or (
+            ours and (found.__name__ == CORE or found.__name__.endswith(WRAPPER))
         ):
             return None if issubclass(found, Replacement) else found
     return None
@@ -127,13 +179,15 @@ def choose(module: Any, weights_for_hooks: bool) -> type[Any] | str:
         return f"its class {own.__name__} overrides forward"
     if "forward" in module.__dict__:
         return "another forward is bound to the instance"
-    names = list(inspect.signature(known.forward).parameters)[1:]
+    names = _names(known)
     if known.__name__ == CORE:
-        expected = list(inspect.signature(CoreAttention.forward).parameters)[1:]
-        if names != expected:
-            return _unknown(", ".join(expected), names)
+        if names != _names(CoreAttention):
+            return _unknown(", ".join(_names(CoreAttention)), names)
         return _tried(module, combined(CoreAttention, own), _core_inputs())
-    if not _NEEDED <= set(names) <= _KNOWN:
+    official = known.__name__ == OFFICIAL
+    if official and names != _names(OfficialAttention):
+        return _unknown(", ".join(_names(OfficialAttention)), names)
+    if not official and not _NEEDED <= set(names) <= _KNOWN:
         return _unknown(f"{', '.join(sorted(_NEEDED))} and at most {', '.join(sorted(_KNOWN))}", names)
     linears = [getattr(module, name, None) for name in ("sampling_offsets", "attention_weights")]
     linears += [getattr(module, name) for name in ("value_proj", "output_proj") if hasattr(module, name)]
@@ -145,6 +199,8 @@ def choose(module: Any, weights_for_hooks: bool) -> type[Any] | str:
     points = points_of(module)
     if len(set(points)) != 1:
         return f"its levels have different numbers of points, {points}"
+    if official:
+        return _tried(module, combined(OfficialAttention, own), _official_inputs(module))
     found: type[Any] | str = ""
     for mask_is_padding in (False, True):
         options = (("mask_is_padding", mask_is_padding), ("weights_for_hooks", weights_for_hooks))
@@ -152,6 +208,10 @@ def choose(module: Any, weights_for_hooks: bool) -> type[Any] | str:
         if isinstance(found, type):
             break
     return found
+
+
+def _names(mixin: Any) -> list[str]:
+    return list(inspect.signature(mixin.forward).parameters)[1:]
 
 
 def _unknown(expected: str, names: list[str]) -> str:
@@ -163,7 +223,8 @@ def _tried(module: Any, fast: type[Any], inputs: list[dict[str, Any]]) -> type[A
     replaced = type(module)
     errors = []
     try:
-        twin = copy.deepcopy(module).cpu().float()
+        twin = copy.deepcopy(module).float()
+        device = next((p.device for p in twin.parameters()), torch.device("cpu"))
         with torch.no_grad():
             for part in twin.modules():
                 part._forward_hooks.clear()
@@ -171,6 +232,7 @@ def _tried(module: Any, fast: type[Any], inputs: list[dict[str, Any]]) -> type[A
             for parameter in twin.parameters():
                 parameter.copy_(_random(*parameter.shape, seed=parameter.numel()) - 0.5)
             for given in inputs:
+                given = {key: x.to(device) if isinstance(x, Tensor) else x for key, x in given.items()}
                 try:
                     expected = replaced.forward(twin, **given)
                 except (IndexError, RuntimeError, TypeError, ValueError) as error:
@@ -214,6 +276,23 @@ def _wrapper_inputs(module: Any) -> list[dict[str, Any]]:
         del shared["spatial_shapes"]
     masked = [shared | {"reference_points": x} for x in (reference, reference[..., :2], reference[:, :, :1])]
     return masked + [given | {"attention_mask": None} for given in masked]
+
+
+def _official_inputs(module: Any) -> list[dict[str, Any]]:
+    inputs = []
+    for given in _wrapper_inputs(module):
+        mask, shapes = given["attention_mask"], torch.tensor(given["spatial_shapes_list"])
+        inputs.append(
+            {
+                "query": given["hidden_states"],
+                "reference_points": given["reference_points"],
+                "input_flatten": given["encoder_hidden_states"],
+                "input_spatial_shapes": shapes,
+                "input_level_start_index": shapes.prod(1).cumsum(0) - shapes.prod(1),
+                "input_padding_mask": mask,
+            }
+        )
+    return inputs
 
 
 def _core_inputs() -> list[dict[str, Any]]:
