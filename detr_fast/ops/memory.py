@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-FLOAT_TYPES = (torch.float32, torch.bfloat16, torch.float16)  # that kernels take
 ALIGNMENT = 16  # bytes that a kernel loads and stores at once
 
 

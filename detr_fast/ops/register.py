@@ -24,6 +24,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 _C = torch._C
 _dispatch_modes, _function_modes = _C._len_torch_dispatch_stack, _C._len_torch_function_stack
 _transforms, _is_tracing = _C._are_functorch_transforms_active, _C._is_tracing
+_Transform = _C._functorch.TransformType
 _has_batch = _C._functorch.is_legacy_batchedtensor  # of autograd.grad(..., is_grads_batched=True)
 
 
@@ -90,17 +91,22 @@ class Registered:
     def __call__(self, *arguments: Any, backend: str | None = None) -> Any:
         """The result for checked arguments, in the schema's order."""
         tensors = arguments[: self.tensors]
-        if not ordinary(tensors):
+        wants_gradient = False
+        for tensor in tensors:
+            if tensor is not None:
+                if type(tensor) not in _PLAIN:
+                    return self._recorded(tensors, arguments, backend)
+                if tensor.requires_grad:
+                    wants_gradient = True
+        if watched(tensors[0]):
             return self._recorded(tensors, arguments, backend)
         implementation = self._select(arguments, backend)
         try:
             if self.gradient is not None and not (implementation is self.reference and self.by_autograd):
                 if forward_ad._current_level >= 0 and implementation is not self.reference:
                     self._refuse_duals(tensors)
-                if torch.is_grad_enabled():
-                    for tensor in tensors:
-                        if tensor is not None and tensor.requires_grad:
-                            return _apply(self, implementation, backend, arguments[self.tensors :], *tensors)
+                if wants_gradient and torch.is_grad_enabled():
+                    return _apply(self, implementation, backend, arguments[self.tensors :], *tensors)
             return self.run(implementation, *arguments)
         except NoMemory as error:
             raise ValueError(f"{self._without_memory(tensors)}: {error}") from None
@@ -119,8 +125,17 @@ class Registered:
     def _recorded(self, tensors: Sequence[Any], arguments: Sequence[Any], backend: str | None) -> Any:
         if not torch.compiler.is_compiling():
             if _transforms():
-                if self._select(arguments, backend) is self.reference and not _under_vmap():
-                    return self.run(self.reference, *arguments)  # differentiable in every way
+                kinds = {interpreter.key() for interpreter in _C._functorch.get_interpreter_stack()}
+                if kinds == {_Transform.Functionalize}:
+                    return self.op(*arguments, backend)
+                if _Transform.Functionalize in kinds:
+                    raise NotImplementedError(
+                        f"{self.name} cannot be functionalized inside another transform"
+                    )
+                # by autograd the reference is differentiable in every way; vmap cannot look at its values
+                direct = _Transform.Vmap not in kinds or _Transform.Jvp in kinds
+                if direct and self._select(arguments, backend) is self.reference:
+                    return self.run(self.reference, *arguments)
                 return _Transformed.apply(self, backend, tuple(arguments[self.tensors :]), *tensors)
             if forward_ad._current_level >= 0 and self.gradient is not None:
                 self._refuse_duals(tensors)
@@ -146,8 +161,8 @@ class Registered:
         if any(
             part is None for part in result
         ):  # nothing was asked for; a registered operator returns something all the same
-            empty = self.fake(*inputs)
-            result = [e if r is None else r for r, e in zip(result, empty, strict=True)]
+            fakes = self.fake(*inputs)
+            return tuple(fake if part is None else part for part, fake in zip(result, fakes, strict=True))
         return tuple(result)
 
     def _save(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -206,13 +221,9 @@ class Registered:
         return tuple(results), (0,) * len(results)
 
 
-def ordinary(tensors: Sequence[Any]) -> bool:
-    """Whether nothing records or transforms a call with these tensors."""
-    for tensor in tensors:
-        if tensor is not None and type(tensor) not in _PLAIN:
-            return False
-    first = tensors[0]
-    return not (
+def watched(first: Tensor) -> bool:
+    """Whether something records or transforms all calls, or those with this tensor."""
+    return bool(
         torch.compiler.is_compiling()
         or _dispatch_modes()
         or _function_modes()
@@ -375,11 +386,6 @@ class _Transformed(torch.autograd.Function):
         if ctx.call.gradient is None:
             return ctx.no_tangents
         raise ctx.call._no_forward_mode()
-
-
-def _under_vmap() -> bool:
-    interpreters = _C._functorch.get_interpreter_stack()
-    return any(i.key() == _C._functorch.TransformType.Vmap for i in interpreters)
 
 
 def _fold(tensor: Tensor, batch: Tensor | None, dim: int, size: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,21 +9,6 @@ import torch
 from torch import Tensor
 
 _GROUP = 16  # integers of one launch of the table kernel
-
-
-def why_not_triton(device: torch.device) -> str | None:
-    """Why Triton cannot run kernels on a device, or None where it can."""
-    if device.type != "cuda":
-        return f"runs on a CUDA device, not on {device.type}"
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed; `pip install triton`, or a CUDA build of torch, which brings it"
-    if torch.version.hip is not None:
-        return "was never tested on ROCm"
-    if not torch.cuda.is_available():
-        return "torch finds no CUDA device"
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return "Triton needs compute capability 8.0 or more"
-    return None
 
 
 def launch(kernel: Any, programs: int, num_warps: int, arguments: tuple[Any, ...]) -> None:

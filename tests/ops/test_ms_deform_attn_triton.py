@@ -128,5 +128,9 @@ def test_ms_deform_attn_triton_tiles() -> None:
 
 
 def test_ms_deform_attn_triton_says_why_not() -> None:
-    assert "runs on a CUDA device, not on cpu" in str(triton.why_not(torch.device("cpu"), torch.float32))
-    assert "too coarse for torch.float64" in str(triton.why_not(torch.device("cuda"), torch.float64))
+    assert "runs on a CUDA device, not on cpu" in str(
+        OPERATOR.explain(torch.device("cpu"), torch.float32)["triton"]
+    )
+    assert "too coarse for torch.float64" in str(
+        OPERATOR.explain(torch.device("cuda"), torch.float64)["triton"]
+    )

@@ -245,3 +245,20 @@ def test_meta_tensors(contract: Contract, rng: torch.Generator) -> None:
     call = Call(contract, rng)
     found, expected = call(*(tensor.to("meta") for tensor in call.tensors)), call(*call.tensors)
     assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+
+
+@pytest.mark.parametrize("contract", DIFFERENTIABLE)
+def test_forward_over_vmap_takes_the_reference(contract: Contract, rng: torch.Generator) -> None:
+    call = Call(contract, rng, backend="reference")
+    tangents = torch.randn(2, *call.first.shape, generator=rng)
+
+    def push(tangent: Tensor) -> Tensor:
+        return torch.func.jvp(call.of_first(call.tensors), (call.first,), (tangent,))[1]
+
+    close(torch.vmap(push)(tangents), torch.stack([push(tangent) for tangent in tangents]))
+
+
+@pytest.mark.parametrize("contract", TYPICAL)
+def test_functionalize(contract: Contract, rng: torch.Generator) -> None:
+    call = Call(contract, rng)
+    equal(torch.func.functionalize(call)(*call.tensors), call(*call.tensors))

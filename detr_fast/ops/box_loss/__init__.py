@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from detr_fast.ops.available import on_cpu, on_triton
 from detr_fast.ops.box_loss import cpu, reference, triton
 from detr_fast.ops.checks import check_devices, check_floats, widened
 from detr_fast.ops.matched import check_matched
@@ -14,8 +15,8 @@ from detr_fast.ops.register import differentiable
 
 OPERATOR = Operator(
     "box_loss",
-    Backend("triton", triton, triton.why_not),
-    Backend("cpu", cpu, cpu.why_not),
+    Backend("triton", triton, on_triton()),
+    Backend("cpu", cpu, on_cpu()),
     Backend("reference", reference),
 )
 

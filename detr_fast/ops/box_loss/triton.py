@@ -9,17 +9,9 @@ import torch
 from torch import Tensor
 
 from detr_fast.ops.memory import ready
-from detr_fast.ops.triton_launch import device_table, launch, why_not_triton
+from detr_fast.ops.triton_launch import device_table, launch
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _BLOCK_T = 32
-
-
-def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this backend cannot take tensors of `device` and `dtype`, or None."""
-    if dtype not in _DTYPES:
-        return f"computes in float32, not in {dtype}"
-    return why_not_triton(device)
 
 
 def forward(boxes: Tensor, target_boxes: Tensor, query: Tensor, num_targets: Sequence[int]) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from detr_fast.ops.available import on_cpu, on_cuda, on_triton
 from detr_fast.ops.box_match_cost import cpu, cuda, reference, triton
 from detr_fast.ops.box_match_cost.options import BoxCostOptions
 from detr_fast.ops.checks import check_devices, check_floats
@@ -19,9 +20,9 @@ Classification = Literal["softmax", "focal"]
 
 OPERATOR = Operator(
     "box_match_cost",
-    Backend("cuda", cuda.BACKEND, cuda.BACKEND.why_not),
-    Backend("triton", triton, triton.why_not),
-    Backend("cpu", cpu, cpu.why_not),
+    Backend("cuda", cuda.BACKEND, on_cuda()),
+    Backend("triton", triton, on_triton()),
+    Backend("cpu", cpu, on_cpu()),
     Backend("reference", reference),
 )
 

@@ -8,20 +8,10 @@ import torch
 from torch import Tensor
 
 from detr_fast import extension
+from detr_fast.ops.available import KERNEL_FLOATS
 from detr_fast.ops.box_match_cost.options import BoxCostOptions
 from detr_fast.ops.match_cost import label_error
 from detr_fast.ops.memory import ready
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this backend cannot take tensors of `device` and `dtype`, or None."""
-    if device.type != "cpu":
-        return f"runs on the CPU, not on {device.type}"
-    if dtype not in _DTYPES:
-        return f"computes in float32, not in {dtype}"
-    return extension.why_not()
 
 
 def forward(
@@ -34,7 +24,7 @@ def forward(
 ) -> Tensor:
     """[..., sumT, Q] costs; arguments as the public function's, already checked."""
     *layers, _, queries, classes = logits.shape
-    if boxes.dtype not in _DTYPES:
+    if boxes.dtype not in KERNEL_FLOATS:
         boxes = boxes.float()
     costs = torch.empty((*layers, target_labels.shape[0], queries), dtype=torch.float32, device="cpu")
     bad = extension.extension().box_match_cost_cpu(

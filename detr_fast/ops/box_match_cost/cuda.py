@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detr_fast import extension
 from detr_fast.ops.box_match_cost.options import BoxCostOptions
-from detr_fast.ops.memory import FLOAT_TYPES, device_and_stream, ready
+from detr_fast.ops.memory import device_and_stream, ready
 
 
 class Cuda:
@@ -21,14 +21,6 @@ class Cuda:
 
     def __init__(self, module: Callable[[], ModuleType]) -> None:
         self._module = module
-
-    def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Why this backend cannot serve tensors of `device` and `dtype`, or None."""
-        if device.type != "cuda":
-            return f"runs on a CUDA device, not on {device.type}"
-        if dtype not in FLOAT_TYPES:
-            return f"computes in float32, not in {dtype}"
-        return extension.why_not_cuda(device)
 
     def forward(
         self,

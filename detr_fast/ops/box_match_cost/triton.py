@@ -8,21 +8,14 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from detr_fast.ops.available import KERNEL_FLOATS
 from detr_fast.ops.box_match_cost.options import BoxCostOptions
 from detr_fast.ops.memory import ready
-from detr_fast.ops.triton_launch import device_table, launch, power_of_two, why_not_triton
+from detr_fast.ops.triton_launch import device_table, launch, power_of_two
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # eight numbers a lane of four warps at most; many short programs, as a batch has many chunks
 _BLOCK_Q, _BLOCK_T, _BLOCK_K = 32, 8, 32
 _BLOCK_REPAIR = 1024
-
-
-def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this backend cannot take tensors of `device` and `dtype`, or None."""
-    if dtype not in _DTYPES:
-        return f"computes in float32, not in {dtype}"
-    return why_not_triton(device)
 
 
 def forward(
@@ -45,7 +38,7 @@ def forward(
     problems, chunks = (layers[0] if layers else 1) * images, -(-queries // _BLOCK_Q)
     non_finite = torch.empty(problems * chunks, dtype=torch.int32, device=logits.device)
     first_target = device_table((0, *accumulate(num_targets)), logits.device)
-    boxes = ready(boxes) if boxes.dtype in _DTYPES else ready(boxes, torch.float32)
+    boxes = ready(boxes) if boxes.dtype in KERNEL_FLOATS else ready(boxes, torch.float32)
     launch(
         cost_kernel,
         problems * chunks,

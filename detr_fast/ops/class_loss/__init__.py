@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from detr_fast.ops.available import on_cpu, on_triton
 from detr_fast.ops.checks import check_devices, widened
 from detr_fast.ops.class_loss import cpu, reference, triton
 from detr_fast.ops.class_loss.options import ClassLossOptions
@@ -18,8 +19,8 @@ from detr_fast.ops.register import differentiable
 
 OPERATOR = Operator(
     "class_loss",
-    Backend("triton", triton, triton.why_not),
-    Backend("cpu", cpu, cpu.why_not),
+    Backend("triton", triton, on_triton()),
+    Backend("cpu", cpu, on_cpu()),
     Backend("reference", reference),
 )
 

@@ -13,17 +13,6 @@ from detr_fast.ops.class_loss.reference import label_error
 from detr_fast.ops.matched import query_error
 from detr_fast.ops.memory import ready
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this backend cannot take tensors of `device` and `dtype`, or None."""
-    if device.type != "cpu":
-        return f"runs on the CPU, not on {device.type}"
-    if dtype not in _DTYPES:
-        return f"computes in float32, not in {dtype}"
-    return extension.why_not()
-
 
 def forward(
     logits: Tensor, labels: Tensor, query: Tensor, num_targets: Sequence[int], options: ClassLossOptions

@@ -10,19 +10,11 @@ from torch import Tensor
 
 from detr_fast.ops.class_loss.options import ClassLossOptions
 from detr_fast.ops.memory import ready
-from detr_fast.ops.triton_launch import device_table, launch, power_of_two, why_not_triton
+from detr_fast.ops.triton_launch import device_table, launch, power_of_two
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # eight numbers a lane of four warps; rows of more classes are taken in pieces
 _BLOCK, _MOST_CLASSES = 1024, 1024
 _BLOCK_T = 16
-
-
-def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this backend cannot take tensors of `device` and `dtype`, or None."""
-    if dtype not in _DTYPES:
-        return f"computes in float32, not in {dtype}"
-    return why_not_triton(device)
 
 
 def forward(

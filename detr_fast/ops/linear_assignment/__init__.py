@@ -16,6 +16,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from detr_fast.ops.available import on_cpu, on_cuda, on_triton
 from detr_fast.ops.linear_assignment import cpu, cuda, reference, triton
 from detr_fast.ops.operator import Backend, Operator
 from detr_fast.ops.register import Registered
@@ -23,19 +24,13 @@ from detr_fast.ops.register import Registered
 __all__ = ["OPERATOR", "linear_assignment"]
 
 
-def _needs_cpu(device: torch.device, dtype: torch.dtype) -> str | None:
-    if device.type != "cpu":
-        return f"it runs on CPU tensors, these are on {device.type}"
-    return cpu.why_not()
-
-
 Method = Literal["paths", "auction"]
 
 OPERATOR = Operator(
     "linear_assignment",
-    Backend("cuda", cuda.BACKEND, cuda.BACKEND.why_not),
-    Backend("triton", triton, triton.why_not),
-    Backend("cpu", cpu, _needs_cpu),
+    Backend("cuda", cuda.BACKEND, on_cuda(also=(torch.float64,))),
+    Backend("triton", triton, on_triton(also=(torch.float64,))),
+    Backend("cpu", cpu, on_cpu(also=(torch.float64,))),
     Backend("reference", reference, reference.why_not),
 )
 

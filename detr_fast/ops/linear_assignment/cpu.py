@@ -12,11 +12,6 @@ from detr_fast.ops.linear_assignment.reference import raise_infeasible
 from detr_fast.ops.memory import ready
 
 
-def why_not() -> str | None:
-    """Why this backend cannot run, or None."""
-    return extension.why_not()
-
-
 def solve(costs: Tensor, num_targets: Sequence[int], check: bool) -> tuple[Tensor, Tensor | None]:
     """costs [..., sumT, Q] float32 or float64 -> query [..., sumT] int64, status [..., B] int32 or None."""
     costs = ready(costs, contiguous=False)

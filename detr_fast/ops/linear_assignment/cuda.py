@@ -34,12 +34,6 @@ class Cuda:
         self._module = module
         self._shared_bytes = shared_bytes
 
-    def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Why this backend cannot serve tensors of `device` and `dtype`, or None."""
-        if device.type != "cuda":
-            return f"runs on a CUDA device, not on {device.type}"
-        return extension.why_not_cuda(device)
-
     def solve(
         self, costs: Tensor, num_targets: Sequence[int], check: bool, by_auction: bool = False
     ) -> tuple[Tensor, Tensor | None]:

@@ -12,12 +12,7 @@ import torch
 from torch import Tensor
 
 from detr_fast.ops.memory import ready
-from detr_fast.ops.triton_launch import device_table, launch, power_of_two, why_not_triton
-
-
-def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this backend cannot serve tensors of `device` and `dtype`, or None."""
-    return why_not_triton(device)
+from detr_fast.ops.triton_launch import device_table, launch, power_of_two
 
 
 def solve(costs: Tensor, num_targets: Sequence[int], check: bool) -> tuple[Tensor, Tensor | None]:

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from detr_fast.ops.available import on_cpu, on_triton
 from detr_fast.ops.checks import FLOATS, check_devices, check_floats
 from detr_fast.ops.mask_match_cost import cpu, reference, triton
 from detr_fast.ops.mask_match_cost.options import MaskCostOptions
@@ -20,8 +21,8 @@ MaskCost = Literal["bce", "focal"]
 
 OPERATOR = Operator(
     "mask_match_cost",
-    Backend("triton", triton, triton.why_not),
-    Backend("cpu", cpu, cpu.why_not),
+    Backend("triton", triton, on_triton()),
+    Backend("cpu", cpu, on_cpu()),
     Backend("reference", reference),
 )
 

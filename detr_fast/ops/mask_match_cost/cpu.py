@@ -8,21 +8,12 @@ import torch
 from torch import Tensor
 
 from detr_fast import extension
+from detr_fast.ops.available import KERNEL_FLOATS
 from detr_fast.ops.mask_match_cost.options import MaskCostOptions
 from detr_fast.ops.match_cost import label_error
 from detr_fast.ops.memory import ready
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_TARGET_DTYPES = (*_DTYPES, torch.uint8, torch.bool)
-
-
-def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this backend cannot take tensors of `device` and `dtype`, or None."""
-    if device.type != "cpu":
-        return f"runs on the CPU, not on {device.type}"
-    if dtype not in _DTYPES:
-        return f"computes in float32, not in {dtype}"
-    return extension.why_not()
+_TARGET_DTYPES = (*KERNEL_FLOATS, torch.uint8, torch.bool)
 
 
 def forward(
@@ -35,7 +26,7 @@ def forward(
 ) -> Tensor:
     """[..., sumT, Q] costs; arguments as the public function's, already checked."""
     *layers, _, queries, classes = logits.shape
-    if mask_values.dtype not in _DTYPES:
+    if mask_values.dtype not in KERNEL_FLOATS:
         mask_values = mask_values.float()
     if target_values.dtype not in _TARGET_DTYPES:
         target_values = target_values.float()

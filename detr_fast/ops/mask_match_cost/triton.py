@@ -8,21 +8,14 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from detr_fast.ops.available import KERNEL_FLOATS
 from detr_fast.ops.mask_match_cost.options import MaskCostOptions
 from detr_fast.ops.memory import ready
-from detr_fast.ops.triton_launch import device_table, launch, power_of_two, why_not_triton
+from detr_fast.ops.triton_launch import device_table, launch, power_of_two
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _BLOCK_Q, _BLOCK_X, _BLOCK_K = 32, 16, 32
 _LEAST_T, _MOST_T = 16, 32  # what a product takes, and what registers hold
 _BLOCK_REPAIR = 1024
-
-
-def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this backend cannot take tensors of `device` and `dtype`, or None."""
-    if dtype not in _DTYPES:
-        return f"computes in float32, not in {dtype}"
-    return why_not_triton(device)
 
 
 def forward(
@@ -45,7 +38,7 @@ def forward(
     problems, chunks = (layers[0] if layers else 1) * images, -(-queries // _BLOCK_Q)
     non_finite = torch.empty(problems * chunks, dtype=torch.int32, device=logits.device)
     first_target = device_table((0, *accumulate(num_targets)), logits.device)
-    if mask_values.dtype not in _DTYPES:
+    if mask_values.dtype not in KERNEL_FLOATS:
         mask_values = mask_values.float()
     if target_values.dtype == torch.bool:
         target_values = target_values.view(torch.uint8)

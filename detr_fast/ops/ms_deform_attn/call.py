@@ -9,18 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detr_fast.ops.available import on_cpu, on_cuda, on_triton
 from detr_fast.ops.ms_deform_attn import cpu, cuda, reference, triton
 from detr_fast.ops.ms_deform_attn.checks import check, level_shapes_of
 from detr_fast.ops.operator import Backend, Operator
-from detr_fast.ops.register import differentiable, ordinary
+from detr_fast.ops.register import differentiable, watched
 
 LevelShapes = Sequence[tuple[int, int]]
 
 OPERATOR = Operator(
     "ms_deform_attn",
-    Backend("cuda", cuda.BACKEND, cuda.BACKEND.why_not, cuda.why_not_levels),
-    Backend("triton", triton, triton.why_not),
-    Backend("cpu", cpu, cpu.why_not),
+    Backend("cuda", cuda.BACKEND, on_cuda(), cuda.why_not_levels),
+    Backend("triton", triton, on_triton()),
+    Backend("cpu", cpu, on_cpu()),
     Backend("reference", reference),
 )
 
@@ -38,7 +39,7 @@ def call(
     shapes: Tensor | None = None
     sides: tuple[int, ...] = ()
     tensors = (value, coordinates, weights, reference_points)
-    if isinstance(spatial_shapes, Tensor) and not (ordinary(tensors) and ordinary((spatial_shapes,))):
+    if isinstance(spatial_shapes, Tensor) and (type(spatial_shapes) is not Tensor or watched(value)):
         shapes = spatial_shapes  # what records the call must not fix the numbers
     else:
         level_shapes = level_shapes_of(spatial_shapes)

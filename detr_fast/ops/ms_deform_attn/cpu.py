@@ -11,17 +11,6 @@ from torch import Tensor
 from detr_fast import extension
 from detr_fast.ops.memory import ready
 
-_KERNEL_DTYPES = (torch.float32, torch.bfloat16)
-
-
-def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this backend cannot serve tensors of `device` and `dtype`, or None."""
-    if device.type != "cpu":
-        return f"runs on the CPU, not on {device.type}"
-    if dtype not in (*_KERNEL_DTYPES, torch.float16):
-        return f"computes in float32, too coarse for {dtype}"
-    return extension.why_not()
-
 
 def forward(
     value: Tensor,

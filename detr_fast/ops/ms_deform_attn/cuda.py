@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from detr_fast import extension
-from detr_fast.ops.memory import FLOAT_TYPES, device_and_stream, ready
+from detr_fast.ops.memory import device_and_stream, ready
 from detr_fast.ops.ms_deform_attn.ordered import (
     check_countable,
     grad_value_in_order,
@@ -38,14 +38,6 @@ class Cuda:
 
     def __init__(self, module: Callable[[], ModuleType]) -> None:
         self._module = module
-
-    def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Why this backend cannot serve tensors of `device` and `dtype`, or None."""
-        if device.type != "cuda":
-            return f"runs on a CUDA device, not on {device.type}"
-        if dtype not in FLOAT_TYPES:
-            return f"computes in float32, too coarse for {dtype}"
-        return extension.why_not_cuda(device)
 
     def forward(
         self,

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from detr_fast.ops.available import KERNEL_FLOATS
 from detr_fast.ops.memory import ready
 from detr_fast.ops.ms_deform_attn.ordered import (
     check_countable,
@@ -22,21 +23,13 @@ from detr_fast.ops.ms_deform_attn.ordered import (
     sort_by_cell,
     zeros_where,
 )
-from detr_fast.ops.triton_launch import device_table, launch, power_of_two, why_not_triton
+from detr_fast.ops.triton_launch import device_table, launch, power_of_two
 
 LevelShapes = Sequence[tuple[int, int]]
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _SCALAR_LEVELS = 8  # more than any known model has; further ones go through memory
 # of a deterministic backward: pixels a program and samples a step; a fine level has about ten samples a pixel
 _GATHER_PIXELS, _GATHER_SAMPLES = 4, 8
-
-
-def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this backend cannot serve tensors of `device` and `dtype`, or None."""
-    if dtype not in _DTYPES:
-        return f"computes in float32, too coarse for {dtype}"
-    return why_not_triton(device)
 
 
 class Configuration(NamedTuple):
@@ -225,7 +218,7 @@ def _pack(level_shapes: tuple[tuple[int, int], ...]) -> tuple[int, ...]:
 def _ready(coordinates: Tensor, weights: Tensor, reference_points: Tensor | None) -> tuple[Tensor, ...]:
     """As kernels take them: of at most float32; weights stand in for missing references."""
     tensors = (coordinates, weights, weights if reference_points is None else reference_points)
-    return tuple([ready(t, None if t.dtype in _DTYPES else torch.float32) for t in tensors])
+    return tuple([ready(t, None if t.dtype in KERNEL_FLOATS else torch.float32) for t in tensors])
 
 
 def _dims(reference_points: Tensor | None) -> int:

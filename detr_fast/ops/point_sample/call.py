@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detr_fast.ops.available import on_cpu, on_triton
 from detr_fast.ops.operator import Backend, Operator
 from detr_fast.ops.point_sample import cpu, reference, triton
 from detr_fast.ops.point_sample.checks import result_dtype, rows
@@ -15,8 +16,8 @@ from detr_fast.ops.register import Registered
 
 OPERATOR = Operator(
     "point_sample",
-    Backend("triton", triton, triton.why_not),
-    Backend("cpu", cpu, cpu.why_not),
+    Backend("triton", triton, on_triton(also=(torch.bool, torch.uint8))),
+    Backend("cpu", cpu, on_cpu(also=(torch.bool, torch.uint8))),
     Backend("reference", reference),
 )
 

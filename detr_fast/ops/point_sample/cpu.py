@@ -11,17 +11,6 @@ from detr_fast import extension
 from detr_fast.ops.memory import ready
 from detr_fast.ops.point_sample.checks import range_error, result_dtype, rows
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.bool, torch.uint8)
-
-
-def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this backend cannot serve maps of `device` and `dtype`, or None."""
-    if device.type != "cpu":
-        return f"runs on the CPU, not on {device.type}"
-    if dtype not in _DTYPES:
-        return f"computes in float32, too coarse for {dtype}"
-    return extension.why_not()
-
 
 def forward(maps: Tensor, points: Tensor, map_index: Tensor | None, point_index: Tensor | None) -> Tensor:
     """As `reference.forward`."""

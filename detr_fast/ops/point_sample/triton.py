@@ -10,16 +10,9 @@ from torch import Tensor
 from detr_fast.ops.memory import ready
 from detr_fast.ops.point_sample import reference
 from detr_fast.ops.point_sample.checks import result_dtype, rows
-from detr_fast.ops.triton_launch import launch, why_not_triton
+from detr_fast.ops.triton_launch import launch
 
 _BLOCK = 256  # two points a lane of four warps
-
-
-def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this backend cannot serve maps of `device` and `dtype`, or None."""
-    if dtype == torch.float64:
-        return f"computes in float32, too coarse for {dtype}"
-    return why_not_triton(device)
 
 
 def forward(maps: Tensor, points: Tensor, map_index: Tensor | None, point_index: Tensor | None) -> Tensor:
