@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import traceback
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -108,6 +109,11 @@ class TrainBatches(Sampler[list[int]]):
         return images // self.batch_size if self.drop_last else -(-images // self.batch_size)
 
 
+def _leave_interrupts(_: int) -> None:
+    """Lets a terminal's Ctrl-C, which all processes get, end the main process alone, when it sees fit."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def build_loader(
     dataset: ImageDataset,
     batch_size: int,
@@ -161,6 +167,7 @@ def build_loader(
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=pin_memory,
+        worker_init_fn=_leave_interrupts,
         # A loader draws its workers' seeds; from its own generator, not from the one that dropout uses.
         generator=torch.Generator().manual_seed(seed),
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from detr_fast import bench, cli
-from detr_fast.engine import FAMILIES
+from detr_fast.engine import FAMILIES, Trainer
 from detr_fast.engine.logs import read_log
 from detr_fast.ops import OPERATORS
 from tests.cli.running import ok, refused, run
@@ -46,7 +48,7 @@ def test_train_leaves_checkpoints_and_goes_on(data: Path, trained: Path) -> None
     assert "holds a run already" in refused(*again, "--epochs", 2)
     ok(*again, "--epochs", 2, "--resume")
     assert [record["epoch"] for record in read_log(trained, "eval")] == [1, 2]
-    assert "lr: 0.0001 then, 0.5 now" in refused(*again, "--epochs", 3, "--resume", "--lr", 0.5)
+    assert "seed: 42 then, 7 now" in refused(*again, "--epochs", 3, "--resume", "--seed", 7)
 
 
 def test_eval_prints_twelve_numbers(data: Path, trained: Path, tmp_path: Path) -> None:
@@ -68,6 +70,49 @@ def test_predict_writes_json_and_overlays(data: Path, trained: Path, tmp_path: P
         for detection in record["detections"]:
             assert {"label", "category_id", "name", "score", "box_xyxy"} == detection.keys()
         assert Image.open(tmp_path / f"{image.stem}.png").size == (SIZE, SIZE)
+
+
+def test_predict_goes_on_after_bad_files(data: Path, trained: Path, tmp_path: Path) -> None:
+    good = next((data / "val2017").iterdir())
+    (tmp_path / "bad.png").write_text("no picture")
+    files = [tmp_path / "bad.png", good, tmp_path / "absent.png"]
+    result = run("predict", *files, "--checkpoint", trained / "last.pt", "--output", tmp_path / "out")
+    assert result.exit_code == 1
+    for line in ("bad.png: not an image", "absent.png: no such image file", "2 of 3 files could not be used"):
+        assert line in result.output
+    records = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [record["file"] for record in records] == [str(good)]
+
+
+def test_outputs_spare_inputs(data: Path, trained: Path, tmp_path: Path) -> None:
+    image = tmp_path / "photo.png"
+    Image.new("RGB", (40, 30)).save(image)
+    before = image.read_bytes()
+    predict = ["predict", image, "--checkpoint", trained / "last.pt", "--output", image.parent]
+    assert "would be written over the input" in refused(*predict)
+    assert image.read_bytes() == before
+    evaluate = ["eval", "--checkpoint", trained / "last.pt", "--data", data, "--json"]
+    for path in (trained / "last.pt", data / "annotations" / "instances_val2017.json"):
+        assert "would be written over the input" in refused(*evaluate, path)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_training_with_their_code(
+    number: int, code: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Trainer.train_step
+
+    def interrupted(self, batches):
+        os.kill(os.getpid(), number)
+        return step(self, batches)
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    train = ["train", "--data", data, "--output", tmp_path, "--model", "detr-tiny", *SMALL]
+    result = run(*train)
+    assert result.exit_code == code
+    assert "after step 1; " in result.output
+    assert "(--resume) goes on from there" in result.output
+    assert (tmp_path / "last.pt").exists()
 
 
 def test_fine_tuning_from_other_classes(data: Path, trained: Path, tmp_path: Path) -> None:
