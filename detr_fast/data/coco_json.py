@@ -120,7 +120,7 @@ def read_coco(path: Path, kind: str) -> dict[str, list[dict[str, Any]]]:
 def read_json(path: Path) -> Any:
     """The content of a JSON file; ValueError where it is none."""
     try:
-        with _paused_gc():
+        with paused_gc():
             return json.loads(path.read_bytes())
     except RecursionError:
         raise ValueError(f"{path}: not a JSON file of a sensible depth") from None
@@ -129,7 +129,7 @@ def read_json(path: Path) -> Any:
 
 
 @contextmanager
-def _paused_gc() -> Iterator[None]:
+def paused_gc() -> Iterator[None]:
     """A parser makes millions of containers and no cycles: looking for those costs a third of the time."""
     enabled = gc.isenabled()
     gc.disable()

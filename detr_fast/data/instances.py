@@ -24,6 +24,7 @@ from detr_fast.data.coco_json import (
     find_image,
     get,
     image_entries,
+    paused_gc,
     read_coco,
     short,
 )
@@ -79,6 +80,7 @@ class Instances:
         return self.masks.encoding(int(self.mask_number[a]), (height, width))
 
 
+@paused_gc()  # until the parsed file is gone
 def read_instances(path: str | Path, *, segmentations: bool = False, part: Part | None = None) -> Instances:
     """Reads a COCO `instances` file. Training and evaluation both go by what this returns.
 
