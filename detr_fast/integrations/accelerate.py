@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from detr_fast.integrations import attention, losses, mask_losses, official_matcher
+from detr_fast.integrations import inference as folding
 from detr_fast.integrations.swap import unswap
 from detr_fast.ops.box_match_cost import OPERATOR as BOX_MATCH_COST
 from detr_fast.ops.mask_match_cost import OPERATOR as MASK_MATCH_COST
@@ -50,7 +51,7 @@ class Report:
         return "\n".join(lines)
 
 
-def accelerate(model: nn.Module, strict: bool = True) -> Report:
+def accelerate(model: nn.Module, strict: bool = True, inference: bool = False) -> Report:
     """Replaces what is slow in this one model by our operators; it computes the same.
 
     Parameters, state dict, hooks, `save_pretrained` and the class of the model stay as they are, and so does
@@ -61,6 +62,8 @@ def accelerate(model: nn.Module, strict: bool = True) -> Report:
     Args:
         model: a model of transformers, or any module that holds one.
         strict: raise where the model holds nothing that is known.
+        inference: also fold the batch norms that do not train into the convolutions before them, and lay
+            those out channels last. Norms in training mode go on as ever.
 
     Returns:
         What was replaced and what was left alone, readable when printed.
@@ -75,6 +78,8 @@ def accelerate(model: nn.Module, strict: bool = True) -> Report:
     _attention(model, report)
     _losses(model, report)
     _criteria(model, report)
+    if inference:
+        _norms(model, report)
     if strict and not report.replaced and not report.skipped:
         hint = ""
         if isinstance(model, (torch.jit.ScriptModule, torch.fx.GraphModule)):
@@ -86,6 +91,7 @@ def accelerate(model: nn.Module, strict: bool = True) -> Report:
 def restore(model: nn.Module) -> None:
     """Undoes `accelerate`; does nothing to what it did not replace."""
     for module in model.modules():
+        folding.unfold(module)
         unswap(module)
         if isinstance(module.__dict__.get("_loss_function"), losses.FastLoss):
             del module._loss_function
@@ -150,6 +156,15 @@ def _criteria(model: nn.Module, report: Report) -> None:
         elif official_matcher.known(module):
             reason = why_not_served(BOX_MATCH_COST, _first(module, model))
             _replace(path, module, reason or official_matcher.choose(module), report)
+
+
+def _norms(model: nn.Module, report: Report) -> None:
+    for path, parent, conv, norm in list(folding.pairs(model)):
+        reason = folding.fold(parent, conv, norm)
+        if reason is None:
+            report.replaced.append((path, folding.FoldedConvolution.what))
+        else:
+            report.skipped.append((path, reason))
 
 
 def _replace(path: str, module: nn.Module, chosen: type[Any] | str, report: Report) -> bool:
