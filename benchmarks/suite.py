@@ -16,9 +16,10 @@ from typing import Any, Protocol
 import torch
 from torch import Generator, Tensor
 
-from benchmarks.contract import Contract
+from benchmarks.contract import Contract, losses_and_gradients
 from detr_fast.ops import OPERATORS, use_backend
 from detr_fast.ops.operator import ORDER
+from detr_fast.structures import PackedTargets
 
 Row = dict[str, Any]
 Call = Callable[[], Any]
@@ -221,6 +222,28 @@ def differentiable(name: str, bind: Callable[[Any], Callable[..., Tensor]], **op
         return dict(zip(keys, (tensor.detach() for tensor in result), strict=False))
 
     return Contender(name, prepare, canonical, **options)
+
+
+def criterion(
+    name: str, losses_of: Callable[..., Any], weights: Mapping[str, float], pack: bool = False, **options: Any
+) -> Contender:
+    """Losses of all layers, `losses_of(inputs, targets, **leaves)`, and gradients of their weighted sum.
+
+    In a forward pass the losses alone, with what their gradients need. pack: whether the targets are packed
+    before.
+    """
+
+    def prepare(inputs: Any, pass_: str) -> Call:
+        leaves = dict(zip(inputs.leaves, leaves_of(*inputs.leaves.values()), strict=True))
+        targets = PackedTargets.from_list(inputs.targets) if pack else inputs.targets
+
+        def step() -> Any:
+            losses = losses_of(inputs, targets, **leaves)
+            return losses if pass_ == FORWARD else losses_and_gradients(losses, weights, **leaves)
+
+        return step
+
+    return Contender(name, prepare, **options)
 
 
 def reference(contender: Contender, inputs: Any, pass_: str) -> Any:

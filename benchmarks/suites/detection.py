@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from benchmarks.contract import Contract, Matching, compare, from_pairs, losses_and_gradients, verify_matching
+from benchmarks.contract import Contract, Matching, compare, from_pairs, verify_matching
 from benchmarks.peers import official_detr
 from benchmarks.peers.gpu_assignment import gpu_solvers
 from benchmarks.suite import (
@@ -24,6 +24,7 @@ from benchmarks.suite import (
     Row,
     Suite,
     Work,
+    criterion,
     drawn_from,
     leaves_of,
     measured,
@@ -56,6 +57,10 @@ class Inputs:
     labels: Tensor
     boxes: Tensor
     num_targets: tuple[int, ...]
+
+    @property
+    def leaves(self) -> dict[str, Tensor]:
+        return {"logits": self.predictions.logits, "boxes": self.predictions.boxes}
 
     def layers(self) -> list[Any]:
         """The official outputs of each layer."""
@@ -230,53 +235,29 @@ def _gpu_match_contenders(case: Detection, device: torch.device) -> list[Contend
     return [*pinned(ours, MATCHER_PARTS, device), *solvers, _match_contenders(case)[2]]
 
 
-def _criterion(
-    losses_of: Callable[[Predictions, Any], Any], pack: bool = False
-) -> Callable[[Inputs, str], Call]:
-    """Losses of all layers and the gradients of their weighted sum."""
-
-    def prepare(inputs: Inputs, pass_: str) -> Call:
-        logits, boxes = leaves_of(inputs.predictions.logits, inputs.predictions.boxes)
-        targets = PackedTargets.from_list(inputs.targets) if pack else inputs.targets
-
-        def step() -> dict[str, Tensor]:
-            losses = losses_of(Predictions(logits, boxes), targets)
-            return losses_and_gradients(losses, WEIGHTS, logits=logits, boxes=boxes)
-
-        return step
-
-    return prepare
+def _ours_losses(inputs: Inputs, targets: Any, logits: Tensor, boxes: Tensor) -> dict[str, Tensor]:
+    matcher, losses = HungarianMatcher(1, 5, 2), ["labels", "boxes", "cardinality"]
+    criterion = SetCriterion(logits.shape[-1] - 1, matcher, WEIGHTS, eos_coef=0.1, losses=losses)
+    return criterion(Predictions(logits, boxes), targets)
 
 
-def _ours_losses(predictions: Predictions, targets: Any) -> dict[str, Tensor]:
-    criterion = SetCriterion(
-        num_classes=predictions.logits.shape[-1] - 1,
-        matcher=HungarianMatcher(1, 5, 2),
-        weight_dict=WEIGHTS,
-        eos_coef=0.1,
-        losses=["labels", "boxes", "cardinality"],
-    )
-    return criterion(predictions, targets)
+def _official_losses(inputs: Inputs, targets: Any, logits: Tensor, boxes: Tensor) -> dict[str, Tensor]:
+    return official_detr.criterion(Predictions(logits, boxes).as_dict(), targets, logits.shape[-1] - 1)
 
 
-def _official_losses(predictions: Predictions, targets: Any) -> dict[str, Tensor]:
-    return official_detr.criterion(predictions.as_dict(), targets, predictions.logits.shape[-1] - 1)
+def _criterion_contenders(case: Detection, pack: bool = False) -> list[Contender]:
+    return [
+        criterion(OURS, _ours_losses, WEIGHTS, pack, ours=True),
+        criterion(OFFICIAL, _official_losses, WEIGHTS, quick=False, waits=True),
+    ]
 
 
 def _expected_criterion(inputs: Inputs, pass_: str) -> dict[str, Tensor]:
     exact = Predictions(inputs.predictions.logits.double(), inputs.predictions.boxes.double())
     targets = [{**target, "boxes": target["boxes"].double()} for target in inputs.targets]
-    losses: dict[str, Tensor] = _criterion(_official_losses)(
-        replace(inputs, predictions=exact, targets=targets), pass_
-    )()
+    exact_inputs = replace(inputs, predictions=exact, targets=targets)
+    losses: dict[str, Tensor] = criterion("", _official_losses, WEIGHTS).prepare(exact_inputs, pass_)()
     return losses
-
-
-def _criterion_contenders(case: Detection, pack: bool = False) -> list[Contender]:
-    return [
-        Contender(OURS, _criterion(_ours_losses, pack), ours=True),
-        Contender(OFFICIAL, _criterion(_official_losses), quick=False, waits=True),
-    ]
 
 
 def _gpu_criterion_contenders(case: Detection, device: torch.device) -> list[Contender]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,25 +10,24 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from benchmarks.contract import Contract, compare, compare_norm, losses_and_gradients
+from benchmarks.contract import Contract, compare, compare_norm
 from benchmarks.peers import official_mask2former
 from benchmarks.suite import (
     FORWARD,
     FORWARD_BACKWARD,
     OURS,
-    Call,
     Contender,
     Suite,
     Work,
+    criterion,
     drawn_from,
-    leaves_of,
     pinned,
     size_of,
 )
 from benchmarks.suites.detection import COCO_COUNTS, random_boxes
 from detr_fast.criterion import MaskSetCriterion, PointDraws
 from detr_fast.matcher import MaskMatcher
-from detr_fast.structures import MaskPredictions, PackedTargets
+from detr_fast.structures import MaskPredictions
 
 OFFICIAL = "facebookresearch/Mask2Former"
 WEIGHTS = {"loss_ce": 2, "loss_mask": 5, "loss_dice": 5}
@@ -44,6 +43,10 @@ class Inputs:
     predictions: MaskPredictions
     targets: list[dict[str, Tensor]]
     draws: PointDraws | None = None
+
+    @property
+    def leaves(self) -> dict[str, Tensor]:
+        return {"logits": self.predictions.logits, "masks": self.predictions.masks}
 
     def drawn(self, generator: Generator) -> Inputs:
         """The same call with random points that stay: Mask2Former's numbers of them."""
@@ -93,34 +96,21 @@ def _to_check(case: Masks, inputs: Inputs, generator: Generator, queries: int | 
     return inputs.drawn(generator)
 
 
-def _criterion(
-    losses_of: Callable[[Inputs, MaskPredictions, Any], dict[str, Tensor]], pack: bool = False
-) -> Callable[[Inputs, str], Call]:
-    """Losses of all layers and, but in a forward pass, the gradients of their weighted sum."""
-
-    def prepare(inputs: Inputs, pass_: str) -> Call:
-        logits, masks = leaves_of(inputs.predictions.logits, inputs.predictions.masks)
-        targets = PackedTargets.from_list(inputs.targets) if pack else inputs.targets
-
-        def step() -> Mapping[str, Tensor]:
-            losses = losses_of(inputs, MaskPredictions(logits, masks), targets)
-            if pass_ == FORWARD:
-                return losses
-            return losses_and_gradients(losses, WEIGHTS, logits=logits, masks=masks)
-
-        return step
-
-    return prepare
+def _ours(inputs: Inputs, targets: Any, logits: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    criterion = MaskSetCriterion(logits.shape[-1] - 1, MaskMatcher(), {})
+    return criterion(MaskPredictions(logits, masks), targets, draws=inputs.draws)
 
 
-def _ours(inputs: Inputs, predictions: MaskPredictions, targets: Any) -> dict[str, Tensor]:
-    criterion = MaskSetCriterion(predictions.logits.shape[-1] - 1, MaskMatcher(), {})
-    return criterion(predictions, targets, draws=inputs.draws)
+def _official(inputs: Inputs, targets: Any, logits: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    outputs = MaskPredictions(logits, masks).as_dict()
+    return official_mask2former.criterion(outputs, targets, logits.shape[-1] - 1, inputs.draws)
 
 
-def _official(inputs: Inputs, predictions: MaskPredictions, targets: Any) -> dict[str, Tensor]:
-    classes = predictions.logits.shape[-1] - 1
-    return official_mask2former.criterion(predictions.as_dict(), targets, classes, inputs.draws)
+def contenders(case: Masks, pack: bool = False) -> list[Contender]:
+    return [
+        criterion(OURS, _ours, WEIGHTS, pack, ours=True),
+        criterion(OFFICIAL, _official, WEIGHTS, quick=False, waits=True),
+    ]
 
 
 def _expected(inputs: Inputs, pass_: str) -> dict[str, Tensor]:
@@ -128,7 +118,7 @@ def _expected(inputs: Inputs, pass_: str) -> dict[str, Tensor]:
     drawn = (x.double() for x in (inputs.draws.match, inputs.draws.candidates, inputs.draws.extra))
     exact = MaskPredictions(inputs.predictions.logits.double(), inputs.predictions.masks.double())
     exact_inputs = replace(inputs, predictions=exact, draws=PointDraws(*drawn))
-    losses: dict[str, Tensor] = _criterion(_official)(exact_inputs, pass_)()
+    losses: dict[str, Tensor] = criterion("", _official, WEIGHTS).prepare(exact_inputs, pass_)()
     return losses
 
 
@@ -143,13 +133,6 @@ def _work(inputs: Inputs, pass_: str) -> Work:
     predictions = size_of(inputs.predictions.logits, inputs.predictions.masks)
     targets = sum(size_of(*target.values()) for target in inputs.targets)
     return Work((1 if pass_ == FORWARD else 2) * predictions + targets)
-
-
-def contenders(case: Masks, pack: bool = False) -> list[Contender]:
-    return [
-        Contender(OURS, _criterion(_ours, pack), ours=True),
-        Contender(OFFICIAL, _criterion(_official), quick=False, waits=True),
-    ]
 
 
 def _gpu_contenders(case: Masks, device: torch.device) -> list[Contender]:
