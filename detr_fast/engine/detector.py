@@ -157,7 +157,7 @@ def _described(about: Mapping[str, Any], model: str | None) -> Detector:
     if about["family"] not in FAMILIES:
         raise ValueError(f"family: expected one of {', '.join(FAMILIES)}; got {about['family']!r}")
     family = FAMILIES[about["family"]]
-    config = family.config(**about["config"])
+    config: Any = family.config(**about["config"])
     if model is not None:
         same = family_of(model) == about["family"]
         if not same or (model not in FAMILIES and model_config(model).backbone != config.backbone):

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 from torch import Tensor, nn
 
 from detr_fast.families.results import Decode
-from detr_fast.models.common import official_options
+from detr_fast.models.common import ModelConfig, official_options
 from detr_fast.models.decoder_attention import AttentionSource
 
 Groups: TypeAlias = list[dict[str, Any]]
@@ -88,7 +88,7 @@ class Family:
 
     name: str
     model: type[nn.Module]
-    config: Any
+    config: type[ModelConfig]
     signature: re.Pattern[str]
     variants: Variants
     criterion: Callable[[Any], nn.Module]
