@@ -172,3 +172,26 @@ def test_wrong_input() -> None:
             process(found, (4, 4), [(5, 4)], [(4, 4)])
     with pytest.raises(ValueError, match="threshold: expected 0 < threshold < 1; got 1"):
         postprocess_segm(found, (4, 4), [(4, 4)], [(4, 4)], threshold=1)
+
+
+def test_panoptic_against_all_maps_at_once(rng: torch.Generator) -> None:
+    """The rounds of the contest over an array of all maps: many small segments, stuff of several queries."""
+    size = (9, 12)
+    for _ in range(5):
+        labels = torch.randint(0, CLASSES + 1, (30,), generator=rng).tolist()
+        found = predictions(labels, torch.randn(30, 3, 4, generator=rng))
+        (result,) = postprocess_detr_panoptic(found, size, [size], [size], things=THINGS)
+        queries = [q for q, label in enumerate(labels) if label < CLASSES]
+        wins = torch.nn.functional.interpolate(found.masks[0], size=size, mode="bilinear")[0, queries]
+        owner = wins.argmax(0)
+        for n, query in enumerate(queries):
+            if labels[query] not in THINGS:
+                owner[owner == n] = [labels[other] for other in queries].index(labels[query])
+        alive = list(range(len(queries)))
+        while small := {n for n in alive if (owner == n).sum() < 5}:
+            alive = [n for n in alive if n not in small]
+            wins[list(small)] = -torch.inf
+            owner = wins.argmax(0)
+        assert [segment["query"] for segment in result["segments"]] == [queries[n] for n in alive]
+        for position, n in enumerate(alive, start=1):
+            assert torch.equal(result["segmentation"] == position, owner == n)

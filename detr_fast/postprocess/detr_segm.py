@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -114,16 +115,14 @@ def postprocess_detr_panoptic(
         scores, labels = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1).max(-1)
         kept = ((labels != logits.shape[1] - 1) & (scores > threshold)).nonzero()[:, 0]
         rows, columns = (_nearest(i, o).to(maps.device) for i, o in zip(crop, size, strict=True))
-        wins = scores.new_empty(len(kept), *size)
-        few = at_once(max(padded_size, size, key=math.prod), maps.device)
-        for start in range(0, len(kept), few):
-            chunk = _bilinear(maps[kept[start : start + few]], padded_size if crop_padding else crop)
-            # only the pixels that the result's nearest resizing would read
-            wins[start : start + few] = chunk[:, rows[:, None], columns]
-        winner, area, alive = _contest(wins, labels[kept].tolist(), frozenset(things))
+        queries, whole = kept.tolist(), padded_size if crop_padding else crop
+        made = [partial(_picked, maps[query], whole, rows, columns) for query in queries]
+        segmentation, area, alive = _contest(made, labels[kept].tolist(), frozenset(things))
+        if segmentation is None:
+            segmentation = torch.zeros(size, dtype=torch.int32, device=maps.device)
         results.append(
             {
-                "segmentation": winner,
+                "segmentation": segmentation,
                 "segments": [
                     {
                         "id": position + 1,
@@ -133,7 +132,7 @@ def postprocess_detr_panoptic(
                         "area": area[position],
                         "query": query,
                     }
-                    for position, query in enumerate(kept[alive].tolist())
+                    for position, query in enumerate(queries[n] for n in alive)
                 ],
             }
         )
@@ -141,31 +140,39 @@ def postprocess_detr_panoptic(
 
 
 def _contest(
-    wins: Tensor, labels: Sequence[int], things: frozenset[int]
-) -> tuple[Tensor, list[int], list[int]]:
-    """Assigns each pixel to the largest of `wins` [X, h, w], which it overwrites.
+    maps: Sequence[Callable[[], Tensor]], labels: Sequence[int], things: frozenset[int]
+) -> tuple[Tensor | None, list[int], list[int]]:
+    """Assigns each pixel to the largest of X maps [h, w], each made when it is its turn, again in each round.
 
     Returns:
-        Segment ids [h, w] int32, and the area and the index in X of each segment.
+        Segment ids [h, w] int32, None where no segment remains, and the area and the index in X of each
+        segment.
     """
-    alive = list(range(len(wins)))
-    if alive:
-        first = {label: n for n, label in reversed(list(enumerate(labels)))}
-        merged = [n if label in things else first[label] for n, label in enumerate(labels)]
-        winner = torch.tensor(merged, device=wins.device)[wins.argmax(0)]
+    alive = list(range(len(maps)))
+    first = {label: n for n, label in reversed(list(enumerate(labels)))}
+    owners = [n if label in things else first[label] for n, label in enumerate(labels)]
     while alive:
-        area = winner.flatten().bincount(minlength=len(wins)).tolist()
-        small = [n for n in alive if area[n] < SMALLEST]
-        if not small:
-            break
-        alive = [n for n in alive if n not in small]
-        wins[small] = -math.inf
-        winner = wins.argmax(0)
-    if not alive:
-        return torch.zeros(wins.shape[1:], dtype=torch.int32, device=wins.device), [], []
-    ids = torch.zeros(len(wins), dtype=torch.int32, device=wins.device)
-    ids[alive] = torch.arange(1, len(alive) + 1, dtype=torch.int32, device=wins.device)
-    return ids[winner], [area[n] for n in alive], alive
+        best, *others = alive
+        largest = maps[best]()
+        winner = torch.full_like(largest, owners[best], dtype=torch.int32)
+        for n in others:
+            logits = maps[n]()
+            winner.masked_fill_(logits > largest, owners[n])
+            torch.maximum(logits, largest, out=largest)
+        area = winner.flatten().bincount(minlength=len(maps)).tolist()
+        remaining = [n for n in alive if area[n] >= SMALLEST]
+        if remaining == alive:
+            ids = torch.zeros(len(maps), dtype=torch.int32, device=winner.device)
+            ids[alive] = torch.arange(1, len(alive) + 1, dtype=torch.int32, device=winner.device)
+            segmentation = ids.index_select(0, winner.flatten()).view_as(winner)
+            return segmentation, [area[n] for n in alive], alive
+        alive, owners = remaining, list(range(len(maps)))
+    return None, [], []
+
+
+def _picked(mask: Tensor, whole: Size, rows: Tensor, columns: Tensor) -> Tensor:
+    """Of a mask [h, w] resized bilinearly, the pixels that resizing it again, nearest, reads."""
+    return _bilinear(mask[None], whole)[0].index_select(0, rows).index_select(1, columns)
 
 
 def _with_masks(predictions: Predictions | Mapping[str, Any]) -> tuple[Predictions, Tensor]:
