@@ -89,7 +89,7 @@ class Plan:
         )
 
     def chosen(self, suites: Sequence[Suite]) -> list[tuple[Suite, Case]]:
-        """The suites with their cases, in the order of the run: alone, those of the quick run come first."""
+        """Suites and cases in the order of the run: alone, quick ones first, models after operators."""
         named = self.operators
         wanted = [
             s for s in suites if (s.by_default or not self.paired if named is None else s.operator in named)
@@ -99,7 +99,9 @@ class Plan:
         ]
         if self.quick:
             cases = [(suite, case) for suite, case in cases if case.quick]
-        return cases if self.paired else sorted(cases, key=lambda chosen: not chosen[1].quick)
+        if self.paired:
+            return cases
+        return sorted(cases, key=lambda chosen: (not chosen[1].quick, not chosen[0].by_default))
 
 
 @dataclass(frozen=True)
