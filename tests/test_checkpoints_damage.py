@@ -92,6 +92,15 @@ def test_archives_written_by_others_are_read(tmp_path: Path) -> None:
     assert equal(read_checkpoint(path), weights)
 
 
+def test_tensors_of_absent_devices_come_to_the_cpu(tmp_path: Path) -> None:
+    path, weights = tmp_path / "m.pth", state()
+    saved(weights, path)
+    before, after = (b"X" + struct.pack("<I", len(name)) + name for name in (b"cpu", b"cuda:3"))
+    rewritten(path, lambda name, content: (name, content.replace(before, after)))
+    assert after in path.read_bytes()
+    assert equal(read_checkpoint(path), weights)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -137,12 +137,11 @@ def load_detector(
     content, remarks = checkpoint.content, checkpoint.remarks
     try:
         if isinstance(content, Mapping) and "detector" in content:
-            detector, remarks = _described(content["detector"], model).with_task(task), ()
+            detector = _described(content["detector"], checkpoint.state, model).with_task(task)
+            remarks = ()
         else:
             detector = _official(options_in(content), checkpoint.state, model, task)
-        report = load_state_dict(detector.model, checkpoint.state)
-        if report.resized:
-            raise ValueError(f"its description does not fit the sizes of {', '.join(report.resized[:3])}")
+        load_state_dict(detector.model, checkpoint.state)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
@@ -152,12 +151,17 @@ def load_detector(
     return detector
 
 
-def _described(about: Mapping[str, Any], model: str | None) -> Detector:
-    """A detector from its `description`."""
+def _described(about: Mapping[str, Any], state: Mapping[str, Tensor], model: str | None) -> Detector:
+    """A detector from its `description`, whose sizes must be those of the weights."""
     if about["family"] not in FAMILIES:
         raise ValueError(f"family: expected one of {', '.join(FAMILIES)}; got {about['family']!r}")
     family = FAMILIES[about["family"]]
     config: Any = family.config(**about["config"])
+    for name, size in family.config.sizes_in(state, about["config"]).items():
+        if type(size) is int and size != getattr(config, name):
+            raise ValueError(
+                f"{name}: expected the weights' {size}; the description has {getattr(config, name)}"
+            )
     if model is not None:
         same = family_of(model) == about["family"]
         if not same or (model not in FAMILIES and model_config(model).backbone != config.backbone):

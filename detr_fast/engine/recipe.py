@@ -18,6 +18,7 @@ from detr_fast.distributed import is_main
 from detr_fast.engine.config import TrainConfig
 from detr_fast.engine.detector import Detector, load_detector
 from detr_fast.engine.evaluate import evaluate
+from detr_fast.engine.outputs import check_not_inputs
 from detr_fast.engine.train import Trainer
 from detr_fast.families import FAMILIES, check_task, family_of, model_config
 from detr_fast.tasks import build_dataset
@@ -197,6 +198,9 @@ def train_on_coco(
     if last.exists() and not resume:
         raise ValueError(f"{output}: holds a run already; resume it, or choose another output folder")
     choice, family = start.choice, FAMILIES[start.family]
+    if not resume:
+        sources = (choice.weights, choice.backbone_weights, choice.frozen_weights)
+        check_not_inputs([last, output / "best.pt"], [path for path in sources if path is not None])
     augmentation = augmentation or family.augmentation
     sizes = ImageSizes.of(image_size, augmentation)
     # None: where the category ids would make most labels stand for nothing.

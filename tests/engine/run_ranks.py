@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import torch
 
 from detr_fast.data import collate
 from detr_fast.distributed import process_group, rank
-from detr_fast.engine import evaluate
+from detr_fast.engine import Interrupted, evaluate
 from tests.engine.tiny import dataset, detector_of, detr, trainer
 
 CASES = ("unequal", "empty_rank", "accumulated")
@@ -26,6 +28,24 @@ def samples(directory: Path, case: str, rank: int) -> list[list[Any]]:
         nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
         batch = [(image, {**target, **nothing}) for image, target in batch]
     return [batch]
+
+
+def interrupted(directory: Path) -> tuple[int, int]:
+    """The signal that ended a run, which one rank alone has got, and the steps that were done."""
+    run = trainer(directory / "data", directory / "interrupted", log_every=2, epochs=5)
+    step = run.train_step
+
+    def signalled(batches: list[Any]) -> dict[str, Any]:
+        if rank() == 1 and run.progress.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(batches)
+
+    run.train_step = signalled  # type: ignore[method-assign]
+    try:
+        run.fit()
+    except Interrupted as stopped:
+        return stopped.number, run.progress.step
+    return 0, run.progress.step
 
 
 def main(directory: Path) -> None:
@@ -45,6 +65,7 @@ def main(directory: Path) -> None:
         )
         results["metrics"] = run.fit()
         results["weights"] = run.model.state_dict()
+        results["interrupted"] = interrupted(directory)
         torch.save(results, directory / f"rank{rank()}.pt")
 
 

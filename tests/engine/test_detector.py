@@ -144,10 +144,21 @@ def test_descriptions_that_do_not_fit(tmp_path: Path) -> None:
     model = detr()
     about = Detector(model, {}, SIZE, SIZE).description()
     for wrong, message in (
-        ({**about, "config": {**about["config"], "num_queries": 6}}, "does not fit the sizes of query_embed"),
+        (
+            {**about, "config": {**about["config"], "num_queries": 6}},
+            "num_queries: expected the weights' 5; the description has 6",
+        ),
         (
             {**about, "config": {**about["config"], "hidden": 6}},
             "version cannot read",
+        ),
+        (
+            {**about, "config": {**about["config"], "enc_layers": 10**12}},
+            "enc_layers: expected the weights' 1",
+        ),
+        (
+            {**about, "config": {**about["config"], "hidden_dim": 2**40}},
+            "hidden_dim: expected the weights' 32",
         ),
         ({}, "version cannot read"),
         ([], "version cannot read"),
@@ -173,6 +184,15 @@ def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "last.pt").write_bytes(b"")
     with pytest.raises(ValueError, match="holds a run already"):
         train_on_coco(tmp_path / "data", tmp_path, TrainConfig(), ModelChoice().starting_point())
+
+
+def test_weights_are_not_overwritten(tmp_path: Path) -> None:
+    model = detr()
+    about = Detector(model, {}, SIZE, SIZE).description()
+    torch.save({"model": model.state_dict(), "detector": about}, tmp_path / "best.pt")
+    start = ModelChoice(weights=tmp_path / "best.pt").starting_point()
+    with pytest.raises(ValueError, match=r"best\.pt would be written over the input"):
+        train_on_coco(tmp_path / "data", tmp_path, TrainConfig(), start)
 
 
 def test_scales_keep_the_official_proportions() -> None:

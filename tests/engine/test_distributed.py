@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,32 @@ def test_ranks_stay_equal_and_write_one_run(results: tuple[Path, list[dict]]) ->
     assert content["training"]["progress"]["step"] == 4  # 8 images, 2 ranks, 2 images a rank, 2 epochs
     for name, weight in ranks[0]["weights"].items():
         assert torch.equal(weight, content["model"][name]), name
+
+
+def test_a_signal_to_one_rank_ends_all_at_the_same_step(results: tuple[Path, list[dict]]) -> None:
+    directory, ranks = results
+    assert [saved["interrupted"] for saved in ranks] == [(signal.SIGTERM, 4)] * RANKS
+    content = read_training_checkpoint(directory / "interrupted" / "last.pt")
+    assert content["training"]["progress"]["step"] == 4
+
+
+def test_one_process_goes_on_with_what_two_began(
+    results: tuple[Path, list[dict]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory, _ = results
+    last = directory / "run" / "last.pt"
+    run = trainer(directory / "data", tmp_path, batch_size=4, epochs=3, resume=last)
+    assert [
+        record.getMessage().removeprefix("resumed with another setting: ") for record in caplog.records
+    ] == [
+        "batch_size: 2 until now, 4 from here",
+        "epochs: 2 until now, 3 from here",
+        "processes: 2 until now, 1 from here",
+    ]
+    run.fit()
+    assert run.progress.step == 6
+    with pytest.raises(ValueError, match="images_per_step: 4 then, 2 now"):
+        trainer(directory / "data", tmp_path, resume=last)
 
 
 def test_evaluation_sees_every_image_once(results: tuple[Path, list[dict]]) -> None:
