@@ -1,6 +1,7 @@
 #include <cuda_runtime.h>
 
 #include "common/cuda_info.h"
+#include "common/cuda_launch.h"
 
 namespace detr_fast {
 
@@ -22,17 +23,20 @@ CudaInfo cuda_info() {
 __global__ void cuda_device_probe_kernel() {}
 
 CudaDevice cuda_device(int index) {
-    int before = 0, major = 0, minor = 0;
-    cudaFuncAttributes attributes;
-    cudaError_t status = cudaGetDevice(&before);
-    if (status == cudaSuccess)
-        status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index);
+    int major = 0, minor = 0;
+    cudaError_t status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index);
     if (status == cudaSuccess)
         status = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index);
-    if (status == cudaSuccess) status = cudaSetDevice(index);
-    if (status == cudaSuccess) {
+    if (status != cudaSuccess) {
+        (void)cudaGetLastError();
+        return {0, cudaGetErrorString(status)};
+    }
+    try {
+        const simt::UseDevice device(index);
+        cudaFuncAttributes attributes;
         status = cudaFuncGetAttributes(&attributes, cuda_device_probe_kernel);
-        (void)cudaSetDevice(before);
+    } catch (const std::runtime_error&) {
+        status = cudaErrorDevicesUnavailable;
     }
     if (status != cudaSuccess) (void)cudaGetLastError();
     return {10 * major + minor, status == cudaSuccess ? nullptr : cudaGetErrorString(status)};

@@ -4,10 +4,9 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
-#include <stdexcept>
-#include <string>
 #include <type_traits>
 
+#include "common/cuda_launch.h"
 #include "common/float_types.h"
 
 // SIMT_KERNEL(most threads of a block), or (most threads, blocks that must fit a multiprocessor at least).
@@ -212,7 +211,7 @@ SIMT_DEVICE void add_to(Global<float> to, int64_t i, float v) {
 // Four floats at once (one instruction from sm_90 on); i is a multiple of 4, the array aligned to 16 bytes.
 SIMT_DEVICE void add4_to(Global<float> to, int64_t i, const Vec<float, 4>& v) {
     __builtin_assume(__isGlobal(to.data + i));
-#if __CUDA_ARCH__ >= 900
+#if __CUDA_ARCH__ >= 900 && CUDART_VERSION >= 12010  // older compilers have no such function
     atomicAdd(reinterpret_cast<float4*>(to.data + i), make_float4(v[0], v[1], v[2], v[3]));
 #else
     SIMT_UNROLL
@@ -241,41 +240,12 @@ SIMT_DEVICE T atomic_cas(T* at, T expected, T desired) {
     return atomicCAS(at, expected, desired);
 }
 
-// The device of the pointers of a call is made current for the time of a launch.
-class UseDevice {
-  public:
-    explicit UseDevice(int device) {
-        check("cudaGetDevice", cudaGetDevice(&before_));
-        if (before_ != device) check("cudaSetDevice", cudaSetDevice(device));
-        changed_ = before_ != device;
-    }
-    ~UseDevice() {
-        if (changed_) (void)cudaSetDevice(before_);
-    }
-    UseDevice(const UseDevice&) = delete;
-    UseDevice& operator=(const UseDevice&) = delete;
-
-    static void check(const char* what, cudaError_t status) {
-        if (status == cudaSuccess) return;
-        (void)cudaGetLastError();
-        throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status) + " (" +
-                                 cudaGetErrorName(status) + ")");
-    }
-
-  private:
-    int before_ = 0;
-    bool changed_ = false;
-};
-
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), Grid grid, int threads, size_t shared_bytes,
             Stream stream, Arguments... arguments) {
-    if (shared_bytes > 48 * 1024)
-        UseDevice::check(name, cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                    static_cast<int>(shared_bytes)));
+    opt_in(name, reinterpret_cast<const void*>(kernel), shared_bytes);
     kernel<<<grid, threads, shared_bytes, stream>>>(Parameters(arguments)...);
-    UseDevice::check(name, cudaPeekAtLastError());
+    check(name, cudaPeekAtLastError());
 }
 
 }  // namespace simt

@@ -26,7 +26,8 @@ Position position;
 namespace {
 
 constexpr int kMaxThreads = 1024;
-constexpr size_t kMaxShared = 227 * 1024, kMaxStaticShared = 48 * 1024, kStack = 128 * 1024;
+constexpr size_t kMaxStaticShared = 48 * 1024, kStack = 128 * 1024;
+constexpr size_t kMaxShared = 227 * 1024;  // of compute capability 9.0; `set_most_shared` asks for less
 constexpr const char* kWords[] = {"sync_block",  "sync_block_or", "sync_warp", "shuffle",
                                   "shuffle_xor", "shuffle_up",    "ballot"};
 
@@ -110,6 +111,7 @@ class Machine {
 
     std::mutex mutex;
     std::mt19937_64 random{0};
+    size_t most_shared = kMaxShared;
 
   private:
     void prepare_fibers();
@@ -191,7 +193,7 @@ void Machine::run(const char* name, Grid grid, int threads, size_t shared_bytes,
     if (grid.x < 1 || grid.x > 0x7fffffffu || grid.y < 1 || grid.y > 65535 || grid.z < 1 || grid.z > 65535)
         throw std::runtime_error(limits + "a grid of " + std::to_string(grid.x) + " x " +
                                  std::to_string(grid.y) + " x " + std::to_string(grid.z) + " blocks");
-    if (shared_bytes > kMaxShared)
+    if (shared_bytes > most_shared)
         throw std::runtime_error(limits + std::to_string(shared_bytes) + " bytes of shared memory");
     name_ = name;
     body_ = &body;
@@ -393,9 +395,12 @@ void* Machine::shared_memory(const void* key, const char* name, size_t bytes) {
         if (array.key == key) return shared_.data() + array.offset;
     const size_t offset = shared_used_;
     shared_used_ += (bytes + 15) / 16 * 16;
-    if (shared_used_ - shared_bytes_ > kMaxStaticShared + 15 || shared_used_ > kMaxShared)
+    const size_t most = opts_in(shared_bytes_) ? most_shared : kSharedUnasked;
+    if (shared_used_ - shared_bytes_ > kMaxStaticShared + 15 || shared_used_ > most)
         throw std::runtime_error(name_ + ": no shared memory is left for " + name + " of " +
-                                 std::to_string(bytes) + " bytes");
+                                 std::to_string(bytes) + " bytes: " + std::to_string(shared_bytes_) +
+                                 " dynamic and " + std::to_string(shared_used_ - shared_bytes_) +
+                                 " static ones are more than " + std::to_string(most));
     arrays_.push_back({key, offset});
     return shared_.data() + offset;
 }
@@ -422,6 +427,11 @@ uint64_t meet(Word word, unsigned mask, uint64_t bits, int source, const Site& s
 void run(const char* name, Grid grid, int threads, size_t shared_bytes, const std::function<void()>& lane) {
     const std::lock_guard<std::mutex> one_at_a_time(machine.mutex);
     machine.run(name, grid, threads, shared_bytes, lane);
+}
+
+void set_most_shared(size_t bytes) {
+    const std::lock_guard<std::mutex> one_at_a_time(machine.mutex);
+    machine.most_shared = std::min(bytes, kMaxShared);
 }
 
 void set_seed(uint64_t seed) {

@@ -17,6 +17,7 @@
 #include <type_traits>
 
 #include "common/float_types.h"
+#include "common/shared_memory.h"
 
 #define SIMT_KERNEL(...) inline
 #define SIMT_DEVICE inline
@@ -80,6 +81,7 @@ uint64_t meet(Word word, unsigned mask, uint64_t bits, int source, const Site& s
 
 void run(const char* name, Grid grid, int threads, size_t shared_bytes, const std::function<void()>& lane);
 void set_seed(uint64_t seed);
+void set_most_shared(size_t bytes);  // of a block, on the device that is simulated
 
 template <class T>
 struct Scalar {

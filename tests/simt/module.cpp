@@ -13,6 +13,8 @@ using namespace detr_fast;
 PYBIND11_MODULE(_simt, m) {
     m.def("use_tensors_of", use_tensors_of);
     m.def("set_seed", simt::host::set_seed, "Fixes the order of blocks and threads of the launches to come.");
+    m.def("set_most_shared", simt::host::set_most_shared,
+          "Shared memory of a block on the simulated device.");
     m.def("faulty_kernels", faulty_kernels);
     m.def("run_faulty", run_faulty);
     m.def("run_empty", run_empty);
