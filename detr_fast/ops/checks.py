@@ -41,3 +41,18 @@ def check_devices(name: str, first: Tensor, tensors: Mapping[str, Tensor]) -> No
     for other, value in tensors.items():
         if value.device != first.device:
             raise ValueError(f"{other}: expected a tensor on {first.device}, as {name}; got {value.device}")
+
+
+def check_labels(name: str, labels: Tensor, classes: int) -> None:
+    """Raises where a label is outside [0, classes); looks at the values, so for the CPU only."""
+    outside = torch.nonzero((labels < 0) | (labels >= classes))
+    if outside.numel():
+        raise label_error(name, labels, int(outside[0]), classes)
+
+
+def label_error(name: str, labels: Tensor, index: int, classes: int) -> ValueError:
+    """The error for the label of packed target `index`."""
+    return ValueError(
+        f"{name}: expected labels in [0, K) with K = {classes}; "
+        f"got {int(labels[index])} at packed target {index}"
+    )

@@ -28,20 +28,6 @@ def fake_costs(logits: Tensor, values: Tensor, target_labels: Tensor, *unused: o
     return logits.new_empty(shape, dtype=widened(logits.dtype))
 
 
-def check_labels(target_labels: Tensor, classes: int) -> None:
-    """Raises where a label is outside [0, classes); looks at the values, so for the CPU only."""
-    outside = torch.nonzero((target_labels < 0) | (target_labels >= classes))
-    if outside.numel():
-        raise label_error(target_labels, int(outside[0]), classes)
-
-
-def label_error(target_labels: Tensor, index: int, classes: int) -> ValueError:
-    return ValueError(
-        f"target_labels: expected labels in [0, K) with K = {classes}; "
-        f"got {int(target_labels[index])} at packed target {index}"
-    )
-
-
 def of_labels(cost_of_class: Tensor, labels: Tensor) -> Tensor:
     """[..., T, Q]: the rows `labels` [T] of the transposed [..., Q, K]; NaN for a label outside [0, K)."""
     known = (labels >= 0) & (labels < cost_of_class.shape[-1])

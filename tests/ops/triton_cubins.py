@@ -27,12 +27,12 @@ import torch
 from detr_fast.ops import triton_launch
 from detr_fast.ops.box_loss import triton as box_loss
 from detr_fast.ops.box_match_cost import triton as match_cost
-from detr_fast.ops.box_match_cost.options import BoxCostOptions
+from detr_fast.ops.box_match_cost.arguments import BoxCosts
 from detr_fast.ops.class_loss import triton as class_loss
-from detr_fast.ops.class_loss.options import ClassLossOptions
+from detr_fast.ops.class_loss.arguments import ClassLoss
 from detr_fast.ops.linear_assignment import triton as assignment
 from detr_fast.ops.mask_match_cost import triton as mask_match
-from detr_fast.ops.mask_match_cost.options import MaskCostOptions
+from detr_fast.ops.mask_match_cost.arguments import MaskCosts
 from detr_fast.ops.ms_deform_attn import triton as attention
 from detr_fast.ops.point_sample import triton as points
 
@@ -72,8 +72,8 @@ def match(class_cost: str, gamma: float, dtype: torch.dtype) -> None:
     sizes = [20] * 16
     logits, boxes = torch.empty(6, 16, 300, 91, dtype=dtype), torch.empty(6, 16, 300, 4, dtype=dtype)
     labels, target_boxes = torch.zeros(320, dtype=torch.int64), torch.empty(320, 4)
-    options = BoxCostOptions(class_cost, 2.0, 5.0, 2.0, 0.25, gamma)
-    match_cost.forward(logits, boxes, labels, target_boxes, sizes, options)
+    call = BoxCosts(logits, boxes, labels, target_boxes, sizes, class_cost, 2.0, 5.0, 2.0, 0.25, gamma)
+    match_cost.forward(call)
 
 
 def match_masks(mask_cost: str, gamma: float, dtype: torch.dtype, values: torch.dtype, targets: int) -> None:
@@ -81,15 +81,15 @@ def match_masks(mask_cost: str, gamma: float, dtype: torch.dtype, values: torch.
     labels = torch.zeros(2 * targets, dtype=torch.int64)
     of_layers = () if values == torch.uint8 else (10,)
     target_values = torch.empty(*of_layers, 2 * targets, 12544, dtype=values)
-    options = MaskCostOptions(mask_cost, 2.0, 5.0, 5.0, 0.25, gamma)
-    mask_match.forward(logits, masks, labels, target_values, [targets] * 2, options)
+    packed = (logits, masks, labels, target_values, [targets] * 2)
+    mask_match.forward(MaskCosts(*packed, mask_cost, 2.0, 5.0, 5.0, 0.25, gamma))
 
 
 def class_losses(kind: str, gamma: float, dtype: torch.dtype, classes: int = 92) -> None:
     logits, labels = torch.empty(6, 16, 300, classes, dtype=dtype), torch.zeros(320, dtype=torch.int64)
-    inputs = (logits, labels, labels.expand(6, -1), [20] * 16, ClassLossOptions(kind, 0.1, 0.25, gamma))
-    class_loss.forward(*inputs)
-    class_loss.backward(torch.empty(6), *inputs)
+    call = ClassLoss(logits, labels, labels.expand(6, -1), [20] * 16, kind, 0.1, 0.25, gamma)
+    class_loss.forward(call)
+    class_loss.backward(torch.empty(6), call)
 
 
 def box_losses(dtype: torch.dtype) -> None:

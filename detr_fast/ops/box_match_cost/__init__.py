@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detr_fast.ops.available import on_cpu, on_cuda, on_triton
 from detr_fast.ops.box_match_cost import cpu, cuda, reference, triton
-from detr_fast.ops.box_match_cost.options import BoxCostOptions
+from detr_fast.ops.box_match_cost.arguments import BoxCosts
 from detr_fast.ops.checks import check_devices, check_floats
 from detr_fast.ops.match_cost import check_packing, fake_costs
 from detr_fast.ops.operator import Backend, Operator
@@ -80,9 +80,21 @@ def box_match_cost(
         TypeError, ValueError: a wrong dtype, shape, device, option or, on the CPU, a label outside [0, K). On
             a GPU, where looking would stall the queue, such a label's costs count as non-finite.
     """
-    options = BoxCostOptions(classification, w_class, w_l1, w_giou, alpha, gamma)
-    _check(logits, boxes, target_labels, target_boxes, num_targets, options)
-    return _CALL(logits, boxes, target_labels, target_boxes, num_targets, *options, backend=backend)
+    call = BoxCosts(
+        logits,
+        boxes,
+        target_labels,
+        target_boxes,
+        num_targets,
+        classification,
+        w_class,
+        w_l1,
+        w_giou,
+        alpha,
+        gamma,
+    )
+    _check(call)
+    return _CALL(*call, backend=backend)
 
 
 _CALL = Registered(
@@ -90,20 +102,14 @@ _CALL = Registered(
     "(Tensor logits, Tensor boxes, Tensor target_labels, Tensor target_boxes, SymInt[] num_targets, "
     "str classification, float w_class, float w_l1, float w_giou, float alpha, float gamma) -> Tensor",
     fake_costs,
-    lambda implementation, *arguments: implementation.forward(*arguments[:5], BoxCostOptions(*arguments[5:])),
+    lambda implementation, *arguments: implementation.forward(BoxCosts(*arguments)),
     fold=(0, 0, None, None),
     fold_ndim=4,
 )
 
 
-def _check(
-    logits: Tensor,
-    boxes: Tensor,
-    target_labels: Tensor,
-    target_boxes: Tensor,
-    num_targets: Sequence[int],
-    options: BoxCostOptions,
-) -> None:
+def _check(call: BoxCosts) -> None:
+    logits, boxes, target_labels, target_boxes, num_targets, *_ = call
     check_packing(logits, target_labels, num_targets)
     shape, targets = logits.shape, target_labels.shape[0]
     if boxes.shape != (*shape[:-1], 4):
@@ -115,11 +121,10 @@ def _check(
     check_floats({"logits": logits, "boxes": boxes, "target_boxes": target_boxes})
     others = {"boxes": boxes, "target_labels": target_labels, "target_boxes": target_boxes}
     check_devices("logits", logits, others)
-    classification, *numbers = options
-    if classification != "softmax" and classification != "focal":
-        raise ValueError(f"classification: expected 'softmax' or 'focal'; got {classification!r}")
-    if not (abs(sum(numbers)) < math.inf and options.gamma >= 0):
+    if call.classification != "softmax" and call.classification != "focal":
+        raise ValueError(f"classification: expected 'softmax' or 'focal'; got {call.classification!r}")
+    if not (abs(sum(call.numbers)) < math.inf and call.gamma >= 0):
         raise ValueError(
             "w_class, w_l1, w_giou, alpha, gamma: expected finite numbers with gamma >= 0; "
-            f"got {', '.join(map(str, numbers))}"
+            f"got {', '.join(map(str, call.numbers))}"
         )

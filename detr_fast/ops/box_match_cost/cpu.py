@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from detr_fast import extension
 from detr_fast.ops.available import KERNEL_FLOATS
-from detr_fast.ops.box_match_cost.options import BoxCostOptions
-from detr_fast.ops.match_cost import label_error
+from detr_fast.ops.box_match_cost.arguments import BoxCosts
+from detr_fast.ops.checks import label_error
 from detr_fast.ops.memory import ready
 
 
-def forward(
-    logits: Tensor,
-    boxes: Tensor,
-    target_labels: Tensor,
-    target_boxes: Tensor,
-    num_targets: Sequence[int],
-    options: BoxCostOptions,
-) -> Tensor:
-    """[..., sumT, Q] costs; arguments as the public function's, already checked."""
+def forward(call: BoxCosts) -> Tensor:
+    """[..., sumT, Q] costs of checked arguments."""
+    logits, boxes, target_labels, target_boxes, num_targets, *_ = call
     *layers, _, queries, classes = logits.shape
     if boxes.dtype not in KERNEL_FLOATS:
         boxes = boxes.float()
@@ -36,11 +28,11 @@ def forward(
         ready(boxes),
         ready(target_labels),
         ready(target_boxes, torch.float32),
-        options.focal,
-        *options[1:],
+        call.focal,
+        *call.numbers,
         costs,
         torch.get_num_threads(),
     )
     if bad >= 0:
-        raise label_error(target_labels, bad, classes)
+        raise label_error("target_labels", target_labels, bad, classes)
     return costs

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from detr_fast import extension
-from detr_fast.ops.box_match_cost.options import BoxCostOptions
+from detr_fast.ops.box_match_cost.arguments import BoxCosts
 from detr_fast.ops.memory import device_and_stream, ready
 
 
@@ -22,16 +22,9 @@ class Cuda:
     def __init__(self, module: Callable[[], ModuleType]) -> None:
         self._module = module
 
-    def forward(
-        self,
-        logits: Tensor,
-        boxes: Tensor,
-        target_labels: Tensor,
-        target_boxes: Tensor,
-        num_targets: Sequence[int],
-        options: BoxCostOptions,
-    ) -> Tensor:
-        """[..., sumT, Q] costs; arguments as the public function's, already checked."""
+    def forward(self, call: BoxCosts) -> Tensor:
+        """[..., sumT, Q] costs of checked arguments."""
+        logits, boxes, target_labels, target_boxes, num_targets, *_ = call
         *layers, images, queries, classes = logits.shape
         boxes_dtype = boxes.dtype if boxes.dtype == logits.dtype else torch.float32
         logits, boxes, target_labels = ready(logits), ready(boxes, boxes_dtype), ready(target_labels)
@@ -51,8 +44,8 @@ class Cuda:
                 boxes,
                 target_labels,
                 target_boxes,
-                options.focal,
-                *options[1:],
+                call.focal,
+                *call.numbers,
                 costs,
                 non_finite,
                 *device_and_stream(logits),

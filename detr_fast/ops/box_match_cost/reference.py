@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from detr_fast.ops.box_match_cost.options import BoxCostOptions
-from detr_fast.ops.match_cost import check_labels, of_labels, penalise_non_finite
+from detr_fast.ops.box_match_cost.arguments import BoxCosts
+from detr_fast.ops.checks import check_labels
+from detr_fast.ops.match_cost import of_labels, penalise_non_finite
 
 EPS = 1e-8
 TINY = torch.finfo(torch.float32).tiny  # areas below count as zero, in every precision and backend
 
 
 @torch.no_grad()
-def forward(
-    logits: Tensor,
-    boxes: Tensor,
-    target_labels: Tensor,
-    target_boxes: Tensor,
-    num_targets: Sequence[int],
-    options: BoxCostOptions,
-) -> Tensor:
-    """[..., sumT, Q] costs; arguments as the public function's, already checked."""
+def forward(call: BoxCosts) -> Tensor:
+    """[..., sumT, Q] costs of checked arguments."""
+    logits, boxes, target_labels, target_boxes, num_targets, *_ = call
     dtype = torch.promote_types(logits.dtype, torch.float32)
     logits, boxes, target_boxes = logits.to(dtype).contiguous(), boxes.to(dtype), target_boxes.to(dtype)
     if logits.device.type == "cpu":
-        check_labels(target_labels, logits.shape[-1])
-    cost_of_class = (
-        focal_cost(logits, options.alpha, options.gamma) if options.focal else softmax_cost(logits)
-    )
+        check_labels("target_labels", target_labels, logits.shape[-1])
+    cost_of_class = focal_cost(logits, call.alpha, call.gamma) if call.focal else softmax_cost(logits)
     blocks = [logits.new_empty(*logits.shape[:-3], 0, logits.shape[-2])]
     for b, (labels, wanted) in enumerate(
         zip(target_labels.split(num_targets), target_boxes.split(num_targets), strict=True)
@@ -39,7 +30,7 @@ def forward(
         found = boxes[..., b, None, :, :]
         l1 = (wanted[:, None] - found).abs().sum(-1)
         giou = generalized_iou(wanted[:, None], found)
-        cost = options.w_class * classes + options.w_l1 * l1 - options.w_giou * giou
+        cost = call.w_class * classes + call.w_l1 * l1 - call.w_giou * giou
         blocks.append(penalise_non_finite(cost))
     return torch.cat(blocks, dim=-2)
 

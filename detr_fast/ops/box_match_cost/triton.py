@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from detr_fast.ops.available import KERNEL_FLOATS
-from detr_fast.ops.box_match_cost.options import BoxCostOptions
+from detr_fast.ops.box_match_cost.arguments import BoxCosts
 from detr_fast.ops.memory import ready
 from detr_fast.ops.triton_launch import device_table, launch, power_of_two
 
@@ -18,15 +17,9 @@ _BLOCK_Q, _BLOCK_T, _BLOCK_K = 32, 8, 32
 _BLOCK_REPAIR = 1024
 
 
-def forward(
-    logits: Tensor,
-    boxes: Tensor,
-    target_labels: Tensor,
-    target_boxes: Tensor,
-    num_targets: Sequence[int],
-    options: BoxCostOptions,
-) -> Tensor:
-    """[..., sumT, Q] costs; arguments as the public function's, already checked."""
+def forward(call: BoxCosts) -> Tensor:
+    """[..., sumT, Q] costs of checked arguments."""
+    logits, boxes, target_labels, target_boxes, num_targets, *_ = call
     *layers, images, queries, classes = logits.shape
     targets = target_labels.shape[0]
     costs = torch.empty((*layers, targets, queries), dtype=torch.float32, device=logits.device)
@@ -46,8 +39,8 @@ def forward(
         (
             *(costs, non_finite, ready(logits), boxes, ready(target_labels)),
             *(ready(target_boxes, torch.float32), first_target),
-            *(images, queries, classes, targets, *options[1:]),
-            *(options.focal, options.gamma == 2, _BLOCK_Q, _BLOCK_T, min(_BLOCK_K, power_of_two(classes))),
+            *(images, queries, classes, targets, *call.numbers),
+            *(call.focal, call.gamma == 2, _BLOCK_Q, _BLOCK_T, min(_BLOCK_K, power_of_two(classes))),
         ),
     )
     launch(

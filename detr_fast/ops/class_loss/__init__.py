@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from detr_fast.ops.available import on_cpu, on_triton
 from detr_fast.ops.checks import check_devices, widened
 from detr_fast.ops.class_loss import cpu, reference, triton
-from detr_fast.ops.class_loss.options import ClassLossOptions
+from detr_fast.ops.class_loss.arguments import ClassLoss
 from detr_fast.ops.matched import check_matched
 from detr_fast.ops.operator import Backend, Operator
 from detr_fast.ops.register import differentiable
@@ -67,17 +67,9 @@ def class_loss(
             range. On a GPU, where looking would stall the queue, a bad label makes the loss NaN and a query
             out of range counts as none.
     """
-    options = ClassLossOptions(classification, eos_coef, alpha, gamma)
-    _check(logits, labels, query, num_targets, options)
-    return _CALL(logits, labels, query, num_targets, *options, backend=backend)
-
-
-def _forward(implementation: Any, *arguments: Any) -> Tensor:
-    return implementation.forward(*arguments[:4], ClassLossOptions(*arguments[4:]))
-
-
-def _backward(implementation: Any, grad_loss: Tensor, *arguments: Any) -> Tensor:
-    return implementation.backward(grad_loss, *arguments[:4], ClassLossOptions(*arguments[4:-1]))
+    call = ClassLoss(logits, labels, query, num_targets, classification, eos_coef, alpha, gamma)
+    _check(call)
+    return _CALL(*call, backend=backend)
 
 
 _CALL = differentiable(
@@ -85,17 +77,18 @@ _CALL = differentiable(
     "(Tensor logits, Tensor labels, Tensor query, SymInt[] num_targets, str classification, float eos_coef, "
     "float alpha, float gamma) -> Tensor",
     lambda logits, *_: logits.new_empty(logits.shape[0], dtype=widened(logits.dtype)),
-    _forward,
-    _backward,
+    lambda implementation, *arguments: implementation.forward(ClassLoss(*arguments)),
+    lambda implementation, grad_loss, *arguments: implementation.backward(
+        grad_loss, ClassLoss(*arguments[:-1])
+    ),
     by=(0,),
     fold=(0, None, 0),
     fold_ndim=4,
 )
 
 
-def _check(
-    logits: Tensor, labels: Tensor, query: Tensor, num_targets: Sequence[int], options: ClassLossOptions
-) -> None:
+def _check(call: ClassLoss) -> None:
+    logits, labels, query, num_targets, *_ = call
     if labels.ndim != 1:
         raise ValueError(f"labels: expected [sumT]; got {list(labels.shape)}")
     if labels.dtype != torch.int64:
@@ -104,10 +97,10 @@ def _check(
     check_devices("logits", logits, {"labels": labels, "query": query})
     if logits.shape[3] < 1:
         raise ValueError(f"logits: expected [L, B, Q, K] with K >= 1; got {list(logits.shape)}")
-    if options.classification not in ("softmax", "focal"):
-        raise ValueError(f"classification: expected 'softmax' or 'focal'; got {options.classification!r}")
-    if not (abs(sum(options[1:])) < math.inf and options.gamma >= 0):
+    if call.classification not in ("softmax", "focal"):
+        raise ValueError(f"classification: expected 'softmax' or 'focal'; got {call.classification!r}")
+    if not (abs(sum(call.numbers)) < math.inf and call.gamma >= 0):
         raise ValueError(
             "eos_coef, alpha, gamma: expected finite numbers with gamma >= 0; "
-            f"got {', '.join(map(str, options[1:]))}"
+            f"got {', '.join(map(str, call.numbers))}"
         )

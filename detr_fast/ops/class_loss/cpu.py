@@ -2,51 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from detr_fast import extension
-from detr_fast.ops.class_loss.options import ClassLossOptions
-from detr_fast.ops.class_loss.reference import label_error
+from detr_fast.ops.checks import label_error
+from detr_fast.ops.class_loss.arguments import ClassLoss
 from detr_fast.ops.matched import query_error
 from detr_fast.ops.memory import ready
 
 
-def forward(
-    logits: Tensor, labels: Tensor, query: Tensor, num_targets: Sequence[int], options: ClassLossOptions
-) -> Tensor:
-    """[L] sums over queries; arguments as the public function's, already checked."""
-    loss = torch.empty(logits.shape[0], dtype=torch.float32)
-    _run(extension.extension().class_loss_cpu_fwd, logits, labels, query, num_targets, options, loss)
+def forward(call: ClassLoss) -> Tensor:
+    """[L] sums over queries, of checked arguments."""
+    loss = torch.empty(call.logits.shape[0], dtype=torch.float32)
+    _run(extension.extension().class_loss_cpu_fwd, call, loss)
     return loss
 
 
-def backward(
-    grad_loss: Tensor,
-    logits: Tensor,
-    labels: Tensor,
-    query: Tensor,
-    num_targets: Sequence[int],
-    options: ClassLossOptions,
-) -> Tensor:
+def backward(grad_loss: Tensor, call: ClassLoss) -> Tensor:
     """The gradient of the logits, in their dtype."""
-    gradient = torch.empty(logits.shape, dtype=logits.dtype)
-    run = extension.extension().class_loss_cpu_bwd
-    _run(run, logits, labels, query, num_targets, options, ready(grad_loss), gradient)
+    gradient = torch.empty(call.logits.shape, dtype=call.logits.dtype)
+    _run(extension.extension().class_loss_cpu_bwd, call, ready(grad_loss), gradient)
     return gradient
 
 
-def _run(
-    function: Callable[..., int],
-    logits: Tensor,
-    labels: Tensor,
-    query: Tensor,
-    num_targets: Sequence[int],
-    options: ClassLossOptions,
-    *tensors: Tensor,
-) -> None:
+def _run(function: Callable[..., int], call: ClassLoss, *tensors: Tensor) -> None:
+    logits, labels, query, num_targets, *_ = call
     layers, _, queries, classes = logits.shape
     bad = function(
         num_targets,
@@ -56,12 +39,12 @@ def _run(
         ready(logits),
         ready(labels),
         ready(query),
-        options.focal,
-        *options[1:],
+        call.focal,
+        *call.numbers,
         torch.get_num_threads(),
         *tensors,
     )
     if bad >= len(labels):
         raise query_error(query, bad - len(labels), queries)
     if bad >= 0:
-        raise label_error(labels, bad, options.objects(classes))
+        raise label_error("labels", labels, bad, call.objects)

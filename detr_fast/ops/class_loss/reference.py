@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detr_fast.ops.class_loss.options import ClassLossOptions
+from detr_fast.ops.checks import check_labels
+from detr_fast.ops.class_loss.arguments import ClassLoss
 from detr_fast.ops.matched import check_queries
 
 
-def forward(
-    logits: Tensor, labels: Tensor, query: Tensor, num_targets: Sequence[int], options: ClassLossOptions
-) -> Tensor:
-    """[L] sums over queries; arguments as the public function's, already checked."""
+def forward(call: ClassLoss) -> Tensor:
+    """[L] sums over queries, of checked arguments."""
+    logits, labels, query, num_targets, *_ = call
     layers, images, queries, classes = logits.shape
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    objects = options.objects(classes)
+    objects = call.objects
     if logits.device.type == "cpu" and type(labels) is Tensor:
-        check_labels(labels, objects)
+        check_labels("labels", labels, objects)
         check_queries(query, queries)
     first = torch.tensor(
         [b * queries for b, size in enumerate(num_targets) for _ in range(size)], dtype=torch.int64
@@ -31,43 +29,24 @@ def forward(
     wanted = labels.new_full((layers, images * queries + 1), objects)
     wanted = wanted.scatter(1, place, labels.where(known, objects).expand(layers, -1))[:, :-1]
     rows = logits.reshape(layers, images * queries, classes)
-    loss = focal(rows, wanted, options) if options.focal else cross_entropy(rows, wanted, options)
+    loss = focal(rows, wanted, call) if call.focal else cross_entropy(rows, wanted, call)
     return loss.where(known.all(), torch.nan)
 
 
-def cross_entropy(logits: Tensor, wanted: Tensor, options: ClassLossOptions) -> Tensor:
+def cross_entropy(logits: Tensor, wanted: Tensor, call: ClassLoss) -> Tensor:
     entropy = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").view(wanted.shape)
-    return torch.where(wanted == logits.shape[-1] - 1, options.eos_coef * entropy, entropy).sum(1)
+    return torch.where(wanted == logits.shape[-1] - 1, call.eos_coef * entropy, entropy).sum(1)
 
 
-def focal(logits: Tensor, wanted: Tensor, options: ClassLossOptions) -> Tensor:
+def focal(logits: Tensor, wanted: Tensor, call: ClassLoss) -> Tensor:
     present = wanted[..., None] == torch.arange(logits.shape[-1], device=logits.device)
     right = torch.where(present, logits, -logits)  # the logit of the right answer
-    weight = torch.where(present, options.alpha, 1 - options.alpha).to(logits.dtype)
-    return (weight * (-right).sigmoid() ** options.gamma * F.softplus(-right)).sum((1, 2))
+    weight = torch.where(present, call.alpha, 1 - call.alpha).to(logits.dtype)
+    return (weight * (-right).sigmoid() ** call.gamma * F.softplus(-right)).sum((1, 2))
 
 
-def backward(
-    grad_loss: Tensor,
-    logits: Tensor,
-    labels: Tensor,
-    query: Tensor,
-    num_targets: Sequence[int],
-    options: ClassLossOptions,
-) -> Tensor:
+def backward(grad_loss: Tensor, call: ClassLoss) -> Tensor:
     """The gradient of the logits, in their dtype."""
-    differentiate = torch.func.vjp(lambda x: forward(x, labels, query, num_targets, options), logits)[1]
+    differentiate = torch.func.vjp(lambda x: forward(call._replace(logits=x)), call.logits)[1]
     (gradient,) = differentiate(grad_loss)
     return gradient.contiguous()
-
-
-def check_labels(labels: Tensor, objects: int) -> None:
-    bad = ((labels < 0) | (labels >= objects)).nonzero()
-    if len(bad):
-        raise label_error(labels, int(bad[0]), objects)
-
-
-def label_error(labels: Tensor, index: int, objects: int) -> ValueError:
-    return ValueError(
-        f"labels: expected values in [0, {objects}); got {int(labels[index])} at packed target {index}"
-    )

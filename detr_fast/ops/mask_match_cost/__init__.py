@@ -12,7 +12,7 @@ from torch import Tensor
 from detr_fast.ops.available import on_cpu, on_triton
 from detr_fast.ops.checks import FLOATS, check_devices, check_floats
 from detr_fast.ops.mask_match_cost import cpu, reference, triton
-from detr_fast.ops.mask_match_cost.options import MaskCostOptions
+from detr_fast.ops.mask_match_cost.arguments import MaskCosts
 from detr_fast.ops.match_cost import check_packing, fake_costs
 from detr_fast.ops.operator import Backend, Operator
 from detr_fast.ops.register import Registered
@@ -86,9 +86,21 @@ def mask_match_cost(
         TypeError, ValueError: a wrong dtype, shape, device, option or, on the CPU, a label outside [0, K). On
             a GPU, where looking would stall the queue, such a label's costs count as non-finite.
     """
-    options = MaskCostOptions(mask_cost, w_class, w_mask, w_dice, alpha, gamma)
-    _check(logits, mask_values, target_labels, target_values, num_targets, options)
-    return _CALL(logits, mask_values, target_labels, target_values, num_targets, *options, backend=backend)
+    call = MaskCosts(
+        logits,
+        mask_values,
+        target_labels,
+        target_values,
+        num_targets,
+        mask_cost,
+        w_class,
+        w_mask,
+        w_dice,
+        alpha,
+        gamma,
+    )
+    _check(call)
+    return _CALL(*call, backend=backend)
 
 
 _CALL = Registered(
@@ -96,20 +108,12 @@ _CALL = Registered(
     "(Tensor logits, Tensor mask_values, Tensor target_labels, Tensor target_values, SymInt[] num_targets, "
     "str mask_cost, float w_class, float w_mask, float w_dice, float alpha, float gamma) -> Tensor",
     fake_costs,
-    lambda implementation, *arguments: implementation.forward(
-        *arguments[:5], MaskCostOptions(*arguments[5:])
-    ),
+    lambda implementation, *arguments: implementation.forward(MaskCosts(*arguments)),
 )
 
 
-def _check(
-    logits: Tensor,
-    mask_values: Tensor,
-    target_labels: Tensor,
-    target_values: Tensor,
-    num_targets: Sequence[int],
-    options: MaskCostOptions,
-) -> None:
+def _check(call: MaskCosts) -> None:
+    logits, mask_values, target_labels, target_values, num_targets, *_ = call
     check_packing(logits, target_labels, num_targets)
     shape, targets = logits.shape, target_labels.shape[0]
     if mask_values.ndim != len(shape) or mask_values.shape[:-1] != shape[:-1] or mask_values.shape[-1] < 1:
@@ -132,11 +136,10 @@ def _check(
         )
     tensors = {"mask_values": mask_values, "target_labels": target_labels, "target_values": target_values}
     check_devices("logits", logits, tensors)
-    mask_cost, *numbers = options
-    if mask_cost != "bce" and mask_cost != "focal":
-        raise ValueError(f"mask_cost: expected 'bce' or 'focal'; got {mask_cost!r}")
-    if not (abs(sum(numbers)) < math.inf and options.gamma >= 0):
+    if call.mask_cost != "bce" and call.mask_cost != "focal":
+        raise ValueError(f"mask_cost: expected 'bce' or 'focal'; got {call.mask_cost!r}")
+    if not (abs(sum(call.numbers)) < math.inf and call.gamma >= 0):
         raise ValueError(
             "w_class, w_mask, w_dice, alpha, gamma: expected finite numbers with gamma >= 0; "
-            f"got {', '.join(map(str, numbers))}"
+            f"got {', '.join(map(str, call.numbers))}"
         )

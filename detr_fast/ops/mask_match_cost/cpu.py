@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from detr_fast import extension
 from detr_fast.ops.available import KERNEL_FLOATS
-from detr_fast.ops.mask_match_cost.options import MaskCostOptions
-from detr_fast.ops.match_cost import label_error
+from detr_fast.ops.checks import label_error
+from detr_fast.ops.mask_match_cost.arguments import MaskCosts
 from detr_fast.ops.memory import ready
 
 _TARGET_DTYPES = (*KERNEL_FLOATS, torch.uint8, torch.bool)
 
 
-def forward(
-    logits: Tensor,
-    mask_values: Tensor,
-    target_labels: Tensor,
-    target_values: Tensor,
-    num_targets: Sequence[int],
-    options: MaskCostOptions,
-) -> Tensor:
-    """[..., sumT, Q] costs; arguments as the public function's, already checked."""
+def forward(call: MaskCosts) -> Tensor:
+    """[..., sumT, Q] costs of checked arguments."""
+    logits, mask_values, target_labels, target_values, num_targets, *_ = call
     *layers, _, queries, classes = logits.shape
     if mask_values.dtype not in KERNEL_FLOATS:
         mask_values = mask_values.float()
@@ -42,11 +34,11 @@ def forward(
         ready(mask_values),
         ready(target_labels),
         ready(target_values),
-        options.focal,
-        *options[1:],
+        call.focal,
+        *call.numbers,
         costs,
         torch.get_num_threads(),
     )
     if bad >= 0:
-        raise label_error(target_labels, bad, classes)
+        raise label_error("target_labels", target_labels, bad, classes)
     return costs

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from detr_fast.ops.mask_match_cost.options import MaskCostOptions
-from detr_fast.ops.match_cost import check_labels, of_labels, penalise_non_finite
+from detr_fast.ops.checks import check_labels
+from detr_fast.ops.mask_match_cost.arguments import MaskCosts
+from detr_fast.ops.match_cost import of_labels, penalise_non_finite
 
 
 @torch.no_grad()
-def forward(
-    logits: Tensor,
-    mask_values: Tensor,
-    target_labels: Tensor,
-    target_values: Tensor,
-    num_targets: Sequence[int],
-    options: MaskCostOptions,
-) -> Tensor:
-    """[..., sumT, Q] costs; arguments as the public function's, already checked."""
+def forward(call: MaskCosts) -> Tensor:
+    """[..., sumT, Q] costs of checked arguments."""
+    logits, mask_values, target_labels, target_values, num_targets, *_ = call
     dtype = torch.promote_types(logits.dtype, torch.float32)
     if logits.device.type == "cpu":
-        check_labels(target_labels, logits.shape[-1])
+        check_labels("target_labels", target_labels, logits.shape[-1])
     cost_of_class = -logits.to(dtype).contiguous().softmax(-1)
     blocks = [cost_of_class.new_empty(*logits.shape[:-3], 0, logits.shape[-2])]
     with torch.autocast(logits.device.type, enabled=False):  # products would be of halves
@@ -32,20 +25,20 @@ def forward(
             zip(target_labels.split(num_targets), target_values.split(num_targets, dim=-2), strict=True)
         ):
             x, t = mask_values[..., b, :, :].to(dtype).contiguous(), values.to(dtype).contiguous()
-            cost = options.w_class * of_labels(cost_of_class[..., b, :, :], labels)
-            cost = cost + options.w_mask * mask_term(x, t, options) + options.w_dice * dice_term(x, t)
+            cost = call.w_class * of_labels(cost_of_class[..., b, :, :], labels)
+            cost = cost + call.w_mask * mask_term(x, t, call) + call.w_dice * dice_term(x, t)
             blocks.append(penalise_non_finite(cost))
     return torch.cat(blocks, dim=-2)
 
 
-def mask_term(x: Tensor, t: Tensor, options: MaskCostOptions) -> Tensor:
+def mask_term(x: Tensor, t: Tensor, call: MaskCosts) -> Tensor:
     """[..., T, Q] mean losses of logits x [..., Q, X] against targets t [..., T, X]."""
     where_one, where_zero = -logsigmoid(x), -logsigmoid(-x)
-    if options.focal:
-        where_one = (-x).sigmoid() ** options.gamma * where_one
-        where_zero = x.sigmoid() ** options.gamma * where_zero
-        if options.alpha >= 0:
-            where_one, where_zero = options.alpha * where_one, (1 - options.alpha) * where_zero
+    if call.focal:
+        where_one = (-x).sigmoid() ** call.gamma * where_one
+        where_zero = x.sigmoid() ** call.gamma * where_zero
+        if call.alpha >= 0:
+            where_one, where_zero = call.alpha * where_one, (1 - call.alpha) * where_zero
     return (t @ where_one.mT + (1 - t) @ where_zero.mT) / x.shape[-1]
 
 

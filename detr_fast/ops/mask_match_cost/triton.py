@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from detr_fast.ops.available import KERNEL_FLOATS
-from detr_fast.ops.mask_match_cost.options import MaskCostOptions
+from detr_fast.ops.mask_match_cost.arguments import MaskCosts
 from detr_fast.ops.memory import ready
 from detr_fast.ops.triton_launch import device_table, launch, power_of_two
 
@@ -18,15 +17,9 @@ _LEAST_T, _MOST_T = 16, 32  # what a product takes, and what registers hold
 _BLOCK_REPAIR = 1024
 
 
-def forward(
-    logits: Tensor,
-    mask_values: Tensor,
-    target_labels: Tensor,
-    target_values: Tensor,
-    num_targets: Sequence[int],
-    options: MaskCostOptions,
-) -> Tensor:
-    """[..., sumT, Q] costs; arguments as the public function's, already checked."""
+def forward(call: MaskCosts) -> Tensor:
+    """[..., sumT, Q] costs of checked arguments."""
+    logits, mask_values, target_labels, target_values, num_targets, *_ = call
     *layers, images, queries, classes = logits.shape
     targets, points = target_labels.shape[0], mask_values.shape[-1]
     costs = torch.empty((*layers, targets, queries), dtype=torch.float32, device=logits.device)
@@ -45,7 +38,7 @@ def forward(
     elif target_values.dtype == torch.float64:
         target_values = target_values.float()
     block_t = max(_LEAST_T, min(_MOST_T, power_of_two(max(num_targets))))
-    balance = (1.0, 1.0) if options.alpha < 0 else (options.alpha, 1 - options.alpha)
+    balance = (1.0, 1.0) if call.alpha < 0 else (call.alpha, 1 - call.alpha)
     launch(
         cost_kernel,
         problems * chunks,
@@ -55,11 +48,11 @@ def forward(
             *(ready(target_values), first_target, images, queries, classes, targets, points),
             *(
                 targets * points if target_values.ndim == 3 else 0,
-                options.w_class,
-                options.w_mask,
-                options.w_dice,
+                call.w_class,
+                call.w_mask,
+                call.w_dice,
             ),
-            *(*balance, options.gamma, options.focal, options.gamma == 2),
+            *(*balance, call.gamma, call.focal, call.gamma == 2),
             *(_BLOCK_Q, block_t, _BLOCK_X, min(_BLOCK_K, power_of_two(classes))),
         ),
     )
