@@ -89,9 +89,7 @@ BAD_INPUTS = [
     BadInput("no_classes", with_(logits=lambda x: x[..., :0]), ValueError, "logits: .* K >= 1"),
     BadInput("labels_2d", with_(labels=lambda x: x[None]), ValueError, "labels: .*sumT"),
     BadInput("labels_int32", with_(labels=lambda x: x.int()), TypeError, "labels: .*int32"),
-    BadInput(
-        "label_K", with_(labels=label(91)), ValueError, r"labels: .*K = 91; got 91 at packed target 3"
-    ),
+    BadInput("label_K", with_(labels=label(91)), ValueError, r"labels: .*K = 91; got 91 at packed target 3"),
     BadInput("label_negative", with_(labels=label(-1)), ValueError, "labels: .*got -1"),
     BadInput("query_1d", with_(query=lambda x: x[0]), ValueError, "query: expected"),
     BadInput("query_int32", with_(query=lambda x: x.int()), TypeError, "query: .*int32"),
