@@ -135,6 +135,17 @@ def test_the_better_nest_is_taken_and_the_other_named(first: str, second: str, t
     assert checkpoint.remarks[0] == f"the weights of the entry {first!r} were taken (there is {second!r} too)"
 
 
+def test_random_states_are_no_weights(tmp_path: Path) -> None:
+    states = {"cpu": torch.zeros(9, dtype=torch.uint8), "cuda": torch.zeros(9, dtype=torch.uint8)}
+    for content in (
+        {**DETR, "rng": states},
+        {"model": DETR, "rng": states},
+        {"model": {**DETR, "rng": states}},
+    ):
+        assert_same(read_checkpoint(saved(content, tmp_path)), DETR)
+    assert_same(read_checkpoint(saved({"model": DETR, "seen": torch.zeros(4)}, tmp_path)), DETR)
+
+
 def test_nothing_is_guessed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected one state dict; got 'generator', 'judge'"):
         read_checkpoint(saved({"generator": DETR, "judge": DETR}, tmp_path))

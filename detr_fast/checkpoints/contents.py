@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -46,7 +46,7 @@ def find_state(content: Any) -> tuple[dict[str, Tensor], list[str]]:
     """
     place, state = _chosen(content)
     remarks = []
-    others = sorted(where for where, _ in _candidates(content) if where != place)
+    others = sorted(_candidates(content).keys() - {place})
     if place:
         beside = f" (there is {', '.join(map(repr, others))} too)" if others else ""
         remarks.append(f"the weights of the entry {place!r} were taken{beside}")
@@ -106,7 +106,7 @@ def _path_to_model(names: Mapping[str, Any], depth: int = 0) -> str:
 
 def _chosen(content: Any) -> tuple[str, Mapping[Any, Any]]:
     """Where the weights are, as in "ema.module", and they."""
-    found = dict(_candidates(content))
+    found = _candidates(content)
     if "" in found:
         return "", found[""]
     ranked = sorted(found, key=_rank)
@@ -126,21 +126,33 @@ def _rank(place: str) -> tuple[int, int]:
     return (NESTS.index(first) if first in NESTS else len(NESTS)), place.count(".")
 
 
-def _candidates(content: Any, place: str = "", depth: int = 0) -> Iterator[tuple[str, Mapping[Any, Any]]]:
-    """Every mapping of names to tensors, by its place."""
+def _candidates(content: Any, depth: int = 0) -> dict[str, Mapping[Any, Any]]:
+    """Every mapping of names to tensors, by its place.
+
+    Of one that holds tensors, such as random states, beside other mappings of tensors, those count that are
+    where weights usually are, else it or they, whoever has more tensors.
+    """
     if isinstance(content, list | tuple) and len(content) == 1 and isinstance(content[0], Mapping):
         content = {"0": content[0]}
     if not isinstance(content, Mapping) or depth > MAX_NESTING or "param_groups" in content:
-        return
-    inner = False
-    for name, value in content.items():
-        if isinstance(name, str) and not NO_WEIGHTS.search(name):
-            for candidate in _candidates(value, f"{place}.{name}" if place else name, depth + 1):
-                inner = True
-                yield candidate
+        return {}
+    inner = {
+        f"{name}.{place}" if place else name: state
+        for name, value in content.items()
+        if isinstance(name, str) and not NO_WEIGHTS.search(name)
+        for place, state in _candidates(value, depth + 1).items()
+    }
     named = all(isinstance(name, str | bytes) for name in content)
-    if not inner and named and any(isinstance(value, Tensor) and value.ndim for value in content.values()):
-        yield place, content
+    if not named or not _tensors_in(content):
+        return inner
+    usual = {place: state for place, state in inner.items() if _rank(place)[0] < len(NESTS)}
+    more = any(_tensors_in(state) > _tensors_in(content) for state in inner.values())
+    return usual or (inner if more else {"": content})
+
+
+def _tensors_in(content: Mapping[Any, Any]) -> int:
+    """How many tensors a mapping holds itself; numbers count for none."""
+    return sum(isinstance(value, Tensor) and value.ndim > 0 for value in content.values())
 
 
 def _what_it_is(content: Any) -> str:
