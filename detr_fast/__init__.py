@@ -1,7 +1,7 @@
 """Fast operators for DETR-family models, and readable models around them."""
 
 from detr_fast.criterion import FocalSetCriterion, MaskFormerCriterion, MaskSetCriterion, SetCriterion
-from detr_fast.integrations.accelerate import Report, accelerate, restore
+from detr_fast.integrations.accelerate import accelerate, restore
 from detr_fast.matcher import HungarianMatcher, MaskMatcher
 from detr_fast.models import (
     DETR,
@@ -34,7 +34,6 @@ __all__ = [
     "MaskFormerCriterion",
     "MaskMatcher",
     "MaskSetCriterion",
-    "Report",
     "SetCriterion",
     "accelerate",
     "restore",

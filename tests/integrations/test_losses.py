@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import detr_fast
 from detr_fast.integrations import losses
+from detr_fast.integrations.accelerate import Report
 from tests.integrations import tiny
 
 
@@ -34,7 +35,7 @@ def step(model: nn.Module, given: dict[str, Any]) -> tuple[dict[str, Tensor], di
     return named, {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
 
 
-def without_attention(model: nn.Module) -> detr_fast.Report:
+def without_attention(model: nn.Module) -> Report:
     """Accelerates a model and takes everything back but its loss."""
     report = detr_fast.accelerate(model)
     chosen = {m: m.loss_function for m in model.modules() if "_loss_function" in m.__dict__}
