@@ -116,20 +116,20 @@ def _attention(model: nn.Module, report: Report) -> None:
     for path, module in model.named_modules():
         if isinstance(module, attention.REPLACEMENTS):
             report.skipped.append((path, "already accelerated"))
-            inside += (f"{path}.",)
+            inside += (f"{path}." if path else "",)
         elif attention.known_class(module) and not path.startswith(inside):
             reason = why_not_served(MS_DEFORM_ATTN, _first(module, model))
             chosen = reason or attention.choose(module, isinstance(module, recorded))
             if _replace(path, module, chosen, report):
-                inside += (f"{path}.",)
+                inside += (f"{path}." if path else "",)
 
 
 def _losses(model: nn.Module, report: Report) -> None:
     mapping = getattr(sys.modules.get("transformers.loss.loss_utils"), "LOSS_MAPPING", {})
     for path, module in model.named_modules():
-        known = mapping.get(getattr(module, "loss_type", None))
-        if known is None or not isinstance(getattr(type(module), "loss_function", None), property):
+        if not isinstance(getattr(type(module), "loss_function", None), property):
             continue
+        known = mapping.get(getattr(module, "loss_type", None))
         own = module.__dict__.get("_loss_function")
         chosen: losses.FastLoss | str | None
         if isinstance(own, losses.FastLoss):
