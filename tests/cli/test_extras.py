@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from importlib.metadata import packages_distributions
 
 import pytest
 
@@ -71,3 +73,9 @@ def test_module_and_version() -> None:
         [sys.executable, "-m", "detr_fast", "--version"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith("detr_fast 0.")
+
+
+def test_the_extra_brings_the_modules_that_are_said_to_be_of_it() -> None:
+    listed = (ROOT / "pyproject.toml").read_text().split("\ntrain = [")[1].split("]")[0]
+    providers = packages_distributions()
+    assert {providers[module][0].lower() for module in MODULES} == set(re.findall(r'"([a-z]+)', listed))
