@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zipfile
 from pathlib import Path
@@ -21,7 +22,8 @@ CHUNK = 1 << 20
 
 def read_zip(path: Path) -> Any:
     """What an archive of torch.save holds, every entry checked against its checksum."""
-    with zipfile.ZipFile(path) as archive:
+    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        size_of_file = os.fstat(file.fileno()).st_size  # a run may replace the file at `path` meanwhile
         entries = {info.filename: info for info in archive.infolist()}
         roots = [name.removesuffix("data.pkl") for name in entries if name.endswith("/data.pkl")]
         if len(roots) != 1:
@@ -29,7 +31,7 @@ def read_zip(path: Path) -> Any:
         (root,) = roots
         if f"{root}constants.pkl" in entries:
             raise ValueError("a TorchScript program; expected a state dict")
-        _check_entries(path, archive.infolist())
+        _check_entries(archive.infolist(), size_of_file)
         order = archive.read(f"{root}byteorder") if f"{root}byteorder" in entries else b"little"
         if order != b"little":
             raise ValueError(f"expected numbers in little-endian order; got {order[:20]!r}")
@@ -49,10 +51,10 @@ def read_zip(path: Path) -> Any:
         read = {f"{root}data.pkl", f"{root}byteorder", *(f"{root}data/{key}" for key in storages)}
         for name in entries.keys() - read:
             _read_bytes(archive, entries[name])
-        return values(content, path.stat().st_size)
+        return values(content, size_of_file)
 
 
-def _check_entries(path: Path, infos: list[zipfile.ZipInfo]) -> None:
+def _check_entries(infos: list[zipfile.ZipInfo], size_of_file: int) -> None:
     if len({info.filename for info in infos}) != len(infos):
         raise ValueError("a zip archive with two entries of one name")
     for info in infos:
@@ -60,11 +62,11 @@ def _check_entries(path: Path, infos: list[zipfile.ZipInfo]) -> None:
             raise ValueError(
                 f"expected entries as torch.save stores them; {info.filename[:80]!r} is compressed"
             )
-        if not 0 <= info.header_offset < path.stat().st_size:
+        if not 0 <= info.header_offset < size_of_file:
             raise ValueError(f"{info.filename[:80]!r} lies outside of the file")
         if info.flag_bits & 1:
             raise ValueError(f"{info.filename[:80]!r} is encrypted")
-    if sum(info.file_size for info in infos) > path.stat().st_size:
+    if sum(info.file_size for info in infos) > size_of_file:
         raise ValueError("a zip archive whose entries overlap")
 
 
