@@ -7,8 +7,10 @@
 namespace detr_fast {
 namespace {
 
-// Overlap and hull along one axis, and their slopes by the box's centre and size. From sizes and distances:
-// no digits cancel, as they do among corners of small boxes. Where two corners meet, both sides count half.
+// GIoU once more beside box_match_cost: there whole vectors of pairs and no slope, here slopes for matched
+// pairs. Overlap and hull along one axis, and their slopes by the box's centre and size. From sizes and
+// distances: no digits cancel, as they do among corners of small boxes. Where two corners meet, both sides
+// count half.
 struct Side {
     float overlap, hull;
     float overlap_center, overlap_size, hull_center, hull_size;
