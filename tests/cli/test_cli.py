@@ -217,9 +217,6 @@ def test_wrong_checkpoints(data: Path, trained: Path, tmp_path: Path) -> None:
 
 def test_wrong_images_and_values(trained: Path, data: Path, tmp_path: Path) -> None:
     predict = ["predict", "--checkpoint", trained / "last.pt", "--output", tmp_path / "out"]
-    assert "absent.jpg: no such image file" in refused(*predict, tmp_path / "absent.jpg")
-    (tmp_path / "text.jpg").write_text("words")
-    assert "text.jpg: not an image" in refused(*predict, tmp_path / "text.jpg")
     image = next((data / "val2017").iterdir())
     assert "threshold: expected a score in 0..1" in refused(*predict, image, "--threshold", 2)
     assert "device: expected" in refused(*predict, image, "--device", "abacus")
