@@ -181,5 +181,7 @@ def test_an_index_out_of_range_on_a_gpu_gives_nan_and_no_gradient(rng: torch.Gen
 
 
 def test_triton_says_why_not() -> None:
-    assert "runs on a CUDA device, not on cpu" in str(triton.why_not(torch.device("cpu"), torch.bool))
-    assert "too coarse for torch.float64" in str(triton.why_not(torch.device("cuda"), torch.float64))
+    on_cpu = OPERATOR.explain(torch.device("cpu"), torch.bool)["triton"]
+    assert "runs on a CUDA device, not on cpu" in str(on_cpu)
+    wide = OPERATOR.explain(torch.device("cuda"), torch.float64)["triton"]
+    assert "too coarse for torch.float64" in str(wide)
