@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import os
 import traceback
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -109,9 +109,12 @@ class TrainBatches(Sampler[list[int]]):
         return images // self.batch_size if self.drop_last else -(-images // self.batch_size)
 
 
-def _leave_interrupts(_: int) -> None:
-    """Lets a terminal's Ctrl-C, which all processes get, end the main process alone, when it sees fit."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_signals(_: int) -> None:
+    """Leaves the process group, which terminals and job schedulers signal: the main process alone decides.
+
+    Workers that outlive it notice, and end.
+    """
+    os.setpgrp()
 
 
 def build_loader(
@@ -167,7 +170,7 @@ def build_loader(
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=pin_memory,
-        worker_init_fn=_leave_interrupts,
+        worker_init_fn=_leave_signals,
         # A loader draws its workers' seeds; from its own generator, not from the one that dropout uses.
         generator=torch.Generator().manual_seed(seed),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import chain
 from pathlib import Path
 
@@ -184,6 +185,15 @@ def test_global_random_state_is_left_alone(data: CocoDetection) -> None:
         begin_epoch(loader, 0)
         list(loader)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_workers_get_no_signals_of_the_group(data: CocoDetection) -> None:
+    """A launcher's SIGTERM to all processes lets the main one finish its step."""
+    batches = iter(build_loader(data, 1, train=True, num_workers=2))
+    next(batches)
+    workers = [process.pid for process in batches._workers]
+    assert len(workers) == 2
+    assert all(os.getpgid(pid) == pid != os.getpgrp() for pid in workers)
 
 
 def test_bad_arguments(data: CocoDetection) -> None:
