@@ -42,7 +42,7 @@ class Registered:
         saved: which tensors `gradient` is given; of the others it gets the shape. Default: all.
         by_autograd: an ordinary call of the reference is differentiated by autograd instead of `gradient`.
         decides: the argument whose device and dtype choose the backend.
-        shape_key: what backends decide by beside device and dtype, from the tuple of arguments.
+        shape_key: what GPU backends decide by beside device and dtype, from the tuple of arguments.
         fold: for each tensor, the dimension that vmap may fold its batch into. None: where that tensor has a
             batch, calls are made one after the other.
         fold_ndim: dimensions that the deciding tensor must have for that.
@@ -74,7 +74,7 @@ class Registered:
         inputs, outputs = schema.split(" -> ")
         self.names = [part.split()[1] for part in inputs[1:-1].split(", ")]
         self.tensors = inputs.count("Tensor")
-        self.saved = saved or (True,) * self.tensors
+        self.saved = saved
         self.fold = fold or (None,) * self.tensors
         op = torch.library.custom_op(
             f"detr_fast::{self.name}",
@@ -84,7 +84,7 @@ class Registered:
         )
         op.register_fake(lambda *arguments: fake(*arguments[: len(self.names)]))
         if gradient is not None:
-            op.register_autograd(self._backward, setup_context=self._save)
+            op.register_autograd(self._backward, setup_context=self._setup)
         op.register_vmap(self._vmap)
         self.op = getattr(torch.ops.detr_fast, self.name).default
 
@@ -119,7 +119,7 @@ class Registered:
 
     def _select(self, arguments: Sequence[Any], backend: str | None) -> Any:
         decides = arguments[self.decides]
-        key = None if self.shape_key is None else self.shape_key(arguments)
+        key = self.shape_key(arguments) if self.shape_key is not None and decides.is_cuda else None
         return self.operator.select(decides.device, decides.dtype, backend, key)
 
     def _recorded(self, tensors: Sequence[Any], arguments: Sequence[Any], backend: str | None) -> Any:
@@ -165,11 +165,16 @@ class Registered:
             return tuple(fake if part is None else part for part, fake in zip(result, fakes, strict=True))
         return tuple(result)
 
-    def _save(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        tensors = inputs[: self.tensors]
+    def _setup(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        self._save(ctx, inputs[: self.tensors], inputs[self.tensors : -1], inputs[-1])
+
+    def _save(self, ctx: Any, tensors: Sequence[Any], rest: tuple[Any, ...], backend: str | None) -> None:
+        ctx.rest, ctx.backend = rest, backend
+        if self.saved is None:
+            ctx.save_for_backward(*tensors)
+            return
         ctx.shapes = [None if tensor is None else tensor.shape for tensor in tensors]
         ctx.save_for_backward(*(t if kept else None for t, kept in zip(tensors, self.saved, strict=True)))
-        ctx.rest, ctx.backend = inputs[self.tensors : -1], inputs[-1]
 
     def _backward(self, ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
         gradients = self._gradients(ctx, grad_outputs, ctx.needs_input_grad[: self.tensors])
@@ -177,10 +182,12 @@ class Registered:
 
     def _gradients(self, ctx: Any, grad_outputs: Any, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
         assert self.gradient is not None
-        tensors = [
-            tensor if kept else shape
-            for tensor, shape, kept in zip(ctx.saved_tensors, ctx.shapes, self.saved, strict=True)
-        ]
+        tensors = ctx.saved_tensors
+        if self.saved is not None:
+            tensors = [
+                tensor if kept else shape
+                for tensor, shape, kept in zip(tensors, ctx.shapes, self.saved, strict=True)
+            ]
         return tuple(self.gradient(grad_outputs, tensors, ctx.rest, needs, ctx.backend))
 
     def _vmap(self, info: Any, in_dims: Sequence[Any], *arguments: Any) -> tuple[Any, Any]:
@@ -336,7 +343,7 @@ class _Eager(torch.autograd.Function):
         *tensors: Any,
     ) -> Any:
         ctx.call = call
-        call._save(ctx, (*tensors, *rest, backend), None)
+        call._save(ctx, tensors, rest, backend)
         result = call.run(implementation, *tensors, *rest)
         return result if isinstance(result, Tensor) else tuple(result)
 
@@ -361,7 +368,7 @@ class _Transformed(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         call, backend, rest, *tensors = inputs
         ctx.call = call
-        call._save(ctx, (*tensors, *rest, backend), output)
+        call._save(ctx, tensors, rest, backend)
         if call.gradient is None:
             outputs = (output,) if isinstance(output, Tensor) else output
             ctx.mark_non_differentiable(*outputs)

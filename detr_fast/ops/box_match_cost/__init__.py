@@ -102,7 +102,7 @@ _CALL = Registered(
     "(Tensor logits, Tensor boxes, Tensor target_labels, Tensor target_boxes, SymInt[] num_targets, "
     "str classification, float w_class, float w_l1, float w_giou, float alpha, float gamma) -> Tensor",
     fake_costs,
-    lambda implementation, *arguments: implementation.forward(BoxCosts(*arguments)),
+    lambda implementation, *arguments: implementation.forward(BoxCosts._make(arguments)),
     fold=(0, 0, None, None),
     fold_ndim=4,
 )

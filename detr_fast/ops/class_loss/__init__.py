@@ -77,9 +77,9 @@ _CALL = differentiable(
     "(Tensor logits, Tensor labels, Tensor query, SymInt[] num_targets, str classification, float eos_coef, "
     "float alpha, float gamma) -> Tensor",
     lambda logits, *_: logits.new_empty(logits.shape[0], dtype=widened(logits.dtype)),
-    lambda implementation, *arguments: implementation.forward(ClassLoss(*arguments)),
+    lambda implementation, *arguments: implementation.forward(ClassLoss._make(arguments)),
     lambda implementation, grad_loss, *arguments: implementation.backward(
-        grad_loss, ClassLoss(*arguments[:-1])
+        grad_loss, ClassLoss._make(arguments[:-1])
     ),
     by=(0,),
     fold=(0, None, 0),

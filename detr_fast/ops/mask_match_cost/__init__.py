@@ -108,7 +108,7 @@ _CALL = Registered(
     "(Tensor logits, Tensor mask_values, Tensor target_labels, Tensor target_values, SymInt[] num_targets, "
     "str mask_cost, float w_class, float w_mask, float w_dice, float alpha, float gamma) -> Tensor",
     fake_costs,
-    lambda implementation, *arguments: implementation.forward(MaskCosts(*arguments)),
+    lambda implementation, *arguments: implementation.forward(MaskCosts._make(arguments)),
 )
 
 
