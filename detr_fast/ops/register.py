@@ -35,7 +35,8 @@ class Registered:
         operator: the table of backends.
         schema: that of torch.library without the backend: first the tensors, then numbers and strings.
         fake: makes results of the right shape and dtype from arguments without data.
-        run: `run(implementation, *arguments)` calls a backend.
+        run: `run(implementation, arguments)` calls a backend; arguments are a tuple, in the schema's order.
+        pack: makes that tuple of a list; an ordinary call brings it.
         name: registered name; by default the operator's.
         gradient: `gradient(grad_outputs, tensors, rest, needs, backend)` gives the gradient, or None, of each
             tensor argument, best by another `Registered`. None: results are constants.
@@ -54,8 +55,9 @@ class Registered:
         operator: Operator,
         schema: str,
         fake: Callable[..., Any],
-        run: Callable[..., Result],
+        run: Callable[[Any, Any], Result],
         *,
+        pack: Callable[[Sequence[Any]], Any] = tuple,
         name: str | None = None,
         gradient: Callable[..., Sequence[Tensor | None]] | None = None,
         saved: Sequence[bool] | None = None,
@@ -67,6 +69,7 @@ class Registered:
         fold_out: int = 0,
     ) -> None:
         self.operator, self.fake, self.run, self.gradient = operator, fake, run, gradient
+        self.pack = pack
         self.name = name or operator.name
         self.by_autograd, self.decides, self.shape_key = by_autograd, decides, shape_key
         self.fold_ndim, self.fold_out = fold_ndim, fold_out
@@ -88,8 +91,8 @@ class Registered:
         op.register_vmap(self._vmap)
         self.op = getattr(torch.ops.detr_fast, self.name).default
 
-    def __call__(self, *arguments: Any, backend: str | None = None) -> Any:
-        """The result for checked arguments, in the schema's order."""
+    def __call__(self, arguments: tuple[Any, ...], backend: str | None = None) -> Any:
+        """The result for checked arguments, packed."""
         tensors = arguments[: self.tensors]
         wants_gradient = False
         for tensor in tensors:
@@ -107,7 +110,7 @@ class Registered:
                     self._refuse_duals(tensors)
                 if wants_gradient and torch.is_grad_enabled():
                     return _apply(self, implementation, backend, arguments[self.tensors :], *tensors)
-            return self.run(implementation, *arguments)
+            return self.run(implementation, arguments)
         except NoMemory as error:
             raise ValueError(f"{self._without_memory(tensors)}: {error}") from None
 
@@ -122,7 +125,7 @@ class Registered:
         key = self.shape_key(arguments) if self.shape_key is not None and decides.is_cuda else None
         return self.operator.select(decides.device, decides.dtype, backend, key)
 
-    def _recorded(self, tensors: Sequence[Any], arguments: Sequence[Any], backend: str | None) -> Any:
+    def _recorded(self, tensors: Sequence[Any], arguments: tuple[Any, ...], backend: str | None) -> Any:
         if not torch.compiler.is_compiling():
             if _transforms():
                 kinds = {interpreter.key() for interpreter in _C._functorch.get_interpreter_stack()}
@@ -135,7 +138,7 @@ class Registered:
                 # by autograd the reference is differentiable in every way; vmap cannot look at its values
                 direct = _Transform.Vmap not in kinds or _Transform.Jvp in kinds
                 if direct and self._select(arguments, backend) is self.reference:
-                    return self.run(self.reference, *arguments)
+                    return self.run(self.reference, arguments)
                 return _Transformed.apply(self, backend, tuple(arguments[self.tensors :]), *tensors)
             if forward_ad._current_level >= 0 and self.gradient is not None:
                 self._refuse_duals(tensors)
@@ -155,15 +158,14 @@ class Registered:
 
     def _kernel(self, *arguments: Any) -> Any:
         *inputs, backend = arguments
-        result = self.run(self._select(inputs, backend), *inputs)
+        result = self.run(self._select(inputs, backend), self.pack(inputs))
         if isinstance(result, Tensor):
             return result
-        if any(
-            part is None for part in result
-        ):  # nothing was asked for; a registered operator returns something all the same
-            fakes = self.fake(*inputs)
-            return tuple(fake if part is None else part for part, fake in zip(result, fakes, strict=True))
-        return tuple(result)
+        if all(part is not None for part in result):
+            return tuple(result)
+        # nobody asked for it, but a registered operator returns something all the same
+        fakes = self.fake(*inputs)
+        return tuple(fake if part is None else part for part, fake in zip(result, fakes, strict=True))
 
     def _setup(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         self._save(ctx, inputs[: self.tensors], inputs[self.tensors : -1], inputs[-1])
@@ -245,10 +247,11 @@ def differentiable(
     operator: Operator,
     schema: str,
     fake: Callable[..., Any],
-    forward: Callable[..., Tensor],
-    backward: Callable[..., Any],
+    forward: Callable[[Any, Any], Tensor],
+    backward: Callable[[Any, Tensor, Any, Sequence[bool]], Any],
     *,
     by: Sequence[int],
+    pack: Callable[[Sequence[Any]], Any] = tuple,
     decides: int = 0,
     shape_key: Callable[..., Any] | None = None,
     fold: Sequence[int | None] | None = None,
@@ -262,9 +265,10 @@ def differentiable(
         schema: as for `Registered`.
         fake: as for `Registered`.
         forward: the `run` of `Registered`.
-        backward: `backward(implementation, grad_out, *arguments, needs)` gives the gradient of the tensor
+        backward: `backward(implementation, grad_out, arguments, needs)` gives the gradient of the tensor
             `by`, or those of several tensors, None where not needed.
         by: numbers of the tensors that the result is differentiable by.
+        pack: as for `Registered`.
         decides: as for `Registered`.
         shape_key: as for `Registered`.
         fold: as for `Registered`.
@@ -286,7 +290,7 @@ def differentiable(
         operator,
         f"(Tensor grad_out, {inputs[1:-1]}, bool[] needs) -> {results}",
         fake_gradients,
-        backward,
+        lambda implementation, call: backward(implementation, call[0], pack(call[1:-1]), call[-1]),
         name=f"{operator.name}_backward",
         gradient=_refuse(operator.name),
         decides=decides + 1,
@@ -303,7 +307,7 @@ def differentiable(
         backend: str | None,
     ) -> Sequence[Tensor | None]:
         wanted = tuple(needs[i] for i in by)
-        found = gradients(grad_outputs[0], *tensors, *rest, wanted, backend=backend)
+        found = gradients((grad_outputs[0], *tensors, *rest, wanted), backend)
         every: list[Tensor | None] = [None] * len(tensors)
         for i, need, grad in zip(by, wanted, (found,) if len(by) == 1 else found, strict=True):
             every[i] = grad if need else None
@@ -314,6 +318,7 @@ def differentiable(
         schema,
         fake,
         forward,
+        pack=pack,
         gradient=gradient,
         decides=decides,
         shape_key=shape_key,
@@ -344,7 +349,7 @@ class _Eager(torch.autograd.Function):
     ) -> Any:
         ctx.call = call
         call._save(ctx, tensors, rest, backend)
-        result = call.run(implementation, *tensors, *rest)
+        result = call.run(implementation, call.pack((*tensors, *rest)))
         return result if isinstance(result, Tensor) else tuple(result)
 
     @staticmethod

@@ -51,15 +51,15 @@ def box_loss(
             it counts as none).
     """
     _check(boxes, target_boxes, query, num_targets)
-    return _CALL(boxes, target_boxes, query, num_targets, backend=backend)
+    return _CALL((boxes, target_boxes, query, num_targets), backend)
 
 
 _CALL = differentiable(
     OPERATOR,
     "(Tensor boxes, Tensor target_boxes, Tensor query, SymInt[] num_targets) -> Tensor",
     lambda boxes, *_: boxes.new_empty(2, boxes.shape[0], dtype=widened(boxes.dtype)),
-    lambda implementation, *arguments: implementation.forward(*arguments),
-    lambda implementation, *arguments: implementation.backward(*arguments[:-1]),
+    lambda implementation, call: implementation.forward(*call),
+    lambda implementation, grad_losses, call, needs: implementation.backward(grad_losses, *call),
     by=(0,),
     fold=(0, None, 0),
     fold_ndim=4,

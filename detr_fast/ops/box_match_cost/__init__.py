@@ -94,7 +94,7 @@ def box_match_cost(
         gamma,
     )
     _check(call)
-    return _CALL(*call, backend=backend)
+    return _CALL(call, backend)
 
 
 _CALL = Registered(
@@ -102,7 +102,8 @@ _CALL = Registered(
     "(Tensor logits, Tensor boxes, Tensor target_labels, Tensor target_boxes, SymInt[] num_targets, "
     "str classification, float w_class, float w_l1, float w_giou, float alpha, float gamma) -> Tensor",
     fake_costs,
-    lambda implementation, *arguments: implementation.forward(BoxCosts._make(arguments)),
+    lambda implementation, call: implementation.forward(call),
+    pack=BoxCosts._make,
     fold=(0, 0, None, None),
     fold_ndim=4,
 )

@@ -69,7 +69,7 @@ def class_loss(
     """
     call = ClassLoss(logits, labels, query, num_targets, classification, eos_coef, alpha, gamma)
     _check(call)
-    return _CALL(*call, backend=backend)
+    return _CALL(call, backend)
 
 
 _CALL = differentiable(
@@ -77,10 +77,9 @@ _CALL = differentiable(
     "(Tensor logits, Tensor labels, Tensor query, SymInt[] num_targets, str classification, float eos_coef, "
     "float alpha, float gamma) -> Tensor",
     lambda logits, *_: logits.new_empty(logits.shape[0], dtype=widened(logits.dtype)),
-    lambda implementation, *arguments: implementation.forward(ClassLoss._make(arguments)),
-    lambda implementation, grad_loss, *arguments: implementation.backward(
-        grad_loss, ClassLoss._make(arguments[:-1])
-    ),
+    lambda implementation, call: implementation.forward(call),
+    lambda implementation, grad_loss, call, needs: implementation.backward(grad_loss, call),
+    pack=ClassLoss._make,
     by=(0,),
     fold=(0, None, 0),
     fold_ndim=4,

@@ -158,13 +158,12 @@ def linear_assignment(
         costs = costs.float()
     if maximize:
         costs = -costs
-    query, status = _CALL(costs, num_targets, not return_status, method, backend=backend)
+    query, status = _CALL((costs, num_targets, not return_status, method), backend)
     return (query, status) if return_status else query
 
 
-def _solve(
-    solver: Any, costs: Tensor, num_targets: Sequence[int], check: bool, method: str
-) -> tuple[Tensor, Tensor | None]:
+def _solve(solver: Any, call: tuple[Any, ...]) -> tuple[Tensor, Tensor | None]:
+    costs, num_targets, check, method = call
     if method == "paths":
         return solver.solve(costs, num_targets, check)
     if not isinstance(solver, cuda.Cuda):

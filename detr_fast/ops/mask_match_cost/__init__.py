@@ -100,7 +100,7 @@ def mask_match_cost(
         gamma,
     )
     _check(call)
-    return _CALL(*call, backend=backend)
+    return _CALL(call, backend)
 
 
 _CALL = Registered(
@@ -108,7 +108,8 @@ _CALL = Registered(
     "(Tensor logits, Tensor mask_values, Tensor target_labels, Tensor target_values, SymInt[] num_targets, "
     "str mask_cost, float w_class, float w_mask, float w_dice, float alpha, float gamma) -> Tensor",
     fake_costs,
-    lambda implementation, *arguments: implementation.forward(MaskCosts._make(arguments)),
+    lambda implementation, call: implementation.forward(call),
+    pack=MaskCosts._make,
 )
 
 

@@ -45,7 +45,7 @@ def call(
         level_shapes = level_shapes_of(spatial_shapes)
         check(value, level_shapes, coordinates, weights, reference_points)
         sides = _sides(level_shapes)
-    return _CALL(*tensors, shapes, sides, deterministic, backend=backend)
+    return _CALL((*tensors, shapes, sides, deterministic), backend)
 
 
 @lru_cache(maxsize=256)
@@ -58,16 +58,8 @@ def _pairs(sides: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
     return tuple(zip(sides[::2], sides[1::2], strict=True))
 
 
-def _forward(
-    implementation: Any,
-    value: Tensor,
-    coordinates: Tensor,
-    weights: Tensor,
-    reference_points: Tensor | None,
-    shapes: Tensor | None,
-    sides: Sequence[int],
-    deterministic: bool | None,
-) -> Tensor:
+def _forward(implementation: Any, call: tuple[Any, ...]) -> Tensor:
+    value, coordinates, weights, reference_points, shapes, sides, _ = call
     level_shapes = _level_shapes(shapes, sides)
     if shapes is not None:
         check(value, level_shapes, coordinates, weights, reference_points)
@@ -78,8 +70,10 @@ def _level_shapes(shapes: Tensor | None, sides: Sequence[int]) -> tuple[tuple[in
     return _pairs(tuple(sides)) if shapes is None else level_shapes_of(shapes)
 
 
-def _backward(implementation: Any, grad_out: Tensor, *arguments: Any) -> Sequence[Tensor | None]:
-    value, *others, shapes, sides, deterministic, needs = arguments
+def _backward(
+    implementation: Any, grad_out: Tensor, call: tuple[Any, ...], needs: Sequence[bool]
+) -> Sequence[Tensor | None]:
+    value, *others, shapes, sides, deterministic = call
     if deterministic is None:
         deterministic = torch.are_deterministic_algorithms_enabled()
     level_shapes = _level_shapes(shapes, sides)

@@ -59,4 +59,4 @@ def point_sample(
         BackendUnavailable: the pinned backend cannot run on these tensors.
     """
     check(maps, points, map_index, point_index)
-    return SAMPLE(maps, points, map_index, point_index, deterministic, backend=backend)
+    return SAMPLE((maps, points, map_index, point_index, deterministic), backend)

@@ -33,18 +33,18 @@ def _spread(
     grad_outputs: Any, tensors: Sequence[Any], rest: Sequence[Any], needs: Sequence[bool], backend: str | None
 ) -> tuple[Tensor | None, ...]:
     shape, *others = tensors
-    return SPREAD(grad_outputs[0], *others, shape, *rest, backend=backend), None, None, None
+    return SPREAD((grad_outputs[0], *others, shape, *rest), backend), None, None, None
 
 
 def _sample(
     grad_outputs: Any, tensors: Sequence[Any], rest: Sequence[Any], needs: Sequence[bool], backend: str | None
 ) -> tuple[Tensor | None, ...]:
     _, *others = tensors
-    return SAMPLE(grad_outputs[0], *others, rest[-1], backend=backend), None, None, None
+    return SAMPLE((grad_outputs[0], *others, rest[-1]), backend), None, None, None
 
 
-def _backward(implementation: Any, *arguments: Any) -> Tensor:
-    grad_out, points, map_index, point_index, shape, deterministic = arguments
+def _backward(implementation: Any, call: tuple[Any, ...]) -> Tensor:
+    grad_out, points, map_index, point_index, shape, deterministic = call
     if deterministic is None:
         deterministic = torch.are_deterministic_algorithms_enabled()
     return implementation.backward(grad_out, torch.Size(shape), points, map_index, point_index, deterministic)
@@ -54,7 +54,7 @@ SAMPLE = Registered(
     OPERATOR,
     "(Tensor maps, Tensor points, Tensor? map_index, Tensor? point_index, bool? deterministic) -> Tensor",
     _fake_samples,
-    lambda implementation, *arguments: implementation.forward(*arguments[:-1]),
+    lambda implementation, call: implementation.forward(*call[:-1]),
     gradient=_spread,
     saved=(False, True, True, True),
     by_autograd=False,
