@@ -139,7 +139,7 @@ def agree(actual: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", MAKERS)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_calls_of_any_extent_agree(name: str, data: st.DataObject) -> None:
     call, tensors, differentiable = data.draw(st.composite(lambda draw: MAKERS[name](Maker(draw)))())
@@ -148,9 +148,14 @@ def test_calls_of_any_extent_agree(name: str, data: st.DataObject) -> None:
     spoil_memory()
     out = call(*tensors)
     agree(out, expected)
-    agree(make_fx(lambda *given: call(*given))(*tensors)(*tensors), out)
+
+    def plain(*given: Tensor) -> Tensor:
+        return call(*given)
+
+    agree(make_fx(plain)(*tensors)(*tensors), out)
+    agree(torch.jit.trace(plain, tuple(tensors), check_trace=False)(*tensors), out)
     agree(
-        torch.vmap(lambda *given: call(*given))(*(torch.stack([t, t]) for t in tensors)),
+        torch.vmap(plain)(*(torch.stack([t, t]) for t in tensors)),
         torch.stack([out, out]),
     )
     if differentiable:
@@ -158,3 +163,14 @@ def test_calls_of_any_extent_agree(name: str, data: st.DataObject) -> None:
         leaf = wide[0].requires_grad_()
         (wanted,) = torch.autograd.grad(call(leaf, *wide[1:], backend="reference").square().sum(), leaf)
         agree(grad, wanted)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_compiled_calls_of_any_extent_agree(name: str, data: st.DataObject) -> None:
+    call, tensors, _ = data.draw(st.composite(lambda draw: MAKERS[name](Maker(draw)))())
+    torch.compiler.reset()
+    compiled = torch.compile(lambda *given: call(*given), fullgraph=True, backend="aot_eager")
+    spoil_memory()
+    agree(compiled(*tensors), call(*tensors))
