@@ -18,7 +18,7 @@ ClassLoss read(Arguments& in, const Targets& targets) {
     args.labels = in.array<const int64_t>("labels", targets.count());
     args.query = in.array<const int64_t>("query", args.layers * targets.count());
     args.focal = in.flag("focal");
-    args.no_object = in.number("no_object");
+    args.eos_coef = in.number("eos_coef");
     args.alpha = in.number("alpha");
     args.gamma = in.number("gamma");
     args.threads = static_cast<int>(in.integer("threads"));
@@ -28,7 +28,7 @@ ClassLoss read(Arguments& in, const Targets& targets) {
 }  // namespace
 
 void bind_class_loss_cpu(py::module_& m) {
-    // (sizes, layers, queries, classes, logits, labels, query, focal, no_object, alpha, gamma, threads, loss)
+    // (sizes, layers, queries, classes, logits, labels, query, focal, eos_coef, alpha, gamma, threads, loss)
     // -> the first label that is no class or, after all labels, the first entry of query out of range, or -1
     m.def("class_loss_cpu_fwd", [](const py::args& call) {
         Arguments in(call);

@@ -94,7 +94,7 @@ void class_loss_fwd_kernel(const ClassLoss& args, const int32_t* wanted, double*
                 total += focal_row(rows.wide, wanted[i], args);
             } else {
                 const Softmax softmax = softmax_row(row, classes, rows.out);
-                const float weight = wanted[i] == classes - 1 ? args.no_object : 1;
+                const float weight = wanted[i] == classes - 1 ? args.eos_coef : 1;
                 total += weight * (std::log(softmax.total) + (softmax.shift - row[wanted[i]]));
             }
         }
@@ -126,7 +126,7 @@ void class_loss_bwd_kernel(const ClassLoss& args, const int32_t* wanted, const f
                 }
             } else {
                 const Softmax softmax = softmax_row(row, classes, rows.out);
-                const float scale = (wanted[i] == classes - 1 ? args.no_object : 1) * grad_loss[layer];
+                const float scale = (wanted[i] == classes - 1 ? args.eos_coef : 1) * grad_loss[layer];
                 const vfloat factor = splat(scale / softmax.total);
                 for (int64_t k = 0; k < classes; k += kLanes)
                     store(rows.out + k, factor * load(rows.out + k));

@@ -16,7 +16,7 @@ struct ClassLoss {
     const int64_t* first_target;  // [images + 1], where each image's targets begin
     int64_t layers, images, queries, classes;
     bool focal;
-    float no_object, alpha, gamma;
+    float eos_coef, alpha, gamma;
     int threads;
 };
 

@@ -1,4 +1,4 @@
-"""What the losses of matched queries share: checking targets, num_targets and queries."""
+"""What the losses of matched queries share: checking targets, their counts and queries."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def forward_kernel(
     labels_ptr,  # [sumT] int64
     query_ptr,  # [L, sumT] int64
     first_target_ptr,  # [B + 1] int64
-    images, queries, classes, targets, no_object, alpha, gamma,
+    images, queries, classes, targets, eos_coef, alpha, gamma,
     FOCAL: tl.constexpr, SQUARE: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
@@ -82,7 +82,7 @@ def forward_kernel(
         largest, total = softmax_statistics(logits_ptr, row, valid, classes, BLOCK_K)
         known = valid & (wanted < classes)
         right = tl.load(logits_ptr + row * classes + wanted, known, 0.0).to(tl.float32)
-        weight = tl.where(wanted == objects, no_object, 1.0)
+        weight = tl.where(wanted == objects, eos_coef, 1.0)
         loss = tl.where(valid, weight * (tl.log(total) + (largest - right)), 0.0)
     tl.store(sums_ptr + tl.program_id(0), tl.where(bad > 0, float("nan"), tl.sum(loss, 0)))
 
@@ -92,7 +92,7 @@ def backward_kernel(
     grad_logits_ptr,  # [L, B, Q, K]
     logits_ptr, labels_ptr, query_ptr, first_target_ptr,  # as above
     grad_loss_ptr,  # [L] float32
-    images, queries, classes, targets, no_object, alpha, gamma,
+    images, queries, classes, targets, eos_coef, alpha, gamma,
     FOCAL: tl.constexpr, SQUARE: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
@@ -104,7 +104,7 @@ def backward_kernel(
     k = tl.arange(0, BLOCK_K)
     if not FOCAL:
         largest, total = softmax_statistics(logits_ptr, row, valid, classes, BLOCK_K)
-        scale = grad_loss * tl.where(wanted == objects, no_object, 1.0)
+        scale = grad_loss * tl.where(wanted == objects, eos_coef, 1.0)
     for first in range(0, classes, BLOCK_K):
         mask = valid[:, None] & (first + k < classes)[None, :]
         place = row[:, None] * classes + (first + k)[None, :]

@@ -123,7 +123,7 @@ def _explain(
 def check_level_start_index(
     level_start_index: Tensor | Sequence[int], level_shapes: Sequence[tuple[int, int]]
 ) -> None:
-    """The classic signature's redundant argument must agree with the level_shapes."""
+    """The classic signature's redundant argument must agree with the level shapes."""
     expected, start = [], 0
     for height, width in level_shapes:
         expected.append(start)

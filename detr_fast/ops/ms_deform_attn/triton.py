@@ -201,7 +201,7 @@ def _programs(batch: int, queries: int, heads: int, tile: Configuration) -> int:
 
 
 def _levels(level_shapes: LevelShapes, like: Tensor) -> tuple[Any, ...]:
-    """The kernels' level_shapes: scalars, which need no copy to the device, no cache and no recompilation."""
+    """Level shapes for the kernels: scalars, which need no copy to the device, cache or recompilation."""
     packed = _pack(tuple(level_shapes))
     if len(level_shapes) <= _SCALAR_LEVELS:
         return like, *packed
