@@ -17,7 +17,10 @@ ClassLoss read(Arguments& in, const Targets& targets) {
     args.type = logits.type;
     args.labels = in.array<const int64_t>("labels", targets.count());
     args.query = in.array<const int64_t>("query", args.layers * targets.count());
+    if (!in.skip_none())
+        args.target_weights = in.array<const float>("target_weights", args.layers * targets.count() * 2);
     args.focal = in.flag("focal");
+    args.constant = in.flag("constant");
     args.eos_coef = in.number("eos_coef");
     args.alpha = in.number("alpha");
     args.gamma = in.number("gamma");
@@ -28,7 +31,8 @@ ClassLoss read(Arguments& in, const Targets& targets) {
 }  // namespace
 
 void bind_class_loss_cpu(py::module_& m) {
-    // (sizes, layers, queries, classes, logits, labels, query, focal, eos_coef, alpha, gamma, threads, loss)
+    // (sizes, layers, queries, classes, logits, labels, query, target_weights or None, focal, constant,
+    // eos_coef, alpha, gamma, threads, loss)
     // -> the first label that is no class or, after all labels, the first entry of query out of range, or -1
     m.def("class_loss_cpu_fwd", [](const py::args& call) {
         Arguments in(call);

@@ -35,27 +35,47 @@ inline vfloat log1p(vfloat x) {
     return 2 * z * (p * square + 1);
 }
 
-// Probability of the wrong answer and -log of the right one's, from the logit of the right answer.
+// Probabilities of the two answers and -log of each, from the logit of the right one.
 struct Binary {
-    vfloat wrong, surprise;
+    vfloat right, wrong, surprise, other_surprise;
 };
 
 inline Binary binary(vfloat right) {
-    const vfloat small = exp(-abs(right)), inverse = 1 / (1 + small);
-    return {right > vfloat{} ? small * inverse : inverse, max(vfloat{}, -right) + log1p(small)};
+    const vfloat small = exp(-abs(right)), inverse = 1 / (1 + small), least = log1p(small);
+    const vint likely = right > vfloat{};
+    return {likely ? inverse : small * inverse, likely ? small * inverse : inverse,
+            max(vfloat{}, -right) + least, max(vfloat{}, right) + least};
+}
+
+// What a row of logits wants.
+struct Wanted {
+    int32_t label;         // out of range where focal and unmatched
+    const float* weights;  // of -log p and -log(1 - p) for it; null: those of the focal loss
+};
+
+inline Wanted wanted_by(const ClassLoss& args, int64_t layer, int64_t target) {
+    if (target < 0) return {static_cast<int32_t>(args.focal ? args.classes : args.classes - 1), nullptr};
+    const int64_t i = layer * args.first_target[args.images] + target;
+    return {static_cast<int32_t>(args.labels[target]),
+            args.target_weights ? args.target_weights + 2 * i : nullptr};
 }
 
 // The losses of up to kLanes classes, or their gradients by the logits; `here` marks the wanted class.
-inline vfloat focal(vfloat logit, vint here, const ClassLoss& args) {
+inline vfloat focal(vfloat logit, vint here, const float* weights, const ClassLoss& args) {
     const Binary b = binary(here ? logit : -logit);
     const vfloat weight = here ? splat(args.alpha) : splat(1 - args.alpha);
-    return weight * power(b.wrong, args.gamma) * b.surprise;
+    const vfloat loss = weight * power(b.wrong, args.gamma) * b.surprise;
+    if (!weights) return loss;
+    return here ? weights[0] * b.surprise + weights[1] * b.other_surprise : loss;
 }
 
-inline vfloat focal_gradient(vfloat logit, vint here, const ClassLoss& args) {
+inline vfloat focal_gradient(vfloat logit, vint here, const float* weights, const ClassLoss& args) {
     const Binary b = binary(here ? logit : -logit);
     const vfloat weight = here ? splat(-args.alpha) : splat(1 - args.alpha);
-    return weight * power(b.wrong, args.gamma) * (args.gamma * (1 - b.wrong) * b.surprise + b.wrong);
+    const vfloat slope = args.constant ? b.wrong : args.gamma * b.right * b.surprise + b.wrong;
+    const vfloat gradient = weight * power(b.wrong, args.gamma) * slope;
+    if (!weights) return gradient;
+    return here ? weights[1] * b.right - weights[0] * b.wrong : gradient;
 }
 
 // A row padded to whole vectors in `to`, so that the last vector needs no case of its own.
@@ -64,11 +84,11 @@ inline void padded(const float* row, int64_t classes, float* to) {
     for (int64_t k = classes; k < classes + kLanes - 1; ++k) to[k] = 0;
 }
 
-inline float focal_row(const float* row, int32_t wanted, const ClassLoss& args) {
+inline float focal_row(const float* row, Wanted wanted, const ClassLoss& args) {
     vfloat total{};
     for (int64_t k = 0; k < args.classes; k += kLanes) {
         const vint index = lane_index() + static_cast<int32_t>(k);
-        const vfloat loss = focal(load(row + k), index == wanted, args);
+        const vfloat loss = focal(load(row + k), index == wanted.label, wanted.weights, args);
         total += index < static_cast<int32_t>(args.classes) ? loss : vfloat{};
     }
     return sum(total);
@@ -76,7 +96,7 @@ inline float focal_row(const float* row, int32_t wanted, const ClassLoss& args) 
 
 }  // namespace
 
-void class_loss_fwd_kernel(const ClassLoss& args, const int32_t* wanted, double* sums) {
+void class_loss_fwd_kernel(const ClassLoss& args, const int64_t* target, double* sums) {
     const int64_t rows_a_layer = args.images * args.queries, classes = args.classes;
     const int64_t chunks = (rows_a_layer + kLossRows - 1) / kLossRows;
 #pragma omp parallel for schedule(static) num_threads(args.threads) if (args.threads > 1)
@@ -88,21 +108,22 @@ void class_loss_fwd_kernel(const ClassLoss& args, const int32_t* wanted, double*
         if (!reserve(classes, rows)) total = NAN;
         for (int64_t r = first; rows.wide && r < last; ++r) {
             const int64_t i = layer * rows_a_layer + r;
+            const Wanted wanted = wanted_by(args, layer, target[i]);
             const float* row = widen(args.logits, args.type, i * classes, classes, rows.wide);
             if (args.focal) {
                 padded(row, classes, rows.wide);
-                total += focal_row(rows.wide, wanted[i], args);
+                total += focal_row(rows.wide, wanted, args);
             } else {
                 const Softmax softmax = softmax_row(row, classes, rows.out);
-                const float weight = wanted[i] == classes - 1 ? args.eos_coef : 1;
-                total += weight * (std::log(softmax.total) + (softmax.shift - row[wanted[i]]));
+                const float weight = wanted.label == classes - 1 ? args.eos_coef : 1;
+                total += weight * (std::log(softmax.total) + (softmax.shift - row[wanted.label]));
             }
         }
         sums[task] = total;
     }
 }
 
-void class_loss_bwd_kernel(const ClassLoss& args, const int32_t* wanted, const float* grad_loss,
+void class_loss_bwd_kernel(const ClassLoss& args, const int64_t* target, const float* grad_loss,
                            void* grad_logits, bool& ok) {
     const int64_t rows_a_layer = args.images * args.queries, classes = args.classes;
     const int64_t chunks = (rows_a_layer + kLossRows - 1) / kLossRows;
@@ -116,21 +137,23 @@ void class_loss_bwd_kernel(const ClassLoss& args, const int32_t* wanted, const f
         if (!reserve(classes, rows)) enough = 0;
         for (int64_t r = first; rows.wide && r < last; ++r) {
             const int64_t i = layer * rows_a_layer + r;
+            const Wanted wanted = wanted_by(args, layer, target[i]);
             const float* row = widen(args.logits, args.type, i * classes, classes, rows.wide);
             if (args.focal) {
                 padded(row, classes, rows.wide);
                 const vfloat scale = splat(grad_loss[layer]);
                 for (int64_t k = 0; k < classes; k += kLanes) {
-                    const vint here = lane_index() + static_cast<int32_t>(k) == wanted[i];
-                    store(rows.out + k, scale * focal_gradient(load(rows.wide + k), here, args));
+                    const vint here = lane_index() + static_cast<int32_t>(k) == wanted.label;
+                    const vfloat by_logit = focal_gradient(load(rows.wide + k), here, wanted.weights, args);
+                    store(rows.out + k, scale * by_logit);
                 }
             } else {
                 const Softmax softmax = softmax_row(row, classes, rows.out);
-                const float scale = (wanted[i] == classes - 1 ? args.eos_coef : 1) * grad_loss[layer];
+                const float scale = (wanted.label == classes - 1 ? args.eos_coef : 1) * grad_loss[layer];
                 const vfloat factor = splat(scale / softmax.total);
                 for (int64_t k = 0; k < classes; k += kLanes)
                     store(rows.out + k, factor * load(rows.out + k));
-                rows.out[wanted[i]] -= scale;
+                rows.out[wanted.label] -= scale;
             }
             narrow(rows.out, classes, grad_logits, args.type, i * classes);
         }

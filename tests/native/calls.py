@@ -64,7 +64,8 @@ def calls(**extents: int) -> dict[str, Call]:
     logits = torch.randn(layers, images, queries, classes)
     boxes, target_boxes = torch.rand(layers, images, queries, 4), torch.rand(targets, 4)
     losses = {"boxes": boxes, "target_boxes": target_boxes, "query": query}
-    classify = {"classes": classes, "logits": logits, "labels": labels, "query": query, "focal": False}
+    classify = {"classes": classes, "logits": logits, "labels": labels, "query": query}
+    classify |= {"target_weights": torch.rand(layers, targets, 2), "focal": True, "constant": False}
     classify |= {"eos_coef": 0.1, "alpha": 0.25, "gamma": 2.0, "threads": 2}
     box_costs = {"classes": classes, "logits": logits, "boxes": boxes, "target_labels": labels}
     box_costs |= {"target_boxes": target_boxes, "focal": True, "w_class": 1.0, "w_l1": 5.0, "w_giou": 2.0}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits as entropy
 
 from detr_fast.boxes import box_cxcywh_to_xyxy, generalized_box_iou
 from detr_fast.ops import box_loss, class_loss
@@ -35,6 +36,58 @@ def test_reference_class_loss_has_right_derivatives(
         return class_loss(logits, **inputs, gamma=gamma, backend="reference")
 
     assert torch.autograd.gradcheck(loss, logits)
+
+
+QUALITY_LOSSES = {  # as the papers' code writes them: of p, the box's quality q and where a class is wanted
+    "varifocal": lambda x, p, q, wanted: (
+        (0.75 * p.detach() ** 2 * (1 - wanted) + q) * entropy(x, q, reduction="none")
+    ),
+    "matching-aware": lambda x, p, q, wanted: (
+        (p.detach() ** 2 * (1 - wanted) + wanted) * entropy(x, q**2, reduction="none")
+    ),
+    "IoU-aware": lambda x, p, q, wanted: torch.where(
+        wanted > 0, entropy(x, (p**0.25 * q**0.75).detach(), reduction="none"), -(p**2) * (1 - p).log()
+    ),
+}
+
+
+@pytest.mark.parametrize("name", QUALITY_LOSSES)
+def test_target_weights_express_published_losses(name: str, rng: torch.Generator) -> None:
+    labels, query = torch.tensor([2, 0, 2]), torch.tensor([[5, 1, 3], [0, 5, -1]])
+    quality = torch.rand(2, 3, generator=rng, dtype=torch.float64)
+    logits = (3 * torch.randn(2, 1, 6, 4, generator=rng, dtype=torch.float64)).requires_grad_()
+    matched = [(layer, 0, int(query[layer, t]), int(labels[t]), t) for layer in (0, 1) for t in (0, 1, 2)]
+    q, wanted = torch.zeros(2, *logits.shape, dtype=torch.float64)
+    score = torch.zeros_like(quality)
+    for layer, image, row, label, t in matched:
+        if row >= 0:
+            q[layer, image, row, label], wanted[layer, image, row, label] = quality[layer, t], 1
+            score[layer, t] = logits[layer, image, row, label].detach().sigmoid()
+    expected = QUALITY_LOSSES[name](logits, logits.sigmoid(), q, wanted).sum((1, 2, 3))
+    (expected_gradient,) = torch.autograd.grad(expected @ torch.tensor([1.0, 2.0]).double(), logits)
+
+    target = {"varifocal": quality, "matching-aware": quality**2, "IoU-aware": score**0.25 * quality**0.75}[
+        name
+    ]
+    weights = torch.stack((target, 1 - target), -1) * (quality[..., None] if name == "varifocal" else 1)
+    found = class_loss(
+        logits.float(),
+        labels,
+        query,
+        [3],
+        classification="focal" if name == "IoU-aware" else "varifocal",
+        target_weights=weights,
+        alpha=0.25 if name == "varifocal" else 0.0,
+    )
+    (gradient,) = torch.autograd.grad(found @ torch.tensor([1.0, 2.0]), logits)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_reference_loss_of_target_weights_has_right_derivatives(rng: torch.Generator) -> None:
+    inputs = classes_of.make(rng, SIZES, 6, 4, 2, classification="focal", weighted=True)
+    logits = inputs.pop("logits").requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: class_loss(x, **inputs, backend="reference"), logits)
 
 
 def test_reference_box_loss_has_right_derivatives(rng: torch.Generator) -> None:

@@ -85,9 +85,12 @@ def match_masks(mask_cost: str, gamma: float, dtype: torch.dtype, values: torch.
     mask_match.forward(MaskCosts(*packed, mask_cost, 2.0, 5.0, 5.0, 0.25, gamma))
 
 
-def class_losses(kind: str, gamma: float, dtype: torch.dtype, classes: int = 92) -> None:
+def class_losses(
+    kind: str, gamma: float, dtype: torch.dtype, classes: int = 92, *, weighted: bool = False
+) -> None:
     logits, labels = torch.empty(6, 16, 300, classes, dtype=dtype), torch.zeros(320, dtype=torch.int64)
-    call = ClassLoss(logits, labels, labels.expand(6, -1), [20] * 16, kind, 0.1, 0.25, gamma)
+    weights = torch.empty(6, 320, 2) if weighted else None
+    call = ClassLoss(logits, labels, labels.expand(6, -1), weights, [20] * 16, kind, 0.1, 0.25, gamma)
     class_loss.forward(call)
     class_loss.backward(torch.empty(6), call)
 
@@ -141,6 +144,8 @@ CALLS: dict[str, Callable[[], None]] = {
     "class_loss-many_classes": partial(class_losses, "softmax", 2.0, BF16, 1204),
     "class_loss-focal": partial(class_losses, "focal", 2.0, BF16),
     "class_loss-focal_gamma": partial(class_losses, "focal", 1.5, F32),
+    "class_loss-focal_weighted": partial(class_losses, "focal", 2.0, F32, weighted=True),
+    "class_loss-varifocal": partial(class_losses, "varifocal", 1.5, BF16, weighted=True),
     "box_loss-float32": partial(box_losses, F32),
     "box_loss-bfloat16": partial(box_losses, BF16),
     "point_sample-float32": partial(sample, (4, 100, 256, 256), F32),

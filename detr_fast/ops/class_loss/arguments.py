@@ -14,6 +14,7 @@ class ClassLoss(NamedTuple):
     logits: Tensor
     labels: Tensor
     query: Tensor
+    target_weights: Tensor | None
     num_targets: Sequence[int]
     classification: str
     eos_coef: float
@@ -22,7 +23,12 @@ class ClassLoss(NamedTuple):
 
     @property
     def focal(self) -> bool:
-        return self.classification == "focal"
+        return self.classification != "softmax"
+
+    @property
+    def constant(self) -> bool:
+        """Whether the gradient takes the weights of unwanted classes for constants."""
+        return self.classification == "varifocal"
 
     @property
     def objects(self) -> int:
@@ -32,4 +38,4 @@ class ClassLoss(NamedTuple):
     @property
     def numbers(self) -> tuple[float, ...]:
         """eos_coef, alpha and gamma."""
-        return self[5:]
+        return self[6:]

@@ -29,7 +29,7 @@ def backward(grad_loss: Tensor, call: ClassLoss) -> Tensor:
 
 
 def _run(function: Callable[..., int], call: ClassLoss, *tensors: Tensor) -> None:
-    logits, labels, query, num_targets, *_ = call
+    logits, labels, query, weights, num_targets, *_ = call
     layers, _, queries, classes = logits.shape
     bad = function(
         num_targets,
@@ -39,7 +39,9 @@ def _run(function: Callable[..., int], call: ClassLoss, *tensors: Tensor) -> Non
         ready(logits),
         ready(labels),
         ready(query),
+        None if weights is None else ready(weights, torch.float32),
         call.focal,
+        call.constant,
         *call.numbers,
         torch.get_num_threads(),
         *tensors,

@@ -13,7 +13,7 @@ from detr_fast.ops.matched import check_queries
 
 def forward(call: ClassLoss) -> Tensor:
     """[L] sums over queries, of checked arguments."""
-    logits, labels, query, num_targets, *_ = call
+    logits, labels, query, weights, num_targets, *_ = call
     layers, images, queries, classes = logits.shape
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     objects = call.objects
@@ -29,7 +29,15 @@ def forward(call: ClassLoss) -> Tensor:
     wanted = labels.new_full((layers, images * queries + 1), objects)
     wanted = wanted.scatter(1, place, labels.where(known, objects).expand(layers, -1))[:, :-1]
     rows = logits.reshape(layers, images * queries, classes)
-    loss = focal(rows, wanted, call) if call.focal else cross_entropy(rows, wanted, call)
+    if not call.focal:
+        loss = cross_entropy(rows, wanted, call)
+    elif weights is None:
+        loss = focal(rows, wanted, call)
+    else:
+        weights = weights.detach().to(rows.dtype)
+        by_row = rows.new_zeros(layers, images * queries + 1, 2)
+        by_row = by_row.scatter(1, place[..., None].expand(-1, -1, 2), weights)[:, :-1]
+        loss = weighted(rows, wanted, by_row, call)
     return loss.where(known.all(), torch.nan)
 
 
@@ -43,6 +51,15 @@ def focal(logits: Tensor, wanted: Tensor, call: ClassLoss) -> Tensor:
     right = torch.where(present, logits, -logits)  # the logit of the right answer
     weight = torch.where(present, call.alpha, 1 - call.alpha).to(logits.dtype)
     return (weight * (-right).sigmoid() ** call.gamma * F.softplus(-right)).sum((1, 2))
+
+
+def weighted(logits: Tensor, wanted: Tensor, target_weights: Tensor, call: ClassLoss) -> Tensor:
+    """target_weights: [L, B * Q, 2]."""
+    present = wanted[..., None] == torch.arange(logits.shape[-1], device=logits.device)
+    u, v = target_weights[..., None].unbind(-2)
+    modulation = (logits.detach() if call.constant else logits).sigmoid() ** call.gamma
+    others = (1 - call.alpha) * modulation * F.softplus(logits)
+    return torch.where(present, u * F.softplus(-logits) + v * F.softplus(logits), others).sum((1, 2))
 
 
 def backward(grad_loss: Tensor, call: ClassLoss) -> Tensor:

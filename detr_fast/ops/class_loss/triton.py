@@ -49,12 +49,14 @@ def _blocks(queries: int, classes: int) -> tuple[int, int]:
 def _launch(
     kernel: object, call: ClassLoss, blocks: tuple[int, int], out: Tensor, *grad_loss: Tensor
 ) -> None:
-    logits, labels, query, num_targets, *_ = call
+    logits, labels, query, weights, num_targets, *_ = call
     block_k, block_q = blocks
     layers, images, queries, classes = logits.shape
     programs = layers * images * -(-queries // block_q)
-    pointers = (out, ready(logits), ready(labels), ready(query))
+    pointers = [out, *(ready(tensor) for tensor in (logits, labels, query))]
+    # a kernel without weights reads nothing there
+    pointers.append(pointers[2] if weights is None else ready(weights, torch.float32))
     first_target = device_table((0, *accumulate(num_targets)), logits.device)
     numbers = (images, queries, classes, labels.shape[0], *call.numbers)
-    constants = (call.focal, call.gamma == 2, block_q, block_k, _BLOCK_T)
+    constants = (call.focal, call.constant, weights is not None, call.gamma == 2, block_q, block_k, _BLOCK_T)
     launch(kernel, programs, 4, (*pointers, first_target, *grad_loss, *numbers, *constants))

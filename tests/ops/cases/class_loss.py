@@ -34,16 +34,19 @@ def make(
     classes: int,
     layers: int,
     scale: float = 1.0,
+    weighted: bool = False,
     **options: Any,
 ) -> Inputs:
-    """`classes`: those of objects."""
+    """`classes`: those of objects; `weighted`: with `target_weights`."""
     columns = classes + (options["classification"] == "softmax")
     shape = (layers, len(num_targets), queries, columns)
+    weights = torch.rand(layers, sum(num_targets), 2, generator=rng, dtype=torch.float64)
     return {
         "logits": 3 * scale * torch.randn(shape, generator=rng, dtype=torch.float64),
         "labels": torch.randint(classes, (sum(num_targets),), generator=rng),
         "query": matching(rng, num_targets, queries, layers),
         "num_targets": num_targets,
+        **({"target_weights": weights} if weighted else {}),
         **options,
     }
 
@@ -64,11 +67,11 @@ def cases(**options: Any) -> list[Case]:
         "no_queries": partial(make, num_targets=(2, 1), queries=0, classes=4, layers=2),
         "no_layers": partial(make, num_targets=(2, 1), queries=3, classes=4, layers=0),
     }
-    if options["classification"] == "focal":
+    if options["classification"] != "softmax":
         shapes["gamma"] = partial(make, num_targets=(7, 3), queries=20, classes=11, layers=2)
     return [
         Case(
-            f"{options['classification']}_{name}",
+            f"{options['classification']}_{'weighted_' * options.get('weighted', False)}{name}",
             partial(inputs, **{**options, **({"gamma": 1.5} if name == "gamma" else {})}),
         )
         for name, inputs in shapes.items()
@@ -84,6 +87,7 @@ def query(value: int) -> Callable[[Tensor], Tensor]:
     return change
 
 
+_WEIGHTS = torch.rand(3, 20, 2)
 BAD_INPUTS = [
     BadInput("logits_3d", with_(logits=lambda x: x[0]), ValueError, r"logits: expected \[L, B, Q"),
     BadInput("no_classes", with_(logits=lambda x: x[..., :0]), ValueError, "logits: .* K >= 1"),
@@ -104,6 +108,36 @@ BAD_INPUTS = [
     BadInput("sizes_tensor", with_(num_targets=torch.tensor([7, 0, 13])), TypeError, "num_targets: .*Tensor"),
     BadInput("device", with_(query=lambda x: x.to("meta")), ValueError, "query: .*cpu.*meta"),
     BadInput("classification", with_(classification="sigmoid"), ValueError, "classification: .*'sigmoid'"),
+    BadInput(
+        "softmax_weights",
+        with_(classification="softmax", target_weights=_WEIGHTS),
+        ValueError,
+        "target_weights: expected None",
+    ),
+    BadInput(
+        "varifocal_alone",
+        with_(classification="varifocal", target_weights=None),
+        ValueError,
+        "target_weights: .*got None",
+    ),
+    BadInput(
+        "weights_2d",
+        with_(classification="varifocal", target_weights=_WEIGHTS[..., 0]),
+        ValueError,
+        r"target_weights: expected \[L, sumT, 2\] = \[3, 20, 2\]; got \[3, 20\]",
+    ),
+    BadInput(
+        "weights_int",
+        with_(classification="focal", target_weights=_WEIGHTS.int()),
+        TypeError,
+        "target_weights: .*int32",
+    ),
+    BadInput(
+        "weights_device",
+        with_(classification="varifocal", target_weights=_WEIGHTS.to("meta")),
+        ValueError,
+        "target_weights: .*meta",
+    ),
     BadInput("alpha_nan", with_(alpha=float("nan")), ValueError, "alpha"),
     BadInput("gamma_negative", with_(gamma=-1.0), ValueError, "gamma >= 0"),
 ]
@@ -128,4 +162,9 @@ def contract(**options: Any) -> Contract:
 
 
 OPTIONS = {"eos_coef": 0.1, "alpha": 0.25, "gamma": 2.0}
-CONTRACTS = [contract(classification="softmax", **OPTIONS), contract(classification="focal", **OPTIONS)]
+CONTRACTS = [
+    contract(classification="softmax", **OPTIONS),
+    contract(classification="focal", **OPTIONS),
+    contract(classification="focal", weighted=True, **OPTIONS),
+    contract(classification="varifocal", weighted=True, **OPTIONS),
+]
