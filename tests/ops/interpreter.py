@@ -26,7 +26,10 @@ def why_not() -> str | None:
 
 @cache
 def spare_patches() -> None:
-    """Device functions patch triton.language anew at each call, which takes a millisecond; once is enough."""
+    """Device functions patch triton.language anew at each call, which takes a millisecond; once is enough.
+
+    Masks are checked on the way.
+    """
     from triton.runtime import interpreter
 
     patched = set()
@@ -38,6 +41,21 @@ def spare_patches() -> None:
         return self.rewrite()(*args, **kwargs)
 
     interpreter.InterpretedFunction.__call__ = call
+    builder = interpreter.InterpreterBuilder
+    for name, position in {"create_masked_load": 1, "create_masked_store": 2, "create_atomic_rmw": 3}.items():
+        setattr(builder, name, _refusing_integers(getattr(builder, name), position))
+
+
+def _refusing_integers(create: Any, position: int) -> Any:
+    """Holds every version to what 3.9 refuses: a scalar condition joined to a mask makes it integers."""
+
+    def checked(self: Any, *args: Any) -> Any:
+        mask = args[position]
+        if mask is not None and mask.data.dtype != bool:
+            raise TypeError(f"mask: expected bool; got {mask.data.dtype}, from a scalar condition?")
+        return create(self, *args)
+
+    return checked
 
 
 def backend(module: str) -> Any:

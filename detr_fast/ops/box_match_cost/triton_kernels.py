@@ -57,7 +57,8 @@ def cost_kernel(
     largest = tl.zeros((BLOCK_Q,), tl.float32)
     scale = tl.full((BLOCK_Q,), 1.0, tl.float32) * w_class
     if not FOCAL:
-        largest, total = softmax_statistics(logits_ptr, row, valid & (begin < end), classes, BLOCK_K)
+        needed = query < tl.where(begin < end, queries, 0)
+        largest, total = softmax_statistics(logits_ptr, row, needed, classes, BLOCK_K)
         scale = -scale / total
     cx, cy, w, h, width, height = _box(boxes_ptr, row, valid)
     bad = tl.zeros((BLOCK_T, BLOCK_Q), tl.int32)

@@ -53,7 +53,8 @@ def cost_kernel(
     valid = query < queries
     row = problem * queries + query
     x_row_ptr = mask_ptr + row[:, None] * points
-    largest, total = softmax_statistics(logits_ptr, row, valid & (begin < end), classes, BLOCK_K)
+    needed = query < tl.where(begin < end, queries, 0)
+    largest, total = softmax_statistics(logits_ptr, row, needed, classes, BLOCK_K)
     scale = -w_class / total
     lanes = tl.arange(0, BLOCK_X)
     bad = tl.zeros((BLOCK_T, BLOCK_Q), tl.int32)

@@ -95,10 +95,10 @@ def spread_kernel(
     first = (tl.program_id(0) % blocks) * BLOCK
     chosen, known = _row(map_index_ptr, row, count, MAP_INDEX)
     located, known_points = _row(point_index_ptr, row, sets, POINT_INDEX)
+    wanted = tl.where(known & known_points, points, 0)
     pixel, point, valid, right, lower, p00, p01, p10, p11 = _corners(
-        points_ptr + 2 * located * points, first, points, height, width, width, 1, BLOCK
+        points_ptr + 2 * located * points, first, wanted, height, width, width, 1, BLOCK
     )
-    known = known & known_points
     pixels = height.to(tl.int64) * width
     corner_ptr = grad_maps_ptr + chosen * channels * pixels + pixel
     grad_out_ptr += row * channels * points + point
@@ -106,9 +106,9 @@ def spread_kernel(
         grad = tl.load(grad_out_ptr, valid, 0).to(tl.float32)
         above = (1 - lower) * grad
         below = lower * grad
-        tl.atomic_add(corner_ptr, (1 - right) * above, p00 & known, sem="relaxed")
-        tl.atomic_add(corner_ptr + 1, right * above, p01 & known, sem="relaxed")
-        tl.atomic_add(corner_ptr + width, (1 - right) * below, p10 & known, sem="relaxed")
-        tl.atomic_add(corner_ptr + width + 1, right * below, p11 & known, sem="relaxed")
+        tl.atomic_add(corner_ptr, (1 - right) * above, p00, sem="relaxed")
+        tl.atomic_add(corner_ptr + 1, right * above, p01, sem="relaxed")
+        tl.atomic_add(corner_ptr + width, (1 - right) * below, p10, sem="relaxed")
+        tl.atomic_add(corner_ptr + width + 1, right * below, p11, sem="relaxed")
         corner_ptr += pixels
         grad_out_ptr += points
