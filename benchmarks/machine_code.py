@@ -56,6 +56,7 @@ class Kernel:
     warps_per_sm: int | None  # as far as threads, registers and static shared memory decide
     load_bits: int  # widest load from global memory, one lane; 0: none
     wide_loads: int  # instructions that load 128 bits or more
+    loads_in_flight: int  # most loads from global memory that are issued before one's result is used
     reduce_bits: int  # widest sum into global memory
     generic_accesses: int  # instructions for which the compiler did not know that the memory is global
     instructions: int
@@ -177,12 +178,28 @@ def _read_cubin(cubin: Path) -> list[Kernel]:
                 warps_per_sm=resident_warps(architecture, threads[symbol], registers, shared),
                 load_bits=max(loads, default=0),
                 wide_loads=sum(bits >= 128 for bits in loads),
+                loads_in_flight=_loads_in_flight(code[symbol]),
                 reduce_bits=max((_bits(o) for o in opcodes if o.startswith(("RED.", "REDG."))), default=0),
                 generic_accesses=sum(opcode.startswith(("LD.", "ST.", "ATOM.")) for opcode in opcodes),
                 instructions=len(opcodes),
             )
         )
     return kernels
+
+
+def _loads_in_flight(code: str) -> int:
+    """By the order of instructions alone; nothing is on its way across a jump."""
+    most, waiting = 0, set[str]()
+    for opcode, operands in re.findall(
+        r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?\w+ +)?(\w[\w.]*)(.*?);", code, re.MULTILINE
+    ):
+        registers = re.findall(r"\bU?R\d+", operands)
+        if opcode.startswith(("BRA", "BSYNC", "BAR", "EXIT", "RET", "CALL")) or waiting & set(registers[1:]):
+            waiting = set()
+        if opcode.startswith("LDG."):
+            waiting.add(registers[0])
+            most = max(most, len(waiting))
+    return most
 
 
 def _bits(opcode: str) -> int:

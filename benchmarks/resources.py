@@ -33,7 +33,8 @@ Written by `make resources` from the extension: {mb:.2f} MB, of which {device_mb
   {most}.
 - *local*: bytes of stack and accesses to local memory, which spills and indexed arrays cause.
 - *shared*: static bytes of a block. *load*, *reduce*: the widest load from and sum into global memory of one
-  lane, in bits. Ranges span the architectures.
+  lane, in bits. *flight*: the most loads from global memory that are issued before one's result is
+  used, in code without jumps. Ranges span the architectures.
 """
 
 
@@ -70,7 +71,7 @@ def report(build: dict[str, Any], kernels: list[Kernel]) -> str:
         ptx=", ".join(build["ptx"]) or "none",
         most=", ".join(f"{LIMITS[name].warps} ({name})" for name in architectures if name in LIMITS),
     )
-    columns = ["kernel", "threads", "local", "shared", "load", "reduce", *architectures]
+    columns = ["kernel", "threads", "local", "shared", "load", "flight", "reduce", *architectures]
     for operator, of_operator in groupby(kernels, lambda kernel: kernel.operator):
         text += f"\n## {operator}\n\n| {' | '.join(columns)} |\n|---|{'---:|' * (len(columns) - 1)}\n"
         for name, same_name in groupby(of_operator, lambda kernel: kernel.name):
@@ -87,6 +88,7 @@ def _row(name: str, kernels: list[Kernel], architectures: list[str]) -> list[str
         f"{stack} B, {accesses} accesses" if stack or accesses else "none",
         _span(k.shared_bytes for k in kernels),
         _span(k.load_bits for k in kernels),
+        _span(k.loads_in_flight for k in kernels),
         _span(k.reduce_bits for k in kernels),
         *(cells.get(architecture, "") for architecture in architectures),
     ]

@@ -92,6 +92,14 @@ def test_resource_fast_path_moves_128_bits(
 
 @needs_cuda_build
 @each_architecture
+def test_resource_a_search_has_many_loads_on_their_way(kernels: list[Kernel], architecture: str) -> None:
+    """The search for a free column reads eight costs and their owners at once: it is a chain of latencies."""
+    for kernel in _select(kernels, "linear_assignment", architecture):
+        assert kernel.loads_in_flight >= 16, kernel
+
+
+@needs_cuda_build
+@each_architecture
 def test_resource_all_kernels_of_csrc_are_there(kernels: list[Kernel], architecture: str) -> None:
     """A kernel in the report belongs to an operator, and no kernel in the sources is missing from it."""
     found = {(k.operator, k.name.split("<")[0]) for k in kernels if k.architecture == architecture}

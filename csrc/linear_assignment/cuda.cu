@@ -17,24 +17,32 @@ constexpr int kBiddingRounds = 4;    // after the first, which looks at no price
 constexpr int kRowsOfOneWarp = 128;  // from here on barriers cost less than four slots a lane
 constexpr int kFewThreads = 256, kManyThreads = 512;
 
+// Where in a layer's cores those of each image of a launch begin: no image takes more room than its own rows
+// squared, whatever the others have.
+struct FirstCores {
+    int64_t of[kMostImages];
+};
+
 template <class Cost>
 struct Call {
     simt::Global<const Cost> costs;
     int64_t layer_stride, target_stride, query_stride;
     int64_t targets, all_images;  // of a layer
     int images, first_image;      // of this launch
-    int queries, most_rows, most_columns;
+    int queries;
     bool by_auction;
     simt::Global<int64_t> query;
     simt::Global<int32_t> status;
-    simt::Global<Cost> cores;      // [layers, targets, most_rows]
-    simt::Global<int> of_columns;  // [layers, all_images, 2, most_columns]
+    int64_t cores_of_layer;
+    simt::Global<Cost> cores;      // [layers, cores_of_layer]
+    simt::Global<int> of_columns;  // [layers, 2 (targets + all_images queries)]
     simt::Global<double> doubles;  // the state where shared memory has no room for it
     simt::Global<int> ints;
 };
 
 struct Problem {
-    int64_t first_target, number;  // counted over layers
+    int64_t first_target, number;      // counted over layers
+    int64_t first_core, first_column;  // elements
     int targets;
     bool targets_are_rows;
 };
@@ -70,10 +78,9 @@ SIMT_DEVICE void solve(const Call<Cost>& call, const Problem& problem, Costs<Cos
     SIMT_SHARED(int, least_at, 2 * kThreads / 32);
     SIMT_SHARED(int, slots_of_block, 1);
     BlockTeam<kThreads> block(least_values, least_at);
-    const int64_t of_columns = problem.number * 2 * call.most_columns;
-    const Tables<Cost> tables{call.of_columns + of_columns,
-                              call.of_columns + (of_columns + call.most_columns),
-                              call.cores + problem.first_target * call.most_rows};
+    const Tables<Cost> tables{call.of_columns + problem.first_column,
+                              call.of_columns + (problem.first_column + costs.columns),
+                              call.cores + problem.first_core};
     int slots;
     for (bool by_auction = call.by_auction;; by_auction = false) {
         prepare(costs, state, tables, block);
@@ -102,12 +109,18 @@ SIMT_DEVICE void solve(const Call<Cost>& call, const Problem& problem, Costs<Cos
 // One block on a multiprocessor will do; without saying so, some compilers spill registers to fit more.
 template <class Cost, int kThreads, bool kStateInShared>
 SIMT_KERNEL(kThreads, 1)
-void linear_assignment_kernel(Call<Cost> call, FirstTargets first) {
+void linear_assignment_kernel(Call<Cost> call, FirstTargets first, FirstCores first_core) {
     const int image = static_cast<int>(simt::block_x() % call.images);
     const int64_t layer = simt::block_x() / call.images;
     const int begin = first.of[image], targets = first.of[image + 1] - begin;
-    const Problem problem{layer * call.targets + begin, layer * call.all_images + call.first_image + image,
-                          targets, targets <= call.queries};
+    const int64_t number = layer * call.all_images + call.first_image + image;
+    const int64_t first_target = layer * call.targets + begin;
+    const Problem problem{first_target,
+                          number,
+                          layer * call.cores_of_layer + first_core.of[image],
+                          2 * (first_target + number * call.queries),
+                          targets,
+                          targets <= call.queries};
     const bool as_rows = problem.targets_are_rows;
     Costs<Cost> costs{call.costs + (layer * call.layer_stride + begin * call.target_stride),
                       as_rows ? call.target_stride : call.query_stride,
@@ -135,31 +148,38 @@ void linear_assignment_kernel(Call<Cost> call, FirstTargets first) {
     }
 }
 
+int64_t rows_of(const int64_t* first, int64_t image, int64_t queries) {
+    return std::min(first[image + 1] - first[image], queries);
+}
+
 // What follows from the sizes: the parts of the workspace and the shape of the launch.
 struct Plan {
-    int64_t targets, most_rows = 0, most_columns;
+    int64_t targets, most_rows = 0, cores_of_layer = 0;
     int64_t cores, of_columns, doubles, ints;  // elements
     int64_t shared_bytes;                      // for the state; 0 where it lies in the workspace
     int64_t workspace_bytes;
 
     Plan(bool is_double, int64_t layers, int64_t images, int64_t queries, const int64_t* first,
          int64_t most_shared_bytes)
-        : targets(first[images]), most_columns(queries) {
+        : targets(first[images]) {
         for (int64_t b = 0; b < images; ++b) {
-            const int64_t of_image = first[b + 1] - first[b];
-            most_rows = std::max(most_rows, std::min(of_image, queries));
-            most_columns = std::max(most_columns, of_image);
+            const int64_t rows = rows_of(first, b, queries);
+            most_rows = std::max(most_rows, rows);
+            cores_of_layer += rows * rows;
         }
         constexpr int64_t kStatic = 1024;  // at least what the kernels declare
         const int64_t state = most_rows * kStateBytes;
         shared_bytes = state + kStatic <= most_shared_bytes ? state : 0;
-        cores = layers * targets * most_rows;
-        of_columns = layers * images * 2 * most_columns;
+        cores = layers * cores_of_layer;
+        of_columns = layers * 2 * (targets + images * queries);  // an image's columns: at most T + Q
         doubles = shared_bytes ? 0 : layers * targets * State<double*, int*>::kDoubles;
         ints = shared_bytes ? 0 : layers * targets * State<double*, int*>::kInts;
         workspace_bytes = doubles * 8 + cores * (is_double ? 8 : 4) + (of_columns + ints) * 4;
     }
 };
+
+static_assert(sizeof(Call<double>) + sizeof(FirstTargets) + sizeof(FirstCores) <= 4096,
+              "the parameters of a kernel");
 
 template <class Cost>
 void launch(const AssignmentBatch& batch, bool by_auction, int64_t shared_bytes, void* workspace,
@@ -176,8 +196,15 @@ void launch(const AssignmentBatch& batch, bool by_auction, int64_t shared_bytes,
                         : few              ? linear_assignment_kernel<Cost, kFewThreads, true>
                                            : linear_assignment_kernel<Cost, kManyThreads, true>;
     const simt::UseDevice device(queue.device);
+    int64_t next_core = 0;
     for (int64_t image = 0; image < batch.images; image += kMostImages) {
         const int64_t images = std::min<int64_t>(batch.images - image, kMostImages);
+        FirstCores first_core{};
+        for (int64_t i = 0; i < images; ++i) {
+            const int64_t rows = rows_of(batch.first, image + i, batch.queries);
+            first_core.of[i] = next_core;
+            next_core += rows * rows;
+        }
         const Call<Cost> call{simt::global(static_cast<const Cost*>(batch.costs), empty ? 0 : reach),
                               batch.layer_stride,
                               batch.target_stride,
@@ -187,19 +214,18 @@ void launch(const AssignmentBatch& batch, bool by_auction, int64_t shared_bytes,
                               static_cast<int>(images),
                               static_cast<int>(image),
                               static_cast<int>(batch.queries),
-                              static_cast<int>(plan.most_rows),
-                              static_cast<int>(plan.most_columns),
                               by_auction,
                               simt::global(batch.query, batch.layers * plan.targets),
                               simt::global(batch.status, batch.layers * batch.images),
+                              plan.cores_of_layer,
                               simt::global(cores, plan.cores),
                               simt::global(of_columns, plan.of_columns),
                               simt::global(doubles, plan.doubles),
                               simt::global(of_columns + plan.of_columns, plan.ints)};
         simt::launch("linear_assignment", kernel, simt::Grid(static_cast<unsigned>(batch.layers * images)),
                      few ? kFewThreads : kManyThreads, static_cast<size_t>(plan.shared_bytes),
-                     static_cast<simt::Stream>(queue.stream), call,
-                     first_targets(batch.first, image, images));
+                     static_cast<simt::Stream>(queue.stream), call, first_targets(batch.first, image, images),
+                     first_core);
     }
 }
 

@@ -8,7 +8,8 @@
 namespace detr_fast {
 
 // The workspace depends on the sizes, the dtype and shared_bytes, the most shared memory that a block may
-// have on the device.
+// have on the device; it has room for the square of each image's min(targets, queries), so that it is hardly
+// larger than the costs.
 int64_t linear_assignment_cuda_workspace(bool is_double, int64_t layers, int64_t images, int64_t queries,
                                          const int64_t* first, int64_t shared_bytes);
 

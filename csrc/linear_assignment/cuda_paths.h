@@ -100,12 +100,24 @@ class Paths {
 
     // Row i's cheapest free column.
     SIMT_DEVICE Least find_free(int i) {
+        constexpr int kAtOnce = 8;  // loads on their way together, so owned columns are read too
+        const int size = team_.size(), last = costs_.columns - 1;
         Least free;
-        for (int j = team_.rank(); j < costs_.columns; j += team_.size())
-            if (tables_.slot_of[j] == kNone) {
-                const double x = costs_.at(i, j);
-                if (x < free.value) free.value = x, free.at = j;
+        for (int base = team_.rank(); base <= last; base += kAtOnce * size) {
+            Cost raw[kAtOnce];
+            int slot[kAtOnce];
+            SIMT_UNROLL
+            for (int k = 0; k < kAtOnce; ++k) {
+                const int j = base + k * size < last ? base + k * size : last;
+                raw[k] = costs_.raw(i, j);
+                slot[k] = tables_.slot_of[j];
             }
+            SIMT_UNROLL
+            for (int k = 0; k < kAtOnce; ++k) {
+                const double x = slot[k] == kNone ? costs_.value(raw[k]) : kInf;
+                if (x < free.value) free.value = x, free.at = base + k * size < last ? base + k * size : last;
+            }
+        }
         free = team_.least(free);
         if (team_.rank() == 0) {
             state_.first(i) = free.value;

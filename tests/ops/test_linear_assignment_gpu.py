@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor
 
 from detr_fast.ops import linear_assignment
-from detr_fast.ops.linear_assignment import OPERATOR
+from detr_fast.ops.linear_assignment import _CALL, OPERATOR
 from detr_fast.ops.linear_assignment.cuda import Cuda
 from detr_fast.ops.linear_assignment.reference import finite_penalties
+from detr_fast.ops.operator import BackendUnavailable, Operator, always
 from tests.conftest import SEED
 from tests.ops.simulated import simulated
 from tests.ops.stress_linear_assignment import KINDS, batch, mismatches
@@ -117,6 +119,51 @@ def test_host_infeasible_problems_have_a_status_and_no_queries() -> None:
         assert query[1, 2:].tolist() == [-1, -1, -1]
         assert bool((query[0] >= 0).all())
         assert Cuda(simt_module, shared_bytes).solve(costs, [2, 3], True)[1] is None
+
+
+@pytest.mark.parametrize("shared_bytes", [1 << 30, FAR])
+def test_workspace_is_what_each_image_takes_by_itself(shared_bytes: int) -> None:
+    """Not what the largest one would take in all of them."""
+
+    def workspace(num_targets: list[int]) -> int:
+        return simt_module().linear_assignment_cuda_workspace(num_targets, 6, 900, False, shared_bytes)
+
+    mixed = [900, 0, 1, 20, 300, 1200, 7]
+    assert workspace(mixed) == sum(workspace([targets]) for targets in mixed)
+    state = 48 if shared_bytes == FAR else 0
+    for targets in mixed:
+        rows = min(targets, 900)
+        assert workspace([targets]) == 6 * (4 * rows**2 + 8 * (targets + 900) + state * targets)
+    # beyond 32 bits
+    assert workspace([900] * 2000) == 2000 * workspace([900]) > 2**32
+
+
+def test_host_images_of_very_different_sizes_share_a_workspace(rng: torch.Generator) -> None:
+    num_targets = [1, 40, 0, 130, 3, 12]
+    costs = torch.randint(6, (2, sum(num_targets), 60), generator=rng).float()
+    for shared_bytes in (NEAR, FAR):
+        assert list(mismatches(costs, num_targets, lambda c, s, m=shared_bytes: solve(c, s, m))) == []
+
+
+@pytest.mark.parametrize(
+    ("targets", "queries", "many"), [(2048, 5000, False), (2049, 2049, True), (0, 9, False)]
+)
+def test_more_rows_than_a_gpu_should_solve_go_to_the_host(targets: int, queries: int, many: bool) -> None:
+    costs = torch.empty(1, targets + 1, queries, device="meta")
+    assert _CALL.shape_key is not None
+    key = _CALL.shape_key((costs, [1, targets], True, "paths"))
+    assert key == many
+    anywhere = Operator(
+        "linear_assignment", *(replace(b, why_not=always) for b in OPERATOR.backends.values())
+    )
+    anywhere.backends.pop("cpu")
+    cuda, dtype = torch.device("cuda"), torch.float32
+    chosen = anywhere.select(cuda, dtype, shape_key=key)
+    assert chosen is anywhere.backends["reference" if many else "cuda"].implementation
+    if many:
+        for pin in ("cuda", "triton"):
+            with pytest.raises(BackendUnavailable, match=r"solves problems with min\(T, Q\) <= 2048"):
+                anywhere.select(cuda, dtype, pin, key)
 
 
 def test_host_more_images_than_one_launch_takes(rng: torch.Generator) -> None:

@@ -28,8 +28,8 @@ Method = Literal["paths", "auction"]
 
 OPERATOR = Operator(
     "linear_assignment",
-    Backend("cuda", cuda.BACKEND, on_cuda(also=(torch.float64,))),
-    Backend("triton", triton, on_triton(also=(torch.float64,))),
+    Backend("cuda", cuda.BACKEND, on_cuda(also=(torch.float64,)), cuda.why_not_rows),
+    Backend("triton", triton, on_triton(also=(torch.float64,)), cuda.why_not_rows),
     Backend("cpu", cpu, on_cpu(also=(torch.float64,))),
     Backend("reference", reference, reference.why_not),
 )
@@ -117,7 +117,8 @@ def linear_assignment(
             that "paths" does without (counts in benchmarks/README.md).
         backend: pins a backend. "cuda" does not wait for the device, so it never raises for an
             infeasible problem: its targets get -1, and the status tells. "reference" copies tensors on
-            a GPU to the host and back.
+            a GPU to the host and back; it also serves GPU calls with min(T, Q) above 2048 in an image,
+            which would hold a GPU for seconds.
 
     Returns:
         The query of each target, int64 [..., sumT]; -1 where an image has more targets than queries and
@@ -176,11 +177,17 @@ def _fake(costs: Tensor, num_targets: Sequence[int], check: bool, method: str) -
     return costs.new_empty(costs.shape[:-1], dtype=torch.int64), costs.new_empty(status, dtype=torch.int32)
 
 
+def _has_many_rows(arguments: Sequence[Any]) -> bool:
+    costs, num_targets = arguments[:2]
+    return min(max(num_targets, default=0), costs.shape[-1]) > cuda.MOST_ROWS
+
+
 _CALL = Registered(
     OPERATOR,
     "(Tensor costs, SymInt[] num_targets, bool check, str method) -> (Tensor, Tensor)",
     _fake,
     _solve,
+    shape_key=_has_many_rows,
     fold=(0,),
     fold_ndim=3,
 )

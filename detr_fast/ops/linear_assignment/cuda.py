@@ -12,7 +12,15 @@ from torch import Tensor
 from detr_fast import extension
 from detr_fast.ops.memory import device_and_stream, ready
 
+MOST_ROWS = 2048  # of a problem, min(T, Q)
 _DEFAULT_SHARED_BYTES = 48 * 1024  # that every device offers a block
+
+
+def why_not_rows(more_than_most: bool) -> str | None:
+    """Why GPU backends leave a problem to the host: one block solves it in O(rows^3)."""
+    if not more_than_most:
+        return None
+    return f"solves problems with min(T, Q) <= {MOST_ROWS}; beyond it a block would hold the GPU for seconds"
 
 
 @functools.cache
@@ -40,7 +48,7 @@ class Cuda:
         """costs [..., sumT, Q] float32 or float64 -> query [..., sumT] int64, status [..., B] int32 or None.
 
         `check` raises nothing, for that would wait for the device: an infeasible problem has -1 everywhere.
-        `by_auction` has an auction solve what it can (csrc/linear_assignment/gpu_auction.h).
+        `by_auction` has an auction solve what it can (csrc/linear_assignment/cuda_auction.h).
         """
         costs = ready(costs, contiguous=False)
         *leading, targets, queries = costs.shape
