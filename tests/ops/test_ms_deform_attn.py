@@ -15,7 +15,14 @@ from detr_fast.extension import extension
 from detr_fast.integrations.ms_deform_attn import MSDeformAttnFunction
 from detr_fast.ops import ms_deform_attn, ms_deform_attn_classic, ms_deform_attn_fused
 from detr_fast.ops.ms_deform_attn import cpu
-from tests.ops.cases.ms_deform_attn import GEOMETRIES, Geometry, fused_inputs, plain_inputs, randn
+from tests.ops.cases.ms_deform_attn import (
+    GEOMETRIES,
+    Geometry,
+    fused_inputs,
+    packed_inputs,
+    plain_inputs,
+    randn,
+)
 
 SHAPES = ((4, 8), (2, 4))  # powers of two: pixel coordinates are exact in float32
 
@@ -213,16 +220,14 @@ def test_half_coordinates_are_used_in_float32(function: Any, rng: torch.Generato
 
 
 def test_no_gradient_is_made_that_nobody_needs(rng: torch.Generator) -> None:
-    given = plain_inputs(GEOMETRIES["typical"], rng)
-    tensors = [given[k].float() for k in ("value", "sampling_locations", "attention_weights")]
-    sizes = [tuple(size) for size in given["spatial_shapes"]]
+    call = packed_inputs(GEOMETRIES["typical"], rng, fused=False)
     grad_out = torch.ones(2, 10, 128)
     for needs in ((True, False, False, False), (False, True, False, False), (False, False, True, False)):
-        gradients = cpu.backward(grad_out, tensors[0], sizes, *tensors[1:], None, needs)
+        gradients = cpu.backward(grad_out, call, needs)
         assert [gradient is not None for gradient in gradients] == list(needs)
-    leaf = tensors[0].requires_grad_()
+    leaf = call.value.requires_grad_()
     with torch.no_grad():
-        assert not ms_deform_attn(leaf, sizes, *tensors[1:]).requires_grad
+        assert not ms_deform_attn(leaf, call.level_shapes, call.coordinates, call.weights).requires_grad
 
 
 def test_shapes_as_tensor_list_and_classic_signature_agree(rng: torch.Generator) -> None:

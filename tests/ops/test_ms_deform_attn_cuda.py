@@ -14,7 +14,7 @@ from torch import Tensor
 from detr_fast import extension
 from detr_fast.ops import ms_deform_attn, ms_deform_attn_fused
 from detr_fast.ops.ms_deform_attn import OPERATOR, cuda, ordered
-from tests.ops.cases.ms_deform_attn import Geometry, fused_inputs
+from tests.ops.cases.ms_deform_attn import Geometry, fused_inputs, packed_inputs
 from tests.ops.simulated import simulated
 from tests.simt.build import simt_module
 
@@ -84,9 +84,7 @@ def test_ms_deform_attn_host_images_in_parts(
 
 
 def test_ms_deform_attn_host_launches_only_what_is_needed(rng: torch.Generator) -> None:
-    inputs = given(rng)
-    sizes = [tuple(size) for size in inputs["spatial_shapes"]]
-    tensors = (inputs["sampling_offsets"], inputs["attention_logits"].view(5, 3, 1, 2, 1))
+    call = packed_inputs(ODD, rng, fused=True)
     in_order = ["cells", "bin", "gather"]
     for needs, deterministic, launches in (
         ((False, False, False, False), False, []),
@@ -97,13 +95,7 @@ def test_ms_deform_attn_host_launches_only_what_is_needed(rng: torch.Generator) 
     ):
         kernels = Counted()
         found = cuda.Cuda(lambda kernels=kernels: kernels).backward(
-            grad_out(rng, torch.float32),
-            inputs["value"],
-            sizes,
-            *tensors,
-            inputs["reference_points"],
-            needs,
-            deterministic,
+            grad_out(rng, torch.float32), call._replace(deterministic=deterministic), needs
         )
         assert kernels.launched == launches
         assert [gradient is not None for gradient in found] == list(needs)

@@ -8,9 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from detr_fast.ops.ms_deform_attn import ordered, reference
+from detr_fast.ops.ms_deform_attn import ordered
+from detr_fast.ops.ms_deform_attn.arguments import DeformAttn
 from detr_fast.ops.ms_deform_attn.cuda import Cuda
-from tests.ops.cases.ms_deform_attn import FOUR_LEVELS, Geometry, fused_inputs, plain_inputs, randn
+from tests.ops.cases.ms_deform_attn import (
+    FOUR_LEVELS,
+    Geometry,
+    by_reference,
+    grad_out_like,
+    packed_inputs,
+)
 from tests.simt.build import simt_module
 
 KERNELS = Cuda(simt_module)
@@ -28,45 +35,25 @@ GEOMETRIES = {
 # Most samples of each head lie in one cell, whose four pixels belong to four tiles: more than one warp sums.
 CLUSTERED = Geometry(((6, 7),), batch=1, heads=1, channels=8, queries=320, points=4)
 
-Call = tuple[Tensor, list[tuple[int, int]], Tensor, Tensor, Tensor | None]
 
-
-def call_of(geometry: Geometry, rng: torch.Generator, dtype: torch.dtype, fused: bool = False) -> Call:
-    given = (fused_inputs if fused else plain_inputs)(geometry, rng)
-    coordinates = given["sampling_offsets" if fused else "sampling_locations"].float()
-    weights = given["attention_logits" if fused else "attention_weights"].view(coordinates.shape[:-1]).float()
-    references = given["reference_points"].float() if fused else None
-    return given["value"].to(dtype), list(geometry.levels), coordinates, weights, references
-
-
-def clustered(rng: torch.Generator, dtype: torch.dtype, channels: int = 8) -> Call:
+def clustered(rng: torch.Generator, dtype: torch.dtype, channels: int = 8) -> DeformAttn:
     """Nine samples of ten lie in the cell between the pixels (3, 3) and (4, 4)."""
-    value, sizes, locations, weights, _ = call_of(replace(CLUSTERED, channels=channels), rng, dtype)
-    ((height, width),) = sizes
+    call = packed_inputs(replace(CLUSTERED, channels=channels), rng, fused=False, dtype=dtype)
+    locations, ((height, width),) = call.coordinates, call.level_shapes
     near = (3.52 + 0.96 * torch.rand(locations.shape, generator=rng)) / torch.tensor([width, height])
-    anywhere = torch.rand(weights.shape, generator=rng) < 0.1
-    return value, sizes, torch.where(anywhere[..., None], locations, near), weights, None
+    anywhere = torch.rand(call.weights.shape, generator=rng) < 0.1
+    return call._replace(coordinates=torch.where(anywhere[..., None], locations, near))
 
 
-def grad_out_of(call: Call, rng: torch.Generator) -> Tensor:
-    value, _, coordinates, *_ = call
-    shape = (len(value), coordinates.shape[1], value.shape[2] * value.shape[3])
-    return randn(rng, *shape).to(value.dtype)
-
-
-def gathered(call: Call, grad_out: Tensor) -> Tensor:
+def gathered(call: DeformAttn, grad_out: Tensor) -> Tensor:
     torch.use_deterministic_algorithms(True)  # fills what is not initialised with NaN
-    grad_value = KERNELS.backward(grad_out, *call, (True, False, False, False), deterministic=True)[0]
+    grad_value = KERNELS.backward(grad_out, call._replace(deterministic=True), (True, False, False, False))[0]
     assert grad_value is not None
     return grad_value
 
 
-def expected(call: Call, grad_out: Tensor) -> Tensor:
-    value, sizes, coordinates, weights, references = call
-    leaf = value.double().requires_grad_()
-    references = None if references is None else references.double()
-    out = reference.forward(leaf, sizes, coordinates.double(), weights.double(), references)
-    return torch.autograd.grad(out, leaf, grad_out.double())[0]
+def expected(call: DeformAttn, grad_out: Tensor) -> Tensor:
+    return by_reference(call, grad_out)[1]
 
 
 def assert_close(actual: Tensor, wanted: Tensor, tolerance: float) -> None:
@@ -81,23 +68,23 @@ def assert_close(actual: Tensor, wanted: Tensor, tolerance: float) -> None:
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_ms_deform_attn_host_gather_matches_reference(name: str, fused: bool, rng: torch.Generator) -> None:
-    call = call_of(GEOMETRIES[name], rng, torch.float32, fused)
-    grad_out = grad_out_of(call, rng)
+    call = packed_inputs(GEOMETRIES[name], rng, fused=fused)
+    grad_out = grad_out_like(call, rng)
     assert_close(gathered(call, grad_out), expected(call, grad_out), TOLERANCE[torch.float32])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["d256", "d20", "one_pixel_levels"])
 def test_ms_deform_attn_host_gather_16_bits(name: str, dtype: torch.dtype, rng: torch.Generator) -> None:
-    call = call_of(GEOMETRIES[name], rng, dtype)
-    grad_out = grad_out_of(call, rng)
+    call = packed_inputs(GEOMETRIES[name], rng, fused=False, dtype=dtype)
+    grad_out = grad_out_like(call, rng)
     assert_close(gathered(call, grad_out), expected(call, grad_out), TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("channels", [8, 3, 132])
 def test_ms_deform_attn_host_gather_long_lists(channels: int, rng: torch.Generator) -> None:
     call = clustered(rng, torch.float32, channels)
-    grad_out = grad_out_of(call, rng)
+    grad_out = grad_out_like(call, rng)
     assert_close(gathered(call, grad_out), expected(call, grad_out), TOLERANCE[torch.float32])
 
 
@@ -106,7 +93,7 @@ def test_ms_deform_attn_host_gather_same_bits_in_any_block_order(
     dtype: torch.dtype, rng: torch.Generator
 ) -> None:
     call = clustered(rng, dtype)
-    grad_out = grad_out_of(call, rng)
+    grad_out = grad_out_like(call, rng)
     results = []
     for seed in range(3):
         simt_module().set_seed(seed)
@@ -118,18 +105,20 @@ def test_ms_deform_attn_host_gather_same_bits_in_any_block_order(
 def test_ms_deform_attn_host_gather_same_bits_image_by_image(
     rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    call = call_of(Geometry(((5, 6), (2, 3)), batch=3, heads=2, channels=8, queries=11), rng, torch.float32)
-    grad_out = grad_out_of(call, rng)
+    call = packed_inputs(
+        Geometry(((5, 6), (2, 3)), batch=3, heads=2, channels=8, queries=11), rng, fused=False
+    )
+    grad_out = grad_out_like(call, rng)
     at_once = gathered(call, grad_out)
     monkeypatch.setattr(ordered, "_SORTED_AT_ONCE", 1)
     assert torch.equal(gathered(call, grad_out), at_once)
 
 
 def test_ms_deform_attn_host_gather_nothing_inside(rng: torch.Generator) -> None:
-    value, sizes, locations, weights, _ = call_of(GEOMETRIES["one_pixel_levels"], rng, torch.float32)
+    near = packed_inputs(GEOMETRIES["one_pixel_levels"], rng, fused=False)
     for far in (-7.0, 7.0, 1e30, -torch.inf, torch.nan):
-        call = (value, sizes, torch.full_like(locations, far), weights, None)
-        assert not gathered(call, torch.full_like(grad_out_of(call, rng), torch.inf)).any()
+        call = near._replace(coordinates=torch.full_like(near.coordinates, far))
+        assert not gathered(call, torch.full_like(grad_out_like(call, rng), torch.inf)).any()
 
 
 @pytest.mark.parametrize("bad", [torch.inf, torch.nan])
@@ -137,10 +126,10 @@ def test_ms_deform_attn_host_gather_non_finite_where_the_reference_is(
     bad: float, rng: torch.Generator
 ) -> None:
     """A sample reaches its four pixels, even with share zero, and no other."""
-    call = call_of(Geometry(((4, 8), (3, 3)), heads=2, channels=8, queries=6), rng, torch.float32)
-    locations, weights = call[2:4]
+    call = packed_inputs(Geometry(((4, 8), (3, 3)), heads=2, channels=8, queries=6), rng, fused=False)
+    locations, weights = call.coordinates, call.weights
     locations[0, 2, 0, 0, 0] = torch.tensor([2.5 / 8, 1.5 / 4])  # the pixel (2, 1) itself, exactly
-    grad_out = grad_out_of(call, rng)
+    grad_out = grad_out_like(call, rng)
     grad_out[0, 2, :9] = bad
     weights[1, 3, 1, 0, 1] = bad
     locations[1, 4, 0, 1, 1, 0] = bad

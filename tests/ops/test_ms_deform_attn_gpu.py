@@ -10,17 +10,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from detr_fast.ops.ms_deform_attn import reference
+from detr_fast.ops.ms_deform_attn.arguments import DeformAttn
 from detr_fast.ops.ms_deform_attn.cuda import Cuda
-from tests.ops.cases.ms_deform_attn import Geometry, fused_inputs, plain_inputs, randn
+from tests.ops.cases.ms_deform_attn import (
+    Geometry,
+    by_reference,
+    grad_out_like,
+    packed,
+    packed_inputs,
+    randn,
+)
 from tests.simt.build import simt_module
 
 KERNELS = Cuda(simt_module)
 TOLERANCE = {torch.float32: 3e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 NAMES = ("out", "value", "coordinates", "weights", "references")
 ALL = (True, True, True, True)
-
-Inputs = tuple[Tensor, Sequence[tuple[int, int]], Tensor, Tensor, Tensor | None]
 
 LEVELS = ((5, 7), (3, 4))
 GEOMETRIES = {
@@ -41,33 +46,9 @@ GEOMETRIES = {
 }
 
 
-def arguments(
-    geometry: Geometry, rng: torch.Generator, fused: bool, dtype: torch.dtype, narrow: bool
-) -> Inputs:
-    """What a backend's forward takes: value in `dtype`; coordinates and weights as well where `narrow`."""
-    given = (fused_inputs if fused else plain_inputs)(geometry, rng)
-    coordinates = given["sampling_offsets" if fused else "sampling_locations"]
-    weights = given["attention_logits" if fused else "attention_weights"].view(coordinates.shape[:-1])
-    fine = dtype if narrow else torch.float32
-    references = given["reference_points"].float() if fused else None
-    sizes = [(height, width) for height, width in given["spatial_shapes"]]
-    return given["value"].to(dtype), sizes, coordinates.to(fine), weights.to(fine), references
-
-
-def expected_of(inputs: Inputs, grad_out: Tensor) -> list[Tensor]:
-    """Output and gradients by the float64 reference."""
-    value, sizes, *others = inputs
-    leaves = [t.double().requires_grad_() for t in (value, *others) if t is not None]
-    out = reference.forward(leaves[0], sizes, *leaves[1:])
-    return [out.detach(), *torch.autograd.grad(out, leaves, grad_out.double())]
-
-
-def actual_of(
-    inputs: Inputs, grad_out: Tensor, needs: Sequence[bool] = ALL, kernels: Cuda = KERNELS
-) -> list[Tensor | None]:
-    out = kernels.forward(*inputs)
-    gradients = kernels.backward(grad_out, *inputs, needs)
-    return [out, *(gradients[:3] if inputs[4] is None else gradients)]
+def actual_of(call: DeformAttn, grad_out: Tensor) -> list[Tensor | None]:
+    gradients = KERNELS.backward(grad_out, call, ALL)
+    return [KERNELS.forward(call), *(gradients[:3] if call.reference_points is None else gradients)]
 
 
 def assert_close(
@@ -92,21 +73,15 @@ def assert_close(
         )
 
 
-def grad_out_like(inputs: Inputs, rng: torch.Generator) -> Tensor:
-    value, _, coordinates, *_ = inputs
-    shape = (value.shape[0], coordinates.shape[1], value.shape[2] * value.shape[3])
-    return randn(rng, *shape).to(value.dtype)
-
-
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_ms_deform_attn_host_matches_reference(
     name: str, fused: bool, dtype: torch.dtype, rng: torch.Generator
 ) -> None:
-    inputs = arguments(GEOMETRIES[name], rng, fused, dtype, narrow=False)
+    inputs = packed_inputs(GEOMETRIES[name], rng, fused=fused, dtype=dtype)
     grad_out = grad_out_like(inputs, rng)
-    assert_close(actual_of(inputs, grad_out), expected_of(inputs, grad_out), TOLERANCE[dtype])
+    assert_close(actual_of(inputs, grad_out), by_reference(inputs, grad_out), TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -115,8 +90,8 @@ def test_ms_deform_attn_host_narrow_coordinates(
     fused: bool, dtype: torch.dtype, rng: torch.Generator
 ) -> None:
     """Coordinates and weights in value's type are widened first: the same numbers, gradients rounded."""
-    narrow = arguments(GEOMETRIES["typical"], rng, fused, dtype, narrow=True)
-    wide = (*narrow[:2], narrow[2].float(), narrow[3].float(), narrow[4])
+    narrow = packed_inputs(GEOMETRIES["typical"], rng, fused=fused, dtype=dtype, fine=dtype)
+    wide = narrow._replace(coordinates=narrow.coordinates.float(), weights=narrow.weights.float())
     grad_out = grad_out_like(narrow, rng)
     for name, a, e in zip(NAMES, actual_of(narrow, grad_out), actual_of(wide, grad_out), strict=False):
         exact = name != "value"  # summed in no fixed order
@@ -129,11 +104,11 @@ def test_ms_deform_attn_host_narrow_coordinates(
 def test_ms_deform_attn_host_any_gradients(fused: bool, rng: torch.Generator) -> None:
     """Each subset of the gradients alone is what it is among all."""
     geometry = Geometry(LEVELS, batch=1, queries=3, heads=2, channels=8, points=3, boxes=True)
-    inputs = arguments(geometry, rng, fused, torch.float32, narrow=False)
+    inputs = packed_inputs(geometry, rng, fused=fused)
     grad_out = grad_out_like(inputs, rng)
-    expected = expected_of(inputs, grad_out)[1:]
+    expected = by_reference(inputs, grad_out)[1:]
     for needs in itertools.product((False, True), repeat=4 if fused else 3):
-        actual = KERNELS.backward(grad_out, *inputs, (*needs, False)[:4])[: len(needs)]
+        actual = KERNELS.backward(grad_out, inputs, (*needs, False)[:4])[: len(needs)]
         assert_close(
             [torch.zeros(()), *actual], [torch.zeros(()), *expected], TOLERANCE[torch.float32], wanted=needs
         )
@@ -143,12 +118,12 @@ def test_ms_deform_attn_host_any_gradients(fused: bool, rng: torch.Generator) ->
 def test_ms_deform_attn_host_strange_coordinates(fused: bool, rng: torch.Generator) -> None:
     """Far outside, infinite or NaN: no part and no gradient; the rest is as if they were not there."""
     geometry = Geometry(LEVELS, batch=1, queries=8, heads=2, channels=8, points=3)
-    inputs = arguments(geometry, rng, fused, torch.float32, narrow=False)
+    inputs = packed_inputs(geometry, rng, fused=fused)
     strange = torch.tensor([1e10, -1e10, 1e30, -1e30, torch.inf, -torch.inf, torch.nan, 3e38])
     for axis in range(2):
-        inputs[2][0, :, axis, 1, 2, axis] = strange
+        inputs.coordinates[0, :, axis, 1, 2, axis] = strange
     grad_out = grad_out_like(inputs, rng)
-    assert_close(actual_of(inputs, grad_out), expected_of(inputs, grad_out), TOLERANCE[torch.float32])
+    assert_close(actual_of(inputs, grad_out), by_reference(inputs, grad_out), TOLERANCE[torch.float32])
 
 
 def test_ms_deform_attn_host_corners_outside(rng: torch.Generator) -> None:
@@ -164,15 +139,15 @@ def test_ms_deform_attn_host_corners_outside(rng: torch.Generator) -> None:
     value[0, [0, 7, 12, 31, 35], 0, 3] = torch.tensor(
         [torch.inf, -torch.inf, torch.nan, torch.inf, torch.nan]
     )
-    inputs = (value, levels, locations.contiguous(), weights, None)
+    inputs = packed(value, levels, locations.contiguous(), weights)
     grad_out = grad_out_like(inputs, rng)
-    assert_close(actual_of(inputs, grad_out), expected_of(inputs, grad_out), TOLERANCE[torch.float32])
+    assert_close(actual_of(inputs, grad_out), by_reference(inputs, grad_out), TOLERANCE[torch.float32])
     grad_out[0, 3:20:3, 5] = torch.inf
-    assert_close(actual_of(inputs, grad_out), expected_of(inputs, grad_out), TOLERANCE[torch.float32])
+    assert_close(actual_of(inputs, grad_out), by_reference(inputs, grad_out), TOLERANCE[torch.float32])
 
 
 def test_ms_deform_attn_host_too_many_levels(rng: torch.Generator) -> None:
     geometry = Geometry(((1, 1),) * 129, batch=1, queries=1, heads=1, channels=4, points=1)
-    inputs = arguments(geometry, rng, False, torch.float32, narrow=False)
+    inputs = packed_inputs(geometry, rng, fused=False)
     with pytest.raises(ValueError, match="spatial_shapes: expected at most 128 levels"):
-        KERNELS.forward(*inputs)
+        KERNELS.forward(inputs)

@@ -9,9 +9,15 @@ import torch
 from torch import Tensor
 
 from detr_fast.ops import ms_deform_attn_fused
-from detr_fast.ops.ms_deform_attn import OPERATOR, reference, triton
+from detr_fast.ops.ms_deform_attn import OPERATOR, triton
 from tests.ops import interpreter
-from tests.ops.cases.ms_deform_attn import Geometry, fused_inputs, plain_inputs
+from tests.ops.cases.ms_deform_attn import (
+    Geometry,
+    by_reference,
+    fused_inputs,
+    grad_out_like,
+    packed_inputs,
+)
 from tests.ops.simulated import simulated
 from tests.ops.test_ms_deform_attn import call_with_gradients, inputs_at
 
@@ -37,22 +43,14 @@ def test_ms_deform_attn_triton_with_tiles_of_a_gpu(
     geometry: Geometry, fused: bool, rng: torch.Generator
 ) -> None:
     interpreter.spare_patches()
-    given = (fused_inputs if fused else plain_inputs)(geometry, rng)
-    value, shapes, *others = (v.float() if isinstance(v, Tensor) else v for v in given.values())
-    references = others.pop(0) if fused else None
-    coordinates, weights = others[0], others[1].view(others[0].shape[:-1])
-    sizes = [(height, width) for height, width in shapes]
-    inputs = (value, sizes, coordinates, weights, references)
-    tensors = [t for t in inputs if isinstance(t, Tensor)]
-    leaves = [t.double().requires_grad_() for t in tensors]
-    out = reference.forward(leaves[0], sizes, *leaves[1:])
-    grad_out = torch.randn(out.shape, generator=rng)
-    expected = torch.autograd.grad(out, leaves, grad_out.double())
-
+    call = packed_inputs(geometry, rng, fused=fused)
+    grad_out = grad_out_like(call, rng)
+    out, *expected = by_reference(call, grad_out)
     needs = (True, True, True, fused)
+    in_order = call._replace(deterministic=True)
     actual = [
-        [triton.forward(*inputs), *triton.backward(grad_out, *inputs, needs)],
-        triton.backward(grad_out, *inputs, (True, False, False, False), True)[:1],
+        [triton.forward(call), *triton.backward(grad_out, call, needs)],
+        triton.backward(grad_out, in_order, (True, False, False, False))[:1],
     ]
     for results, wanted in zip(actual, ((out, *expected), expected[:1]), strict=True):
         for a, e in zip(results, wanted, strict=False):
@@ -114,12 +112,12 @@ def test_ms_deform_attn_triton_masked_logits(rng: torch.Generator) -> None:
 
 def test_ms_deform_attn_triton_tiles() -> None:
     for channels in (1, 3, 16, 20, 32, 64, 72, 256, 1024):
-        for levels, points in ((1, 1), (1, 2), (4, 4), (5, 3), (4, 900)):
+        for points, samples in ((1, 1), (2, 2), (4, 16), (3, 15), (6, 12), (900, 3600)):
             for rows in (1, 10**4, 10**7):
                 for itemsize in (2, 4):
                     for backward in (False, True):
                         tile = triton.configuration(
-                            rows, channels, levels, points, itemsize, backward=backward
+                            rows, channels, points, samples, itemsize, backward=backward
                         )
                         assert all(n > 0 and n & (n - 1) == 0 for n in tile)
                         assert channels <= tile.block_d < 2 * channels

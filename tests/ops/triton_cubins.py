@@ -35,6 +35,7 @@ from detr_fast.ops.mask_match_cost import triton as mask_match
 from detr_fast.ops.mask_match_cost.arguments import MaskCosts
 from detr_fast.ops.ms_deform_attn import triton as attention
 from detr_fast.ops.point_sample import triton as points
+from tests.ops.cases.ms_deform_attn import packed
 
 ENCODER = ((100, 134), (50, 67), (25, 34), (13, 17))
 EVERYTHING = (True, True, True, True)
@@ -61,11 +62,10 @@ def attend(
     weights = torch.empty(given.shape[:-1], dtype=coordinates)
     references = torch.empty(1, queries, len(levels), dims, dtype=F32) if dims else None
     grad_out = torch.empty(1, queries, heads * channels, dtype=dtype)
+    call = packed(value, levels, given, weights, references, deterministic=deterministic)
     if not deterministic:
-        attention.forward(value, levels, given, weights, references)
-    attention.backward(
-        grad_out, value, levels, given, weights, references, needs, deterministic=deterministic
-    )
+        attention.forward(call)
+    attention.backward(grad_out, call, needs)
 
 
 def match(class_cost: str, gamma: float, dtype: torch.dtype) -> None:

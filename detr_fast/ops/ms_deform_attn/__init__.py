@@ -65,7 +65,9 @@ def ms_deform_attn(
         TypeError: a dtype does not fit.
         BackendUnavailable: the pinned backend cannot run on these tensors.
     """
-    return call(value, spatial_shapes, sampling_locations, attention_weights, None, backend, deterministic)
+    return call(
+        value, spatial_shapes, sampling_locations, attention_weights, None, None, backend, deterministic
+    )
 
 
 def ms_deform_attn_fused(
@@ -110,7 +112,14 @@ def ms_deform_attn_fused(
         ):
             attention_logits = attention_logits.unflatten(3, shape[3:])
     return call(
-        value, spatial_shapes, sampling_offsets, attention_logits, reference_points, backend, deterministic
+        value,
+        spatial_shapes,
+        sampling_offsets,
+        attention_logits,
+        reference_points,
+        None,
+        backend,
+        deterministic,
     )
 
 

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from detr_fast.ops.available import on_cpu, on_cuda, on_triton
 from detr_fast.ops.ms_deform_attn import cpu, cuda, reference, triton
+from detr_fast.ops.ms_deform_attn.arguments import DeformAttn, LevelShapes
 from detr_fast.ops.ms_deform_attn.checks import check, level_shapes_of
 from detr_fast.ops.operator import Backend, Operator
 from detr_fast.ops.register import differentiable, watched
-
-LevelShapes = Sequence[tuple[int, int]]
 
 OPERATOR = Operator(
     "ms_deform_attn",
@@ -32,65 +31,63 @@ def call(
     coordinates: Tensor,
     weights: Tensor,
     reference_points: Tensor | None,
+    points_per_level: Sequence[int] | None,
     backend: str | None,
     deterministic: bool | None,
 ) -> Tensor:
     """Checks the arguments and calls the operator."""
-    shapes: Tensor | None = None
-    sides: tuple[int, ...] = ()
     tensors = (value, coordinates, weights, reference_points)
     if isinstance(spatial_shapes, Tensor) and (type(spatial_shapes) is not Tensor or watched(value)):
-        shapes = spatial_shapes  # what records the call must not fix the numbers
-    else:
-        level_shapes = level_shapes_of(spatial_shapes)
-        check(value, level_shapes, coordinates, weights, reference_points)
-        sides = _sides(level_shapes)
-    return _CALL((*tensors, shapes, sides, deterministic), backend)
+        # what records the call must not fix the numbers
+        return _CALL(DeformAttn(*tensors, spatial_shapes, (), points_per_level, deterministic), backend)
+    sides = _sides(level_shapes_of(spatial_shapes))
+    arguments = DeformAttn(*tensors, None, sides, points_per_level, deterministic)
+    check(arguments)
+    return _CALL(arguments, backend)
 
 
 @lru_cache(maxsize=256)
-def _sides(level_shapes: tuple[tuple[int, int], ...]) -> tuple[int, ...]:
+def _sides(level_shapes: LevelShapes) -> tuple[int, ...]:
     return tuple(side for shape in level_shapes for side in shape)
 
 
-@lru_cache(maxsize=256)
-def _pairs(sides: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-    return tuple(zip(sides[::2], sides[1::2], strict=True))
+def _forward(implementation: Any, call: DeformAttn) -> Tensor:
+    return implementation.forward(_with_sides(call))
 
 
-def _forward(implementation: Any, call: tuple[Any, ...]) -> Tensor:
-    value, coordinates, weights, reference_points, shapes, sides, _ = call
-    level_shapes = _level_shapes(shapes, sides)
-    if shapes is not None:
-        check(value, level_shapes, coordinates, weights, reference_points)
-    return implementation.forward(value, level_shapes, coordinates, weights, reference_points)
+def _backward(implementation: Any, grad_out: Tensor, call: DeformAttn, needs: Sequence[bool]) -> Any:
+    if call.deterministic is None:
+        call = call._replace(deterministic=torch.are_deterministic_algorithms_enabled())
+    return implementation.backward(grad_out, _with_sides(call), needs)
 
 
-def _level_shapes(shapes: Tensor | None, sides: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    return _pairs(tuple(sides)) if shapes is None else level_shapes_of(shapes)
+def _with_sides(call: DeformAttn) -> DeformAttn:
+    """The call as a backend takes it: level shapes as integers, and all arguments checked."""
+    if call.spatial_shapes is None:
+        return call
+    sides = _sides(level_shapes_of(call.spatial_shapes))
+    call = call._replace(spatial_shapes=None, sides=sides)
+    check(call)
+    return call
 
 
-def _backward(
-    implementation: Any, grad_out: Tensor, call: tuple[Any, ...], needs: Sequence[bool]
-) -> Sequence[Tensor | None]:
-    value, *others, shapes, sides, deterministic = call
-    if deterministic is None:
-        deterministic = torch.are_deterministic_algorithms_enabled()
-    level_shapes = _level_shapes(shapes, sides)
-    return implementation.backward(grad_out, value, level_shapes, *others, needs, deterministic)
+def _levels(arguments: Sequence[Any]) -> int:
+    coordinates, points_per_level = arguments[1], arguments[6]
+    return coordinates.shape[3] if points_per_level is None else len(points_per_level)
 
 
 _CALL = differentiable(
     OPERATOR,
     "(Tensor value, Tensor coordinates, Tensor weights, Tensor? reference_points, Tensor? spatial_shapes, "
-    "SymInt[] sides, bool? deterministic) -> Tensor",
+    "SymInt[] sides, SymInt[]? points_per_level, bool? deterministic) -> Tensor",
     lambda value, coordinates, *_: value.new_empty(
         value.shape[0], coordinates.shape[1], value.shape[2] * value.shape[3]
     ),
     _forward,
     _backward,
+    pack=DeformAttn._make,
     by=(0, 1, 2, 3),
-    shape_key=lambda arguments: arguments[1].shape[3] > cuda.MOST_LEVELS,
+    shape_key=lambda arguments: _levels(arguments) > cuda.MOST_LEVELS,
     fold=(0, 0, 0, 0, None),
     fold_ndim=4,
 )

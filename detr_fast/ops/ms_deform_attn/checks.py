@@ -8,11 +8,13 @@ from operator import index
 import torch
 from torch import Tensor
 
+from detr_fast.ops.ms_deform_attn.arguments import DeformAttn, LevelShapes
+
 VALUE_DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
 LARGEST_SIDE = 2**24  # pixel coordinates are float32
 
 
-def level_shapes_of(spatial_shapes: Tensor | Sequence[Sequence[int]]) -> tuple[tuple[int, int], ...]:
+def level_shapes_of(spatial_shapes: Tensor | Sequence[Sequence[int]]) -> LevelShapes:
     """`spatial_shapes` as Python integers; a tensor on a GPU is read back."""
     rows = spatial_shapes
     if isinstance(spatial_shapes, Tensor):
@@ -32,14 +34,10 @@ def level_shapes_of(spatial_shapes: Tensor | Sequence[Sequence[int]]) -> tuple[t
     return level_shapes
 
 
-def check(
-    value: Tensor,
-    level_shapes: Sequence[tuple[int, int]],
-    coordinates: Tensor,
-    weights: Tensor,
-    reference_points: Tensor | None = None,
-) -> None:
+def check(call: DeformAttn) -> None:
     """Raises `ValueError` or `TypeError` where the arguments do not fit each other."""
+    value, coordinates, weights, reference_points, *_ = call
+    level_shapes = call.level_shapes
     try:
         batch, pixels, heads, _ = value.shape
         _, queries, _, _, points, _ = coordinates.shape
@@ -65,17 +63,13 @@ def check(
     except (AttributeError, TypeError, ValueError):
         good = False
     if not good:
-        _explain(value, level_shapes, coordinates, weights, reference_points)
+        _explain(call)
 
 
-def _explain(
-    value: Tensor,
-    level_shapes: Sequence[tuple[int, int]],
-    coordinates: Tensor,
-    weights: Tensor,
-    reference_points: Tensor | None,
-) -> None:
+def _explain(call: DeformAttn) -> None:
     """The first thing wrong, as an error that names the argument."""
+    value, coordinates, weights, reference_points, *_ = call
+    level_shapes = call.level_shapes
     coordinates_name = "sampling_locations" if reference_points is None else "sampling_offsets"
     weights_name = "attention_weights" if reference_points is None else "attention_logits"
     tensors = {"value": value, coordinates_name: coordinates, weights_name: weights}

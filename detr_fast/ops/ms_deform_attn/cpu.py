@@ -10,83 +10,60 @@ from torch import Tensor
 
 from detr_fast import extension
 from detr_fast.ops.memory import ready
+from detr_fast.ops.ms_deform_attn.arguments import DeformAttn
 
 
-def forward(
-    value: Tensor,
-    level_shapes: Sequence[tuple[int, int]],
-    coordinates: Tensor,
-    weights: Tensor,
-    reference_points: Tensor | None = None,
-) -> Tensor:
+def forward(call: DeformAttn) -> Tensor:
     """As `reference.forward`."""
+    value = call.value
     batch, _, heads, channels = value.shape
-    dtype = torch.bfloat16 if value.dtype == torch.bfloat16 else torch.float32
-    out = torch.empty(batch, coordinates.shape[1], heads * channels, dtype=dtype)  # faster than with a tuple
-    inputs = _inputs(value, level_shapes, coordinates, weights, reference_points)
-    extension.extension().ms_deform_attn_cpu_fwd(*inputs, out)
+    dtype = _dtype(value)
+    queries = call.coordinates.shape[1]
+    out = torch.empty(batch, queries, heads * channels, dtype=dtype)  # faster than with a tuple
+    extension.extension().ms_deform_attn_cpu_fwd(*_inputs(call), out)
     return out if dtype == value.dtype else out.to(value.dtype)
 
 
-def backward(
-    grad_out: Tensor,
-    value: Tensor,
-    level_shapes: Sequence[tuple[int, int]],
-    coordinates: Tensor,
-    weights: Tensor,
-    reference_points: Tensor | None,
-    needs: Sequence[bool],
-    deterministic: bool = False,
-) -> list[Tensor | None]:
+def backward(grad_out: Tensor, call: DeformAttn, needs: Sequence[bool]) -> list[Tensor | None]:
     """Gradients of value, coordinates, weights and reference points, None where not needed.
 
     The order of the sums is always the same, so `deterministic` changes nothing.
     """
-    dtype = torch.bfloat16 if value.dtype == torch.bfloat16 else torch.float32
-    inputs = (value, coordinates, weights, reference_points)
+    dtype = _dtype(call.value)
     gradients = [
-        torch.empty(*t.shape, dtype=torch.float32 if t is not value else dtype)
+        torch.empty(*t.shape, dtype=torch.float32 if t is not call.value else dtype)
         if need and t is not None
         else None
-        for t, need in zip(inputs, needs, strict=True)
+        for t, need in zip(call[:4], needs, strict=True)
     ]
     parts = None
     if gradients[3] is not None:
-        parts = torch.empty((*weights.shape[:4], gradients[3].shape[-1]), dtype=torch.float32)
-    arguments = _inputs(value, level_shapes, coordinates, weights, reference_points)
+        parts = torch.empty((*call.weights.shape[:4], call.reference_dims), dtype=torch.float32)
     grad_out = ready(grad_out, dtype)
-    extension.extension().ms_deform_attn_cpu_bwd(*arguments, grad_out, *gradients, parts)
-    return [
-        gradient if gradient is None or t is None or gradient.dtype == t.dtype else gradient.to(t.dtype)
-        for gradient, t in zip(gradients, inputs, strict=True)
-    ]
+    extension.extension().ms_deform_attn_cpu_bwd(*_inputs(call), grad_out, *gradients, parts)
+    return call.in_input_dtypes(gradients)
 
 
-def _inputs(
-    value: Tensor,
-    level_shapes: Sequence[tuple[int, int]],
-    coordinates: Tensor,
-    weights: Tensor,
-    reference_points: Tensor | None,
-) -> tuple[Any, ...]:
+def _dtype(value: Tensor) -> torch.dtype:
+    """What the kernel takes value as, and returns."""
+    return torch.bfloat16 if value.dtype == torch.bfloat16 else torch.float32
+
+
+def _inputs(call: DeformAttn) -> tuple[Any, ...]:
     """What every function of the extension takes first."""
+    value, coordinates, weights, reference_points, *_ = call
     batch, queries, heads, _, points, _ = coordinates.shape
-    value = ready(value) if value.dtype == torch.bfloat16 else ready(value, torch.float32)
-    reference_dims = 0
-    if reference_points is not None:
-        reference_dims = reference_points.shape[-1]
-        reference_points = ready(reference_points, torch.float32)
     return (
-        level_shapes,
+        call.level_shapes,
         batch,
         queries,
         heads,
         value.shape[-1],
         points,
-        reference_dims,
-        value,
+        call.reference_dims,
+        ready(value, _dtype(value)),
         ready(coordinates, torch.float32),
         ready(weights, torch.float32),
-        reference_points,
+        None if reference_points is None else ready(reference_points, torch.float32),
         torch.get_num_threads(),
     )

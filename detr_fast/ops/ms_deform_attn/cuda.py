@@ -11,15 +11,8 @@ from torch import Tensor
 
 from detr_fast import extension
 from detr_fast.ops.memory import device_and_stream, ready
-from detr_fast.ops.ms_deform_attn.ordered import (
-    check_countable,
-    grad_value_in_order,
-    in_input_dtypes,
-    sort_by_cell,
-    zeros_where,
-)
-
-LevelShapes = Sequence[tuple[int, int]]
+from detr_fast.ops.ms_deform_attn.arguments import DeformAttn
+from detr_fast.ops.ms_deform_attn.ordered import check_countable, grad_value_in_order, sort_by_cell
 
 MOST_LEVELS = 128  # kMaxLevels of csrc
 
@@ -39,105 +32,70 @@ class Cuda:
     def __init__(self, module: Callable[[], ModuleType]) -> None:
         self._module = module
 
-    def forward(
-        self,
-        value: Tensor,
-        level_shapes: LevelShapes,
-        coordinates: Tensor,
-        weights: Tensor,
-        reference_points: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, call: DeformAttn) -> Tensor:
         """As `reference.forward`."""
-        batch, _, heads, channels = value.shape
-        out = value.new_empty(batch, coordinates.shape[1], heads * channels)
-        call = _call(*_ready(value, coordinates, weights, reference_points), level_shapes)
-        self._module().ms_deform_attn_cuda_fwd(*call, out)
+        batch, _, heads, channels = call.value.shape
+        out = call.value.new_empty(batch, call.coordinates.shape[1], heads * channels)
+        self._module().ms_deform_attn_cuda_fwd(*_inputs(_ready(call)), out)
         return out
 
-    def backward(
-        self,
-        grad_out: Tensor,
-        value: Tensor,
-        level_shapes: LevelShapes,
-        coordinates: Tensor,
-        weights: Tensor,
-        reference_points: Tensor | None,
-        needs: Sequence[bool],
-        deterministic: bool = False,
-    ) -> list[Tensor | None]:
+    def backward(self, grad_out: Tensor, call: DeformAttn, needs: Sequence[bool]) -> list[Tensor | None]:
         """Gradients of value, coordinates, weights and reference points, None where not needed."""
-        inputs = (value, coordinates, weights, reference_points)
-        if grad_out.numel() == 0 or weights.numel() == 0:
-            return zeros_where(needs, inputs)
-        value, coordinates, weights, reference_points = _ready(value, coordinates, weights, reference_points)
+        if grad_out.numel() == 0 or call.weights.numel() == 0:
+            return call.zeros(needs)
+        given = _ready(call)
+        value, coordinates, weights, *_ = given
         grad_out = ready(grad_out, value.dtype)
         grad_value = grad_coordinates = grad_weights = parts = None
-        if needs[0] and not deterministic:
+        if needs[0] and not call.deterministic:
             grad_value = torch.zeros(value.shape, dtype=torch.float32, device=value.device)
         if needs[1]:
             grad_coordinates = coordinates.new_empty(coordinates.shape)
         if needs[2]:
             grad_weights = weights.new_empty(weights.shape)
-        if needs[3] and reference_points is not None:
-            shape = (*weights.shape[:4], reference_points.shape[-1])
+        if needs[3] and call.reference_dims:
+            shape = (*weights.shape[:4], call.reference_dims)
             parts = torch.empty(shape, dtype=torch.float32, device=value.device)
         outputs = (grad_value, grad_coordinates, grad_weights, parts)
         if any(t is not None for t in outputs):
-            call = _call(value, coordinates, weights, reference_points, level_shapes)
-            self._module().ms_deform_attn_cuda_bwd(*call, grad_out, *outputs)
-        if needs[0] and deterministic:
-            inputs_in_order = (grad_out, value, coordinates, weights, reference_points)
-            grad_value = grad_value_in_order(self._gather, level_shapes, *inputs_in_order)
-        gradients = (grad_value, grad_coordinates, grad_weights, None if parts is None else parts.sum(2))
-        return in_input_dtypes(gradients, inputs)
+            self._module().ms_deform_attn_cuda_bwd(*_inputs(given), grad_out, *outputs)
+        if needs[0] and call.deterministic:
+            grad_value = grad_value_in_order(self._gather, grad_out, given)
+        return call.in_input_dtypes((grad_value, *outputs[1:3], None if parts is None else parts.sum(2)))
 
-    def _gather(
-        self,
-        level_shapes: LevelShapes,
-        grad_value: Tensor,
-        grad_out: Tensor,
-        coordinates: Tensor,
-        weights: Tensor,
-        reference_points: Tensor | None,
-    ) -> None:
+    def _gather(self, grad_out: Tensor, call: DeformAttn, grad_value: Tensor) -> None:
         kernels, device = self._module(), grad_value.device
-        call = _call(grad_value, coordinates, weights, reference_points, level_shapes)
-        samples = weights.numel()
-        cells = grad_value.shape[0] * grad_value.shape[2] * kernels.ms_deform_attn_cuda_cells(level_shapes)
+        inputs = _inputs(call)
+        samples = call.weights.numel()
+        cells = len(grad_value) * grad_value.shape[2] * kernels.ms_deform_attn_cuda_cells(call.level_shapes)
         check_countable(samples, cells)
         cell = torch.empty(samples, dtype=torch.int32, device=device)
         records = torch.empty(samples, 4, dtype=torch.float32, device=device)
-        kernels.ms_deform_attn_cuda_bin(*call, cell, records)
+        kernels.ms_deform_attn_cuda_bin(*inputs, cell, records)
         order, starts = sort_by_cell(cell, cells)
-        kernels.ms_deform_attn_cuda_gather(*call, grad_out, starts, order, records, grad_value)
+        kernels.ms_deform_attn_cuda_gather(*inputs, grad_out, starts, order, records, grad_value)
 
 
-def _ready(
-    value: Tensor, coordinates: Tensor, weights: Tensor, reference_points: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """As the kernels want them.
+def _ready(call: DeformAttn) -> DeformAttn:
+    """As the kernels want it.
 
     Coordinates and weights stay as they are where both are float32 or both have value's dtype.
     """
+    value, coordinates, weights, reference_points, *_ = call
     dtype = coordinates.dtype
     if dtype != weights.dtype or dtype not in (torch.float32, value.dtype):
         dtype = torch.float32
     if reference_points is not None:
         reference_points = ready(reference_points, torch.float32)
-    return ready(value), ready(coordinates, dtype), ready(weights, dtype), reference_points
+    coordinates, weights = ready(coordinates, dtype), ready(weights, dtype)
+    return DeformAttn(ready(value), coordinates, weights, reference_points, *call[4:])
 
 
-def _call(
-    value: Tensor,
-    coordinates: Tensor,
-    weights: Tensor,
-    reference_points: Tensor | None,
-    level_shapes: LevelShapes,
-) -> tuple[Any, ...]:
+def _inputs(call: DeformAttn) -> tuple[Any, ...]:
     """What every launcher takes first."""
+    value, coordinates, weights, reference_points, *_ = call
     batch, queries, heads, _, points, _ = coordinates.shape
-    dims = 0 if reference_points is None else reference_points.shape[-1]
-    shape = (level_shapes, batch, queries, heads, value.shape[-1], points, dims)
+    shape = (call.level_shapes, batch, queries, heads, value.shape[-1], points, call.reference_dims)
     return *shape, value, coordinates, weights, reference_points, *device_and_stream(value)
 
 

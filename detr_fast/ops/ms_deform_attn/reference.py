@@ -12,42 +12,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LevelShapes = Sequence[tuple[int, int]]
+from detr_fast.ops.ms_deform_attn.arguments import DeformAttn
 
 
-def forward(
-    value: Tensor,
-    level_shapes: LevelShapes,
-    coordinates: Tensor,
-    weights: Tensor,
-    reference_points: Tensor | None = None,
-) -> Tensor:
-    """The operator; with `reference_points` the fused one.
-
-    Args:
-        value: [B, S, H, D].
-        level_shapes: (height, width) of each of the N levels.
-        coordinates: [B, Q, H, N, P, 2], sampling locations, or offsets where fused.
-        weights: [B, Q, H, N, P], attention weights, or logits where fused.
-        reference_points: None, [B, Q, N, 2] or [B, Q, N, 4].
-
-    Returns:
-        [B, Q, H * D] in value's dtype.
-    """
-    wide = torch.float64 if value.dtype == torch.float64 else torch.float32
-    coordinates, weights = coordinates.to(wide), weights.to(wide)
-    if reference_points is not None:
-        coordinates = sampling_locations(reference_points.to(wide), coordinates, level_shapes)
+def forward(call: DeformAttn) -> Tensor:
+    """The operator: [B, Q, H * D] in value's dtype."""
+    wide = torch.float64 if call.value.dtype == torch.float64 else torch.float32
+    value, coordinates, weights = (t.to(wide) for t in call[:3])
+    level_shapes = call.level_shapes
+    if call.reference_points is not None:
+        coordinates = sampling_locations(call.reference_points.to(wide), coordinates, level_shapes)
         weights = weights.flatten(3).softmax(-1).view_as(weights)
-    levels = value.to(wide).split([height * width for height, width in level_shapes], dim=1)
+    levels = value.split([height * width for height, width in level_shapes], dim=1)
     per_level = [
         _sample(level, size, coordinates[:, :, :, n], weights[:, :, :, n])
         for n, (level, size) in enumerate(zip(levels, level_shapes, strict=True))
     ]
-    return torch.stack(per_level).sum(0).flatten(2).to(value.dtype)
+    return torch.stack(per_level).sum(0).flatten(2).to(call.value.dtype)
 
 
-def sampling_locations(reference_points: Tensor, offsets: Tensor, level_shapes: LevelShapes) -> Tensor:
+def sampling_locations(
+    reference_points: Tensor, offsets: Tensor, level_shapes: Sequence[tuple[int, int]]
+) -> Tensor:
     """Deformable DETR, section 4.1 and appendix A.4: where a query samples.
 
     2-d references are centres and offsets count pixels of the level; 4-d references are boxes (cx, cy,
@@ -90,31 +76,21 @@ def _sample(level: Tensor, size: tuple[int, int], locations: Tensor, weights: Te
     return total
 
 
-def backward(
-    grad_out: Tensor,
-    value: Tensor,
-    level_shapes: LevelShapes,
-    coordinates: Tensor,
-    weights: Tensor,
-    reference_points: Tensor | None,
-    needs: Sequence[bool],
-    deterministic: bool = False,
-) -> list[Tensor | None]:
+def backward(grad_out: Tensor, call: DeformAttn, needs: Sequence[bool]) -> list[Tensor | None]:
     """Gradients of value, coordinates, weights and reference points, None where not needed.
 
     For calls that are recorded; an ordinary one is differentiated by autograd. `deterministic` changes
     nothing: torch's own setting decides.
     """
-    inputs: list[Any] = [value, coordinates, weights, reference_points]
     wanted = [i for i, need in enumerate(needs) if need]
 
     def of(*leaves: Tensor) -> Tensor:
-        given = list(inputs)
+        given: list[Any] = list(call)
         for i, leaf in zip(wanted, leaves, strict=True):
             given[i] = leaf
-        return forward(given[0], level_shapes, *given[1:])
+        return forward(DeformAttn._make(given))
 
     # autograd itself is off inside a registered operator; `torch.func` is not
-    differentiate = torch.func.vjp(of, *(inputs[i] for i in wanted))[1]
+    differentiate = torch.func.vjp(of, *(call[i] for i in wanted))[1]
     found = iter(differentiate(grad_out))
     return [next(found).contiguous() if need else None for need in needs]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -16,16 +17,9 @@ from torch import Tensor
 
 from detr_fast.ops.available import KERNEL_FLOATS
 from detr_fast.ops.memory import ready
-from detr_fast.ops.ms_deform_attn.ordered import (
-    check_countable,
-    grad_value_in_order,
-    in_input_dtypes,
-    sort_by_cell,
-    zeros_where,
-)
+from detr_fast.ops.ms_deform_attn.arguments import DeformAttn, LevelShapes
+from detr_fast.ops.ms_deform_attn.ordered import check_countable, grad_value_in_order, sort_by_cell
 from detr_fast.ops.triton_launch import device_table, launch, power_of_two
-
-LevelShapes = Sequence[tuple[int, int]]
 
 _SCALAR_LEVELS = 8  # more than any known model has; further ones go through memory
 # of a deterministic backward: pixels a program and samples a step; a fine level has about ten samples a pixel
@@ -44,9 +38,11 @@ class Configuration(NamedTuple):
 
 @lru_cache(maxsize=256)
 def configuration(
-    rows: int, channels: int, levels: int, points: int, itemsize: int, *, backward: bool = False
+    rows: int, channels: int, points: int, samples: int, itemsize: int, *, backward: bool = False
 ) -> Configuration:
     """The tile for `rows` = B * Q * H rows of `channels` channels of `itemsize` bytes.
+
+    A row has `samples` samples, `points` on the level that has most.
 
     Chosen by what is known before a run, not by timing: nothing recompiles but for a new model, and for
     small against large calls.
@@ -59,138 +55,139 @@ def configuration(
     # four warps hide the latency of a gather and leave 16 and more programs to an SM
     num_warps = 4
     # samples a lane handles: 16 accumulators keep 16 loads in flight and spill nothing, backward half of it
-    samples = max(1, (8 if backward else 16) * itemsize // 16)
-    block_q = max(1, min(64, 32 * num_warps * samples // lanes) // block_p)
+    per_lane = max(1, (8 if backward else 16) * itemsize // 16)
+    block_q = max(1, min(64, 32 * num_warps * per_lane // lanes) // block_p)
     # few rows: one sample a lane, so that every SM of a large GPU gets work
     if rows < 1024 * block_q:
         block_q = max(1, min(64, 32 * num_warps // lanes) // block_p)
     # logits at once: fewer than threads and another shape than the points, or Triton ties their layout to
     # that of the sampling and moves everything through shared memory
-    block_k = min(64 // block_q, power_of_two(levels * points))
+    block_k = min(64 // block_q, power_of_two(samples))
     block_k = block_k // 2 if block_k == block_p > 1 else block_k
     return Configuration(block_q, block_p, block_d, block_k, num_warps)
 
 
-def forward(
-    value: Tensor,
-    level_shapes: LevelShapes,
-    coordinates: Tensor,
-    weights: Tensor,
-    reference_points: Tensor | None = None,
-) -> Tensor:
+class Layout(NamedTuple):
+    """How samples lie in a row, in the order of the kernels' constants; see `triton_sample.points_of`."""
+
+    levels: int
+    points: int
+    ragged: int
+    samples: int
+
+
+@lru_cache(maxsize=256)
+def _layout(points: tuple[int, ...]) -> Layout:
+    """That of `points[n]` points on each level n."""
+    if len(set(points)) == 1:
+        return Layout(len(points), points[0], 0, sum(points))
+    starts = list(accumulate(points, initial=0))
+    return Layout(len(points), 0, sum(start << 32 * n for n, start in enumerate(starts)), starts[-1])
+
+
+def forward(call: DeformAttn) -> Tensor:
     """As `reference.forward`."""
+    value, weights = call.value, call.weights
     batch, pixels, heads, channels = value.shape
-    _, queries, _, levels, points, _ = coordinates.shape
+    queries, layout = weights.shape[1], _layout(call.points)
     out = value.new_empty(batch, queries, heads * channels)
     if out.numel() == 0 or weights.numel() == 0:
         return out.zero_()
-    tile = configuration(batch * queries * heads, channels, levels, points, value.element_size())
+    tile = configuration(
+        batch * queries * heads, channels, max(call.points), layout.samples, value.element_size()
+    )
     arguments = (
         out,
         ready(value),
-        *_ready(coordinates, weights, reference_points),
-        *_levels(level_shapes, value),
+        *_samples(call),
         queries,
         pixels,
-        *(heads, channels, levels, points, _dims(reference_points)),
+        *(heads, channels, *layout, call.reference_dims),
         *tile[:4],
     )
     launch(_kernels().forward_kernel, _programs(batch, queries, heads, tile), tile.num_warps, arguments)
     return out
 
 
-def backward(
-    grad_out: Tensor,
-    value: Tensor,
-    level_shapes: LevelShapes,
-    coordinates: Tensor,
-    weights: Tensor,
-    reference_points: Tensor | None,
-    needs: Sequence[bool],
-    deterministic: bool = False,
-) -> list[Tensor | None]:
+def backward(grad_out: Tensor, call: DeformAttn, needs: Sequence[bool]) -> list[Tensor | None]:
     """Gradients of value, coordinates, weights and reference points, None where not needed.
 
     `deterministic` fixes the order in which grad_value is summed; it costs a sort of all samples.
     """
-    inputs = (value, coordinates, weights, reference_points)
+    value, coordinates, weights, *_ = call
     if grad_out.numel() == 0 or weights.numel() == 0:
-        return zeros_where(needs, inputs)
+        return call.zeros(needs)
     batch, pixels, heads, channels = value.shape
-    _, queries, _, levels, points, _ = coordinates.shape
-    dims = _dims(reference_points)
-    given = _ready(coordinates, weights, reference_points)
+    queries, layout = weights.shape[1], _layout(call.points)
+    dims, in_order = call.reference_dims, needs[0] and call.deterministic
+    samples = _samples(call)
     value, grad_out = ready(value), ready(grad_out, value.dtype)
     grad_value = grad_coordinates = grad_weights = by_weight = parts = None
-    if needs[0] and not deterministic:
+    if needs[0] and not in_order:
         grad_value = torch.zeros(value.shape, dtype=torch.float32, device=value.device)
     if needs[1]:
-        grad_coordinates = given[0].new_empty(coordinates.shape)
+        grad_coordinates = samples[0].new_empty(coordinates.shape)
     if needs[2]:
-        by_weight = grad_weights = given[1].new_empty(weights.shape)
+        by_weight = grad_weights = samples[1].new_empty(weights.shape)
         if dims and grad_weights.dtype != torch.float32:
             by_weight = torch.empty(weights.shape, dtype=torch.float32, device=value.device)
     if needs[3] and dims:
-        parts = torch.empty((*weights.shape[:4], dims), dtype=torch.float32, device=value.device)
+        parts = torch.empty(
+            batch, queries, heads, layout.levels, dims, dtype=torch.float32, device=value.device
+        )
     outputs = (grad_value, grad_coordinates, grad_weights, by_weight, parts)
     if any(t is not None for t in outputs):
         rows = batch * queries * heads
-        tile = configuration(rows, channels, levels, points, value.element_size(), backward=True)
+        tile = configuration(
+            rows, channels, max(call.points), layout.samples, value.element_size(), backward=True
+        )
         arguments = (
             grad_out,
             value,
-            *given,
             *(value if t is None else t for t in outputs),
-            *_levels(level_shapes, value),
+            *samples,
             queries,
             pixels,
-            *(heads, channels, levels, points, dims),
+            *(heads, channels, *layout, dims),
             *(t is not None for t in (grad_value, grad_coordinates, grad_weights, parts)),
             *tile[:4],
         )
         launch(_kernels().backward_kernel, _programs(batch, queries, heads, tile), tile.num_warps, arguments)
-    if needs[0] and deterministic:
-        references = given[2] if dims else None
+    if in_order:
+        references = samples[2] if dims else None
         grad_value = grad_value_in_order(
-            _gather, level_shapes, grad_out, value, given[0], given[1], references
+            _gather, grad_out, DeformAttn(value, samples[0], samples[1], references, *call[4:])
         )
-    gradients = (grad_value, grad_coordinates, grad_weights, None if parts is None else parts.sum(2))
-    return in_input_dtypes(gradients, inputs)
+    return call.in_input_dtypes(
+        (grad_value, grad_coordinates, grad_weights, None if parts is None else parts.sum(2))
+    )
 
 
-def _gather(
-    level_shapes: LevelShapes,
-    grad_value: Tensor,
-    grad_out: Tensor,
-    coordinates: Tensor,
-    weights: Tensor,
-    reference_points: Tensor | None,
-) -> None:
+def _gather(grad_out: Tensor, call: DeformAttn, grad_value: Tensor) -> None:
     kernels = _gather_kernels()
     batch, pixels, heads, channels = grad_value.shape
-    _, queries, _, levels, points, _ = coordinates.shape
-    cells = sum([(height + 1) * (width + 1) for height, width in level_shapes]) + 1
-    check_countable(weights.numel(), batch * heads * cells)
-    packed = _levels(level_shapes, grad_value)
-    cell = torch.empty(weights.numel(), dtype=torch.int32, device=weights.device)
-    records = torch.empty(weights.numel(), 3, dtype=torch.float32, device=weights.device)
-    rows = batch * queries * heads
-    tile = configuration(rows, 1, levels, points, 4)
-    references = weights if reference_points is None else reference_points
+    queries, layout = call.weights.shape[1], _layout(call.points)
+    cells = sum([(height + 1) * (width + 1) for height, width in call.level_shapes]) + 1
+    count, device = call.weights.numel(), grad_value.device
+    check_countable(count, batch * heads * cells)
+    samples = _samples(call)
+    cell = torch.empty(count, dtype=torch.int32, device=device)
+    records = torch.empty(count, 3, dtype=torch.float32, device=device)
+    tile = configuration(batch * queries * heads, 1, max(call.points), layout.samples, 4)
     arguments: tuple[Any, ...] = (
-        *(cell, records, coordinates, weights, references),
-        *packed,
+        *(cell, records),
+        *samples,
         *(queries, cells),
-        *(heads, levels, points, _dims(reference_points)),
+        *(heads, *layout, call.reference_dims),
         *(tile.block_q, tile.block_p, tile.block_k),
     )
     launch(kernels.bin_kernel, _programs(batch, queries, heads, tile), tile.num_warps, arguments)
     order, starts = sort_by_cell(cell, batch * heads * cells)
     arguments = (
         *(grad_value, grad_out, records, order, starts),
-        *packed,
+        *samples[3:],
         *(pixels, cells),
-        *(heads, channels, levels, points),
+        *(heads, channels, layout.levels, layout.samples),
         *(_GATHER_PIXELS, _GATHER_SAMPLES, power_of_two(channels)),
     )
     launch(kernels.gather_kernel, batch * heads * -(-pixels // _GATHER_PIXELS), 4, arguments)
@@ -200,29 +197,27 @@ def _programs(batch: int, queries: int, heads: int, tile: Configuration) -> int:
     return batch * heads * -(-queries // tile.block_q)
 
 
-def _levels(level_shapes: LevelShapes, like: Tensor) -> tuple[Any, ...]:
-    """Level shapes for the kernels: scalars, which need no copy to the device, cache or recompilation."""
-    packed = _pack(tuple(level_shapes))
-    if len(level_shapes) <= _SCALAR_LEVELS:
-        return like, *packed
-    return device_table(packed, like.device), *packed[:_SCALAR_LEVELS]
+def _samples(call: DeformAttn) -> tuple[Any, ...]:
+    """Coordinates, weights, references (weights stand in for missing ones) and level shapes, for the kernels.
+
+    Numbers are of at most float32. Level shapes are scalars, which need no copy to the device, cache or
+    recompilation.
+    """
+    references = call.weights if call.reference_points is None else call.reference_points
+    tensors = [
+        ready(t, None if t.dtype in KERNEL_FLOATS else torch.float32)
+        for t in (call.coordinates, call.weights, references)
+    ]
+    packed = _pack(call.level_shapes)
+    table = tensors[0] if len(packed) <= _SCALAR_LEVELS else device_table(packed, tensors[0].device)
+    return *tensors, table, *packed[:_SCALAR_LEVELS]
 
 
 @lru_cache(maxsize=1024)
-def _pack(level_shapes: tuple[tuple[int, int], ...]) -> tuple[int, ...]:
+def _pack(level_shapes: LevelShapes) -> tuple[int, ...]:
     """Height and width of each level in 64 bits, at least eight of them."""
     packed = [height << 32 | width for height, width in level_shapes]
     return *packed, *[0] * (_SCALAR_LEVELS - len(packed))
-
-
-def _ready(coordinates: Tensor, weights: Tensor, reference_points: Tensor | None) -> tuple[Tensor, ...]:
-    """As kernels take them: of at most float32; weights stand in for missing references."""
-    tensors = (coordinates, weights, weights if reference_points is None else reference_points)
-    return tuple([ready(t, None if t.dtype in KERNEL_FLOATS else torch.float32) for t in tensors])
-
-
-def _dims(reference_points: Tensor | None) -> int:
-    return 0 if reference_points is None else reference_points.shape[-1]
 
 
 def _kernels() -> ModuleType:

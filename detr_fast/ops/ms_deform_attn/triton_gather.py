@@ -12,61 +12,51 @@ import triton.language as tl
 
 from detr_fast.ops.ms_deform_attn.triton_kernels import VARYING
 from detr_fast.ops.ms_deform_attn.triton_sample import (
-    block_of_queries,
+    block_samples,
+    find_rows,
+    level_scale,
     level_size,
-    load_reference,
+    load_samples,
+    points_of,
     softmax_terms,
-    split_pixel,
 )
 
 
 @triton.jit(do_not_specialize=[*VARYING, "cells"])
 def bin_kernel(
-    cell_ptr,  # [B, Q, H, N, P] int32 or int64: (image * H + head) * cells + cell; the last cell is outside
-    record_ptr,  # [B, Q, H, N, P, 3] float32: right column's share, lower row's share, weight
-    coordinates_ptr,  # [B, Q, H, N, P, 2]
-    weights_ptr,  # [B, Q, H, N, P]
+    cell_ptr,  # [B, Q, H, SAMPLES] int32 or int64: (image * H + head) * cells + cell; the last is outside
+    record_ptr,  # [B, Q, H, SAMPLES, 3] float32: right column's share, lower row's share, weight
+    coordinates_ptr,  # [B, Q, H, SAMPLES, 2]
+    weights_ptr,  # [B, Q, H, SAMPLES]
     references_ptr,  # [B, Q, N, REFERENCE_DIMS]
     levels_ptr, s0, s1, s2, s3, s4, s5, s6, s7,
     queries,
     cells,
-    HEADS: tl.constexpr, LEVELS: tl.constexpr, POINTS: tl.constexpr, REFERENCE_DIMS: tl.constexpr,
+    HEADS: tl.constexpr, LEVELS: tl.constexpr, POINTS: tl.constexpr, RAGGED: tl.constexpr,
+    SAMPLES: tl.constexpr, REFERENCE_DIMS: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    image, head, first_query, valid_query = block_of_queries(queries, HEADS, BLOCK_Q)
-    first_row = (image * queries + first_query) * HEADS + head
-    query = tl.arange(0, BLOCK_Q)
-    row = query * HEADS
-    coordinates_ptr += first_row * (2 * LEVELS * POINTS)
-    weights_ptr += first_row * (LEVELS * POINTS)
-    references_ptr += (image * queries + first_query) * (LEVELS * REFERENCE_DIMS)
-    cell_ptr += first_row * (LEVELS * POINTS)
-    record_ptr += first_row * (3 * LEVELS * POINTS)
+    image, head, first_row, valid_query, coordinates_ptr, weights_ptr, references_ptr = find_rows(
+        coordinates_ptr, weights_ptr, references_ptr, queries,
+        HEADS, LEVELS, SAMPLES, REFERENCE_DIMS, BLOCK_Q,
+    )  # fmt: skip
+    cell_ptr += first_row * SAMPLES
+    record_ptr += first_row * (3 * SAMPLES)
     first_cell = (image * HEADS + head) * cells
-    if REFERENCE_DIMS:
-        largest, scale = softmax_terms(weights_ptr, row, valid_query, LEVELS * POINTS, BLOCK_Q, BLOCK_K)
+    largest, scale = softmax_terms(weights_ptr, valid_query, HEADS, SAMPLES, REFERENCE_DIMS, BLOCK_Q, BLOCK_K)
     start = 0
     for n in range(0, LEVELS):
         height, width = level_size(n, levels_ptr, s0, s1, s2, s3, s4, s5, s6, s7, LEVELS)
-        if REFERENCE_DIMS:
-            base_x, base_y, scale_x, scale_y = load_reference(
-                references_ptr, query, valid_query, n, width, height, LEVELS, POINTS, REFERENCE_DIMS
-            )
-        for first in range(0, POINTS, BLOCK_P):
-            point = first + tl.arange(0, BLOCK_P)
-            valid = valid_query[:, None] & (point < POINTS)[None, :]
-            sample = row[:, None] * (LEVELS * POINTS) + (n * POINTS + point)[None, :]
-            x = tl.load(coordinates_ptr + 2 * sample, valid, 0).to(tl.float32)
-            y = tl.load(coordinates_ptr + 2 * sample + 1, valid, 0).to(tl.float32)
-            weight = tl.load(weights_ptr + sample, valid, 0).to(tl.float32)
-            if REFERENCE_DIMS:
-                x = x * scale_x + base_x
-                y = y * scale_y + base_y
-                weight = tl.exp(weight - largest[:, None]) * scale[:, None]
-            else:
-                x = x * width - 0.5
-                y = y * height - 0.5
-            inside, left, top, right, lower = split_pixel(x, y, valid, width, height)
+        begin, count = points_of(n, LEVELS, POINTS, RAGGED)
+        base_x, base_y, scale_x, scale_y = level_scale(
+            references_ptr, valid_query, n, width, height, count, LEVELS, REFERENCE_DIMS, BLOCK_Q
+        )
+        for first in range(0, count, BLOCK_P):
+            sample, valid = block_samples(valid_query, begin, first, count, HEADS, SAMPLES, BLOCK_Q, BLOCK_P)
+            weight, inside, left, top, right, lower = load_samples(
+                coordinates_ptr, weights_ptr, sample, valid, base_x, base_y, scale_x, scale_y,
+                largest, scale, width, height, REFERENCE_DIMS,
+            )  # fmt: skip
             cell = tl.where(inside, start + (top + 1) * (width + 1) + left + 1, cells - 1)
             tl.store(cell_ptr + sample, (first_cell + cell).to(cell_ptr.dtype.element_ty), valid)
             tl.store(record_ptr + 3 * sample, right, valid)
@@ -79,13 +69,13 @@ def bin_kernel(
 def gather_kernel(
     grad_value_ptr,  # [B, S, H, D], written whole
     grad_out_ptr,  # [B, Q, H, D]
-    record_ptr,  # [B, Q, H, N, P, 3], as `bin_kernel` wrote it
-    order_ptr,  # [B, Q, H, N, P] int64, samples in the order of their cells
+    record_ptr,  # [B, Q, H, SAMPLES, 3], as `bin_kernel` wrote it
+    order_ptr,  # [B, Q, H, SAMPLES] int64, samples in the order of their cells
     start_ptr,  # [B * H * cells + 1], the first of each cell's samples in this order
     levels_ptr, s0, s1, s2, s3, s4, s5, s6, s7,
     pixels,
     cells,
-    HEADS: tl.constexpr, CHANNELS: tl.constexpr, LEVELS: tl.constexpr, POINTS: tl.constexpr,
+    HEADS: tl.constexpr, CHANNELS: tl.constexpr, LEVELS: tl.constexpr, SAMPLES: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
@@ -129,7 +119,7 @@ def gather_kernel(
             column_share = tl.where(j < middle[:, None], right, 1 - right)
             row_share = tl.where(below == 0, lower, 1 - lower)
             share = tl.where(active, weight * row_share * column_share, 0.0)
-            row = (sample // (LEVELS * POINTS)).to(tl.int64)
+            row = (sample // (SAMPLES)).to(tl.int64)
             offset = row[:, :, None] * CHANNELS + channel[None, None, :]
             mask = active[:, :, None] & (channel < CHANNELS)[None, None, :]
             grad_out = tl.load(grad_out_ptr + offset, mask, 0).to(tl.float32)

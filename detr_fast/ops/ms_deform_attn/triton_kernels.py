@@ -11,13 +11,15 @@ import triton
 import triton.language as tl
 
 from detr_fast.ops.ms_deform_attn.triton_sample import (
-    block_of_queries,
+    block_samples,
     corners_present,
+    find_rows,
+    level_scale,
     level_size,
-    load_reference,
+    load_samples,
+    points_of,
     row_offsets,
     softmax_terms,
-    split_pixel,
 )
 
 VARYING = ("s0", "s1", "s2", "s3", "s4", "s5", "s6", "s7", "queries", "pixels")
@@ -27,83 +29,57 @@ VARYING = ("s0", "s1", "s2", "s3", "s4", "s5", "s6", "s7", "queries", "pixels")
 def forward_kernel(
     out_ptr,  # [B, Q, H, D]
     value_ptr,  # [B, S, H, D]
-    coordinates_ptr,  # [B, Q, H, N, P, 2]
-    weights_ptr,  # [B, Q, H, N, P]
+    coordinates_ptr,  # [B, Q, H, SAMPLES, 2]
+    weights_ptr,  # [B, Q, H, SAMPLES]
     references_ptr,  # [B, Q, N, REFERENCE_DIMS]
     levels_ptr, s0, s1, s2, s3, s4, s5, s6, s7,
     queries,
     pixels,
     HEADS: tl.constexpr, CHANNELS: tl.constexpr, LEVELS: tl.constexpr, POINTS: tl.constexpr,
-    REFERENCE_DIMS: tl.constexpr,
+    RAGGED: tl.constexpr, SAMPLES: tl.constexpr, REFERENCE_DIMS: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    image, head, first_query, valid_query = block_of_queries(queries, HEADS, BLOCK_Q)
-    first_row = (image * queries + first_query) * HEADS + head
-    query = tl.arange(0, BLOCK_Q)
-    row = query * HEADS
-    coordinates_ptr += first_row * (2 * LEVELS * POINTS)
-    weights_ptr += first_row * (LEVELS * POINTS)
-    references_ptr += (image * queries + first_query) * (LEVELS * REFERENCE_DIMS)
+    image, head, first_row, valid_query, coordinates_ptr, weights_ptr, references_ptr = find_rows(
+        coordinates_ptr, weights_ptr, references_ptr, queries,
+        HEADS, LEVELS, SAMPLES, REFERENCE_DIMS, BLOCK_Q,
+    )  # fmt: skip
     out_ptr += first_row * CHANNELS
     channel = tl.arange(0, BLOCK_D)
     value_ptr += (image * pixels * HEADS + head) * CHANNELS
-    if REFERENCE_DIMS:
-        largest, scale = softmax_terms(weights_ptr, row, valid_query, LEVELS * POINTS, BLOCK_Q, BLOCK_K)
+    largest, scale = softmax_terms(weights_ptr, valid_query, HEADS, SAMPLES, REFERENCE_DIMS, BLOCK_Q, BLOCK_K)
     total = tl.zeros((BLOCK_Q, BLOCK_P, BLOCK_D), tl.float32)
     start = 0
     for n in range(0, LEVELS):
         height, width = level_size(n, levels_ptr, s0, s1, s2, s3, s4, s5, s6, s7, LEVELS)
-        if REFERENCE_DIMS:
-            base_x, base_y, scale_x, scale_y = load_reference(
-                references_ptr, query, valid_query, n, width, height, LEVELS, POINTS, REFERENCE_DIMS
-            )
-        for first in range(0, POINTS, BLOCK_P):
-            point = first + tl.arange(0, BLOCK_P)
-            valid = valid_query[:, None] & (point < POINTS)[None, :]
-            sample = row[:, None] * (LEVELS * POINTS) + (n * POINTS + point)[None, :]
-            x = tl.load(coordinates_ptr + 2 * sample, valid, 0).to(tl.float32)
-            y = tl.load(coordinates_ptr + 2 * sample + 1, valid, 0).to(tl.float32)
-            weight = tl.load(weights_ptr + sample, valid, 0).to(tl.float32)
-            if REFERENCE_DIMS:
-                x = x * scale_x + base_x
-                y = y * scale_y + base_y
-                weight = tl.exp(weight - largest[:, None]) * scale[:, None]
-            else:
-                x = x * width - 0.5
-                y = y * height - 0.5
-            inside, left, top, right, lower = split_pixel(x, y, valid, width, height)
-            present_00, present_01, present_10, present_11 = corners_present(inside, left, top, width, height)
+        begin, count = points_of(n, LEVELS, POINTS, RAGGED)
+        base_x, base_y, scale_x, scale_y = level_scale(
+            references_ptr, valid_query, n, width, height, count, LEVELS, REFERENCE_DIMS, BLOCK_Q
+        )
+        for first in range(0, count, BLOCK_P):
+            sample, valid = block_samples(valid_query, begin, first, count, HEADS, SAMPLES, BLOCK_Q, BLOCK_P)
+            weight, inside, left, top, right, lower = load_samples(
+                coordinates_ptr, weights_ptr, sample, valid, base_x, base_y, scale_x, scale_y,
+                largest, scale, width, height, REFERENCE_DIMS,
+            )  # fmt: skip
+            has_00, has_01, has_10, has_11 = corners_present(inside, left, top, width, height)
             pixel = start + top * width + left
             upper_weight = weight * (1 - lower)
             lower_weight = weight * lower
             total = _add_corner(
-                total, value_ptr, pixel, present_00, upper_weight * (1 - right), channel, HEADS, CHANNELS
+                total, value_ptr, pixel, has_00, upper_weight * (1 - right), channel, HEADS, CHANNELS
             )
             total = _add_corner(
-                total, value_ptr, pixel + 1, present_01, upper_weight * right, channel, HEADS, CHANNELS
+                total, value_ptr, pixel + 1, has_01, upper_weight * right, channel, HEADS, CHANNELS
             )
             total = _add_corner(
-                total,
-                value_ptr,
-                pixel + width,
-                present_10,
-                lower_weight * (1 - right),
-                channel,
-                HEADS,
-                CHANNELS,
+                total, value_ptr, pixel + width, has_10, lower_weight * (1 - right), channel, HEADS, CHANNELS
             )
             total = _add_corner(
-                total,
-                value_ptr,
-                pixel + width + 1,
-                present_11,
-                lower_weight * right,
-                channel,
-                HEADS,
-                CHANNELS,
+                total, value_ptr, pixel + width + 1, has_11, lower_weight * right, channel, HEADS, CHANNELS
             )
         start += height * width
     out = tl.sum(total, 1)
+    row = tl.arange(0, BLOCK_Q) * HEADS
     mask = valid_query[:, None] & (channel < CHANNELS)[None, :]
     tl.store(out_ptr + row[:, None] * CHANNELS + channel[None, :], out.to(out_ptr.dtype.element_ty), mask)
 
@@ -122,43 +98,40 @@ def _add_corner(
 def backward_kernel(
     grad_out_ptr,  # [B, Q, H, D]
     value_ptr,  # [B, S, H, D]
-    coordinates_ptr,  # [B, Q, H, N, P, 2]
-    weights_ptr,  # [B, Q, H, N, P]
-    references_ptr,  # [B, Q, N, REFERENCE_DIMS]
     grad_value_ptr,  # [B, S, H, D] float32, zeroed
-    grad_coordinates_ptr,  # [B, Q, H, N, P, 2]
-    grad_weights_ptr,  # [B, Q, H, N, P]
-    by_weight_ptr,  # [B, Q, H, N, P] float32: gradients of the softmax's results, on their way
+    grad_coordinates_ptr,  # [B, Q, H, SAMPLES, 2]
+    grad_weights_ptr,  # [B, Q, H, SAMPLES]
+    by_weight_ptr,  # [B, Q, H, SAMPLES] float32: gradients of the softmax's results, on their way
     reference_parts_ptr,  # [B, Q, H, N, REFERENCE_DIMS] float32, to be summed over H
+    coordinates_ptr,  # [B, Q, H, SAMPLES, 2]
+    weights_ptr,  # [B, Q, H, SAMPLES]
+    references_ptr,  # [B, Q, N, REFERENCE_DIMS]
     levels_ptr, s0, s1, s2, s3, s4, s5, s6, s7,
     queries,
     pixels,
     HEADS: tl.constexpr, CHANNELS: tl.constexpr, LEVELS: tl.constexpr, POINTS: tl.constexpr,
-    REFERENCE_DIMS: tl.constexpr,
+    RAGGED: tl.constexpr, SAMPLES: tl.constexpr, REFERENCE_DIMS: tl.constexpr,
     NEED_VALUE: tl.constexpr, NEED_COORDINATES: tl.constexpr, NEED_WEIGHTS: tl.constexpr,
     NEED_REFERENCES: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     # the parentheses are for Triton 3.2
     NEED_DOT: tl.constexpr = NEED_COORDINATES or (NEED_WEIGHTS or NEED_REFERENCES)
-    image, head, first_query, valid_query = block_of_queries(queries, HEADS, BLOCK_Q)
-    first_row = (image * queries + first_query) * HEADS + head
-    query = tl.arange(0, BLOCK_Q)
-    row = query * HEADS
-    coordinates_ptr += first_row * (2 * LEVELS * POINTS)
-    weights_ptr += first_row * (LEVELS * POINTS)
-    references_ptr += (image * queries + first_query) * (LEVELS * REFERENCE_DIMS)
+    image, head, first_row, valid_query, coordinates_ptr, weights_ptr, references_ptr = find_rows(
+        coordinates_ptr, weights_ptr, references_ptr, queries,
+        HEADS, LEVELS, SAMPLES, REFERENCE_DIMS, BLOCK_Q,
+    )  # fmt: skip
+    row = tl.arange(0, BLOCK_Q) * HEADS
     grad_out_ptr += first_row * CHANNELS
-    grad_coordinates_ptr += first_row * (2 * LEVELS * POINTS)
-    grad_weights_ptr += first_row * (LEVELS * POINTS)
-    by_weight_ptr += first_row * (LEVELS * POINTS)
+    grad_coordinates_ptr += first_row * (2 * SAMPLES)
+    grad_weights_ptr += first_row * SAMPLES
+    by_weight_ptr += first_row * SAMPLES
     reference_parts_ptr += first_row * (LEVELS * REFERENCE_DIMS)
     channel = tl.arange(0, BLOCK_D)
     first_value = (image * pixels * HEADS + head) * CHANNELS
     value_ptr += first_value
     grad_value_ptr += first_value
-    if REFERENCE_DIMS:
-        largest, scale = softmax_terms(weights_ptr, row, valid_query, LEVELS * POINTS, BLOCK_Q, BLOCK_K)
+    largest, scale = softmax_terms(weights_ptr, valid_query, HEADS, SAMPLES, REFERENCE_DIMS, BLOCK_Q, BLOCK_K)
     mask = valid_query[:, None] & (channel < CHANNELS)[None, :]
     grad_out = tl.load(grad_out_ptr + row[:, None] * CHANNELS + channel[None, :], mask, 0).to(tl.float32)
     grad_out = grad_out[:, None, :]
@@ -166,47 +139,38 @@ def backward_kernel(
     start = 0
     for n in range(0, LEVELS):
         height, width = level_size(n, levels_ptr, s0, s1, s2, s3, s4, s5, s6, s7, LEVELS)
-        if REFERENCE_DIMS:
-            base_x, base_y, scale_x, scale_y = load_reference(
-                references_ptr, query, valid_query, n, width, height, LEVELS, POINTS, REFERENCE_DIMS
-            )
+        begin, count = points_of(n, LEVELS, POINTS, RAGGED)
+        base_x, base_y, scale_x, scale_y = level_scale(
+            references_ptr, valid_query, n, width, height, count, LEVELS, REFERENCE_DIMS, BLOCK_Q
+        )
         part_x = tl.zeros((BLOCK_Q,), tl.float32)
         part_y = tl.zeros((BLOCK_Q,), tl.float32)
         part_width = tl.zeros((BLOCK_Q,), tl.float32)
         part_height = tl.zeros((BLOCK_Q,), tl.float32)
-        for first in range(0, POINTS, BLOCK_P):
-            point = first + tl.arange(0, BLOCK_P)
-            valid = valid_query[:, None] & (point < POINTS)[None, :]
-            sample = row[:, None] * (LEVELS * POINTS) + (n * POINTS + point)[None, :]
-            given_x = tl.load(coordinates_ptr + 2 * sample, valid, 0).to(tl.float32)
-            given_y = tl.load(coordinates_ptr + 2 * sample + 1, valid, 0).to(tl.float32)
-            weight = tl.load(weights_ptr + sample, valid, 0).to(tl.float32)
-            if REFERENCE_DIMS:
-                x = given_x * scale_x + base_x
-                y = given_y * scale_y + base_y
-                weight = tl.exp(weight - largest[:, None]) * scale[:, None]
-            else:
-                x = given_x * width - 0.5
-                y = given_y * height - 0.5
-            inside, left, top, right, lower = split_pixel(x, y, valid, width, height)
-            present_00, present_01, present_10, present_11 = corners_present(inside, left, top, width, height)
+        for first in range(0, count, BLOCK_P):
+            sample, valid = block_samples(valid_query, begin, first, count, HEADS, SAMPLES, BLOCK_Q, BLOCK_P)
+            weight, inside, left, top, right, lower = load_samples(
+                coordinates_ptr, weights_ptr, sample, valid, base_x, base_y, scale_x, scale_y,
+                largest, scale, width, height, REFERENCE_DIMS,
+            )  # fmt: skip
+            has_00, has_01, has_10, has_11 = corners_present(inside, left, top, width, height)
             pixel = start + top * width + left
             upper_weight = weight * (1 - lower)
             lower_weight = weight * lower
             dot_00 = _differentiate_corner(
-                value_ptr, grad_value_ptr, grad_out, pixel, present_00, upper_weight * (1 - right), channel,
-                HEADS, CHANNELS, NEED_VALUE, NEED_DOT,
+                value_ptr, grad_value_ptr, grad_out, pixel, has_00, upper_weight * (1 - right),
+                channel, HEADS, CHANNELS, NEED_VALUE, NEED_DOT,
             )  # fmt: skip
             dot_01 = _differentiate_corner(
-                value_ptr, grad_value_ptr, grad_out, pixel + 1, present_01, upper_weight * right, channel,
-                HEADS, CHANNELS, NEED_VALUE, NEED_DOT,
+                value_ptr, grad_value_ptr, grad_out, pixel + 1, has_01, upper_weight * right,
+                channel, HEADS, CHANNELS, NEED_VALUE, NEED_DOT,
             )  # fmt: skip
             dot_10 = _differentiate_corner(
-                value_ptr, grad_value_ptr, grad_out, pixel + width, present_10, lower_weight * (1 - right),
+                value_ptr, grad_value_ptr, grad_out, pixel + width, has_10, lower_weight * (1 - right),
                 channel, HEADS, CHANNELS, NEED_VALUE, NEED_DOT,
             )  # fmt: skip
             dot_11 = _differentiate_corner(
-                value_ptr, grad_value_ptr, grad_out, pixel + width + 1, present_11, lower_weight * right,
+                value_ptr, grad_value_ptr, grad_out, pixel + width + 1, has_11, lower_weight * right,
                 channel, HEADS, CHANNELS, NEED_VALUE, NEED_DOT,
             )  # fmt: skip
             if NEED_WEIGHTS:
@@ -225,22 +189,18 @@ def backward_kernel(
                 by_x = tl.where(inside, by_x, 0.0)
                 by_y = tl.where(inside, by_y, 0.0)
             if NEED_COORDINATES:
-                if REFERENCE_DIMS:
-                    grad_x = by_x * scale_x
-                    grad_y = by_y * scale_y
-                else:
-                    grad_x = by_x * width
-                    grad_y = by_y * height
-                grad_x = grad_x.to(grad_coordinates_ptr.dtype.element_ty)
-                grad_y = grad_y.to(grad_coordinates_ptr.dtype.element_ty)
+                grad_x = (by_x * scale_x).to(grad_coordinates_ptr.dtype.element_ty)
+                grad_y = (by_y * scale_y).to(grad_coordinates_ptr.dtype.element_ty)
                 tl.store(grad_coordinates_ptr + 2 * sample, grad_x, valid)
                 tl.store(grad_coordinates_ptr + 2 * sample + 1, grad_y, valid)
             if NEED_REFERENCES:
                 part_x += tl.sum(by_x, 1) * width
                 part_y += tl.sum(by_y, 1) * height
                 if REFERENCE_DIMS == 4:
-                    part_width += tl.sum(tl.where(inside, by_x * given_x, 0.0), 1) * (0.5 / POINTS) * width
-                    part_height += tl.sum(tl.where(inside, by_y * given_y, 0.0), 1) * (0.5 / POINTS) * height
+                    given_x = tl.load(coordinates_ptr + 2 * sample, valid, 0).to(tl.float32)
+                    given_y = tl.load(coordinates_ptr + 2 * sample + 1, valid, 0).to(tl.float32)
+                    part_width += tl.sum(tl.where(inside, by_x * given_x, 0.0), 1) * (0.5 / count) * width
+                    part_height += tl.sum(tl.where(inside, by_y * given_y, 0.0), 1) * (0.5 / count) * height
         if NEED_REFERENCES:
             part_ptr = reference_parts_ptr + (row * LEVELS + n) * REFERENCE_DIMS
             tl.store(part_ptr, part_x, valid_query)
@@ -251,10 +211,8 @@ def backward_kernel(
         start += height * width
     if NEED_WEIGHTS and REFERENCE_DIMS:
         tl.debug_barrier()  # what other threads of this program have stored in by_weight is read
-        for first in range(0, LEVELS * POINTS, BLOCK_K):
-            k = first + tl.arange(0, BLOCK_K)
-            valid = valid_query[:, None] & (k < LEVELS * POINTS)[None, :]
-            sample = row[:, None] * (LEVELS * POINTS) + k[None, :]
+        for first in range(0, SAMPLES, BLOCK_K):
+            sample, valid = block_samples(valid_query, 0, first, SAMPLES, HEADS, SAMPLES, BLOCK_Q, BLOCK_K)
             logit = tl.load(weights_ptr + sample, valid, 0).to(tl.float32)
             weight = tl.exp(logit - largest[:, None]) * scale[:, None]
             grad = weight * (tl.load(by_weight_ptr + sample, valid, 0) - mean[:, None])

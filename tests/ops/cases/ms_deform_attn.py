@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 
 from detr_fast.ops import ms_deform_attn, ms_deform_attn_fused
-from detr_fast.ops.ms_deform_attn import OPERATOR
+from detr_fast.ops.ms_deform_attn import OPERATOR, reference
+from detr_fast.ops.ms_deform_attn.arguments import DeformAttn
 from tests.ops.contract import BadInput, Case, Contract, Inputs, Tolerance
 
 
@@ -81,6 +83,50 @@ def fused_inputs(geometry: Geometry, rng: torch.Generator) -> Inputs:
         "sampling_offsets": (locations - centre[:, :, None, :, None]) / unit,
         "attention_logits": logits.flatten(3) if geometry.boxes else logits,
     }
+
+
+def packed(
+    value: Tensor,
+    levels: Sequence[Sequence[int]],
+    coordinates: Tensor,
+    weights: Tensor,
+    references: Tensor | None = None,
+    points_per_level: Sequence[int] | None = None,
+    *,
+    deterministic: bool = False,
+) -> DeformAttn:
+    """The arguments as a backend takes them."""
+    sides = tuple(side for level in levels for side in level)
+    tensors = (value, coordinates, weights.view(coordinates.shape[:-1]), references)
+    return DeformAttn(*tensors, None, sides, points_per_level, deterministic)
+
+
+def packed_inputs(
+    geometry: Geometry,
+    rng: torch.Generator,
+    *,
+    fused: bool,
+    dtype: torch.dtype = torch.float32,
+    fine: torch.dtype = torch.float32,
+) -> DeformAttn:
+    """Random arguments: value in `dtype`, coordinates and weights in `fine`, references in float32."""
+    given = (fused_inputs if fused else plain_inputs)(geometry, rng)
+    coordinates = given["sampling_offsets" if fused else "sampling_locations"].to(fine)
+    weights = given["attention_logits" if fused else "attention_weights"].to(fine)
+    references = given["reference_points"].float() if fused else None
+    return packed(given["value"].to(dtype), geometry.levels, coordinates, weights, references)
+
+
+def grad_out_like(call: DeformAttn, rng: torch.Generator) -> Tensor:
+    batch, _, heads, channels = call.value.shape
+    return randn(rng, batch, call.coordinates.shape[1], heads * channels).to(call.value.dtype)
+
+
+def by_reference(call: DeformAttn, grad_out: Tensor) -> list[Tensor]:
+    """Output and gradients by the float64 reference."""
+    leaves = [t.double().requires_grad_() for t in call[:4] if t is not None]
+    out = reference.forward(DeformAttn._make([*leaves, *call[len(leaves) :]]))
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad_out.double())]
 
 
 FOUR_LEVELS = ((12, 15), (6, 8), (3, 4), (2, 2))
