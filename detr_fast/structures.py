@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -151,6 +151,54 @@ class PackedTargets:
         return len(self.num_targets)
 
 
+class DenoisingGroups(NamedTuple):
+    """How the denoising queries of an image are laid out (DINO, arXiv:2203.03605, section 3.3).
+
+    Args:
+        count: G groups, each of two halves: queries to be restored, then background.
+        size: M queries of a half, one a target; the largest number of targets of the batch's images.
+    """
+
+    count: int
+    size: int
+
+    @property
+    def queries(self) -> int:
+        """2 G M."""
+        return 2 * self.count * self.size
+
+    def index(self, targets: PackedTargets) -> Tensor:
+        """[2 G, sumT] int64: the query of each target in each half of each group."""
+        image = targets.batch_index
+        count = image.new_zeros(len(targets)).index_add(0, image, torch.ones_like(image))
+        place = torch.arange(len(image), device=image.device) - (count.cumsum(0) - count)[image]
+        return place + torch.arange(2 * self.count, device=image.device)[:, None] * self.size
+
+    def attend(self, queries: int, device: torch.device) -> Tensor:
+        """Whom each query attends to, [1, 2 G M + Q, 2 G M + Q] bool with `queries` = Q others after them.
+
+        A group attends to itself and to the others, these to themselves.
+        """
+        group = torch.arange(self.queries + queries, device=device).div(2 * self.size, rounding_mode="floor")
+        group = group.clamp(max=self.count)
+        return ((group[:, None] == group) | (group == self.count))[None]
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """What is predicted for denoising queries, decoder layers stacked.
+
+    Args:
+        logits: [L, B, 2 G M, K].
+        boxes: [L, B, 2 G M, 4] (cx, cy, w, h).
+        groups: G and M.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    groups: DenoisingGroups
+
+
 @dataclass(frozen=True)
 class Predictions:
     """What a detector predicts, decoder layers stacked, the last layer last.
@@ -158,37 +206,62 @@ class Predictions:
     Args:
         logits: [L, B, Q, K]; for softmax models the last class is "no object".
         boxes: [L, B, Q, 4], (cx, cy, w, h) in [0, 1].
-        encoder: what the encoder of a two-stage model proposes, one for each position (L = 1, Q = S).
+        encoder: what the encoder of a two-stage model proposes (L = 1), one for each position (Q = S) or, by
+            DINO, each chosen one.
         masks: [1, B, Q, h, w] mask logits over the padded images, from a detector with a mask head, which
             predicts masks for the last layer alone.
+        denoised: for denoising queries, in training.
     """
 
     logits: Tensor
     boxes: Tensor
     encoder: Predictions | None = None
     masks: Tensor | None = None
+    denoised: Denoised | None = None
 
     def as_dict(self, aux: bool = True) -> dict[str, Any]:
         """The official form: `pred_logits`, `pred_boxes`, for earlier layers `aux_outputs`,
-        `enc_outputs` of a two-stage encoder, and `pred_masks` [B, Q, h, w] of a mask head."""
+        `enc_outputs` of a two-stage encoder, `pred_masks` [B, Q, h, w] of a mask head, and `dn_meta`."""
         outputs = _unstacked({"pred_logits": self.logits, "pred_boxes": self.boxes}, aux)
         if self.encoder is not None:
             outputs["enc_outputs"] = self.encoder.as_dict(aux=False)
         if self.masks is not None:
             outputs["pred_masks"] = self.masks[-1]
+        if self.denoised is not None:
+            denoised, groups = self.denoised, self.denoised.groups
+            known = _unstacked({"pred_logits": denoised.logits, "pred_boxes": denoised.boxes}, aux)
+            outputs["dn_meta"] = {
+                "pad_size": groups.queries,
+                "num_dn_group": groups.count,
+                "output_known_lbs_bboxes": known,
+            }
         return outputs
 
     @classmethod
     def from_dict(cls, outputs: Mapping[str, Any]) -> Predictions:
-        """Stacks the official form; `aux_outputs`, `enc_outputs` and `pred_masks` may be absent."""
+        """Stacks the official form; `aux_outputs`, `enc_outputs` or DINO's `interm_outputs`, `pred_masks` and
+        `dn_meta` may be absent."""
         logits, boxes = _stacked(outputs, "pred_logits", "pred_boxes")
-        encoder = cls.from_dict(outputs["enc_outputs"]) if "enc_outputs" in outputs else None
-        return cls(logits, boxes, encoder, outputs["pred_masks"][None] if "pred_masks" in outputs else None)
+        proposed = outputs.get("enc_outputs", outputs.get("interm_outputs"))
+        encoder = None if proposed is None else cls.from_dict(proposed)
+        masks = outputs["pred_masks"][None] if "pred_masks" in outputs else None
+        denoised = None
+        if (about := outputs.get("dn_meta")) and about["pad_size"]:
+            count = about["num_dn_group"]
+            groups = DenoisingGroups(count, about["pad_size"] // (2 * count))
+            known = _stacked(about["output_known_lbs_bboxes"], "pred_logits", "pred_boxes")
+            denoised = Denoised(*known, groups)
+        return cls(logits, boxes, encoder, masks, denoised)
 
     @classmethod
     def of(cls, outputs: Predictions | Mapping[str, Any]) -> Predictions:
         """Predictions as they are, or the official form stacked."""
         return outputs if isinstance(outputs, Predictions) else cls.from_dict(outputs)
+
+    def widened(self) -> Predictions:
+        """Logits and boxes alone, in float32 at least."""
+        logits, boxes = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (self.logits, self.boxes))
+        return Predictions(logits, boxes)
 
     def last(self) -> Predictions:
         """The last layer alone, still stacked (L = 1)."""
@@ -260,7 +333,7 @@ class Matches:
 
 
 # what models take and return passes through torch.export, and the files that it writes, as it is
-for _kind in (PaddedImages, Predictions, MaskPredictions):
+for _kind in (PaddedImages, Denoised, Predictions, MaskPredictions):
     torch.export.register_dataclass(_kind, serialized_type_name=f"detr_fast.{_kind.__name__}")
     torch.serialization.add_safe_globals([_kind])
 

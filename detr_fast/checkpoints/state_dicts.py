@@ -16,10 +16,10 @@ logger = logging.getLogger(__name__)
 # buffers of losses, of Swin windows and of batch norms that count, which some state dicts carry along
 IGNORED = re.compile(r"^criterion\.|\.(relative_position_index|attn_mask|num_batches_tracked)$")
 # a row for each class; "no object" is the last one where the head is shared by all layers
-CLASS_HEAD = re.compile(r"(^|\.)class_embed(\.\d+)?\.(weight|bias)$")
+CLASS_HEAD = re.compile(r"(^|\.)((enc_out_)?class_embed(\.\d+)?\.(weight|bias)|label_enc\.weight)$")
 NO_OBJECT = re.compile(r"(^|\.)class_embed\.(weight|bias)$")
 # a row for each query
-QUERIES = re.compile(r"(^|\.)query_(embed|feat)\.weight$")
+QUERIES = re.compile(r"(^|\.)(query_embed|query_feat|tgt_embed)\.weight$")
 
 # what the official code renamed
 RENAMED = (

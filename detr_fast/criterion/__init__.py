@@ -1,16 +1,19 @@
 """Training losses."""
 
 from detr_fast.criterion.detection import SetCriterion, detection_weights
+from detr_fast.criterion.dino import DINOCriterion, dino_weights
 from detr_fast.criterion.focal import FocalSetCriterion, focal_weights
 from detr_fast.criterion.masks import MaskFormerCriterion, MaskSetCriterion, PointDraws, mask_weights
 
 __all__ = [
+    "DINOCriterion",
     "FocalSetCriterion",
     "MaskFormerCriterion",
     "MaskSetCriterion",
     "PointDraws",
     "SetCriterion",
     "detection_weights",
+    "dino_weights",
     "focal_weights",
     "mask_weights",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from detr_fast.criterion.base import StackedCriterion, by_name, check_masks, layer_weights
@@ -85,23 +84,22 @@ class SetCriterion(StackedCriterion):
             ValueError: a shape does not fit, or a label is out of range on the CPU; on a GPU, where looking
                 would stall the queue, it makes `loss_ce` NaN.
         """
-        predictions, targets = Predictions.of(outputs), PackedTargets.of(targets)
+        by_layer, last = self._losses(Predictions.of(outputs), PackedTargets.of(targets), joined_num_targets)
+        return by_name(by_layer) | last
+
+    def _losses(
+        self, predictions: Predictions, targets: PackedTargets, joined_num_targets: Sequence[int] | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Losses [L] of all layers, and scalars of the last."""
         self._check(predictions, targets)
-        logits, boxes = (
-            x.to(torch.promote_types(x.dtype, torch.float32)) for x in (predictions.logits, predictions.boxes)
-        )
-        wide = Predictions(logits, boxes)
+        wide = predictions.widened()
+        logits = wide.logits
         query = self.matcher.match(wide, targets).query
         num_boxes, class_weight = self._normalizers(targets, joined_num_targets, logits)
-
-        by_layer: dict[str, Tensor] = {}
+        by_layer = self._compare(wide, targets, query, num_boxes, class_weight)
         last: dict[str, Tensor] = {}
         if "labels" in self.losses:
-            by_layer["loss_ce"] = self._classification_loss(wide, targets, query, num_boxes, class_weight)
             last["class_error"] = classification_error(logits[-1:], targets, query[-1:])[0]
-        if "boxes" in self.losses:
-            losses = box_loss(boxes, targets.boxes, query, targets.num_targets) / num_boxes
-            by_layer["loss_bbox"], by_layer["loss_giou"] = losses.unbind()
         if "cardinality" in self.losses:
             by_layer["cardinality_error"] = cardinality_error(logits, targets.batch_index)
         if "masks" in self.losses:
@@ -109,7 +107,26 @@ class SetCriterion(StackedCriterion):
             masks = MaskPredictions(logits[-1:], predictions.masks)
             focal, dice = map_losses(Matched.of(masks, targets, query[-1:], num_boxes))
             last |= {"loss_mask": focal[0], "loss_dice": dice[0]}
-        return by_name(by_layer) | last
+        return by_layer, last
+
+    def _compare(
+        self,
+        predictions: Predictions,
+        targets: PackedTargets,
+        query: Tensor,
+        num_boxes: Tensor | float,
+        class_weight: Tensor | float,
+    ) -> dict[str, Tensor]:
+        """Losses [L] of matched classes and boxes, normalised."""
+        losses: dict[str, Tensor] = {}
+        if "labels" in self.losses:
+            losses["loss_ce"] = self._classification_loss(
+                predictions, targets, query, num_boxes, class_weight
+            )
+        if "boxes" in self.losses:
+            pairs = box_loss(predictions.boxes, targets.boxes, query, targets.num_targets) / num_boxes
+            losses["loss_bbox"], losses["loss_giou"] = pairs.unbind()
+        return losses
 
     def _classification_loss(
         self,

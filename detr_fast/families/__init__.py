@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from detr_fast.families import deformable_detr, detr, detr_segm, mask2former, maskformer
+from detr_fast.families import deformable_detr, detr, detr_segm, dino, mask2former, maskformer
 from detr_fast.families.family import Family
 from detr_fast.models.decoder_attention import AttentionMaps, SamplingPoints, watch_attention
 from detr_fast.structures import PaddedImages
@@ -21,6 +21,7 @@ FAMILIES: dict[str, Family] = {
         deformable_detr.FAMILY,
         maskformer.FAMILY,
         mask2former.FAMILY,
+        dino.FAMILY,
     )
 }
 

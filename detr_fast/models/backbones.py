@@ -45,7 +45,12 @@ class TimmBackbone(nn.Module):
 
 
 def build_body(
-    name: str, dilation: bool, weights: str | Path | None, *, detectron2: bool = False
+    name: str,
+    dilation: bool,
+    weights: str | Path | None,
+    *,
+    detectron2: bool = False,
+    stages: int | None = None,
 ) -> ConvStem | ResNet | Swin | TimmBackbone:
     """A backbone, which returns a list of features and has their `channels`.
 
@@ -55,6 +60,7 @@ def build_body(
         weights: a file to start from: torchvision's or detectron2's of a ResNet, Microsoft's of a Swin,
             timm's.
         detectron2: a ResNet with the names of detectron2, and no part of it frozen but the norms.
+        stages: how many of the last stages count: a Swin has no norms for others; None: all.
     """
     body: ConvStem | ResNet | Swin | TimmBackbone
     if name.startswith(TIMM):
@@ -62,7 +68,7 @@ def build_body(
     elif name == "conv_stem":
         body = ConvStem()
     elif name in swin.ARCHITECTURES:
-        body = Swin(name)
+        body = Swin(name, outputs=stages)
     else:
         body = ResNet(name, dilation, detectron2=detectron2, frozen=not detectron2)
     if weights is None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -13,22 +11,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from detr_fast.masks import resize_masks
-from detr_fast.models.backbones import BACKBONES, backbone_in, build_body, count_modules
-from detr_fast.models.common import (
-    MLP,
-    ModelConfig,
-    check_dimensions,
-    check_multiple,
-    official_options,
-    pixels_and_mask,
-)
+from detr_fast.models.backbones import BACKBONES, backbone_in, build_body
+from detr_fast.models.common import ModelConfig, check_dimensions, check_multiple, official_options
 from detr_fast.models.deformable_transformer import DeformableTransformer, Levels
+from detr_fast.models.multi_scale import GROUPS, MultiScaleModel, focal_heads, transformer_sizes
 from detr_fast.models.position_encoding import PositionEncodingSine
 from detr_fast.models.transformer import ACTIVATIONS
 from detr_fast.structures import PaddedImages, Predictions
-
-GROUPS = 32  # of the norms after the input projections
 
 
 @dataclass(frozen=True)
@@ -99,29 +88,18 @@ class DeformableDETRConfig(ModelConfig):
 
     @classmethod
     def sizes_in(cls, state: Mapping[str, Tensor], overrides: Mapping[str, Any]) -> dict[str, Any]:
-        levels, hidden_dim = state["transformer.level_embed"].shape
-        samples = overrides.get("nheads", cls.nheads) * levels
-        attention = {"enc_n_points": "encoder.layers.0.self", "dec_n_points": "decoder.layers.0.cross"}
         two_stage = "transformer.enc_output.weight" in state
         return {
-            **{
-                name: state[f"transformer.{layer}_attn.attention_weights.bias"].shape[0] // samples
-                for name, layer in attention.items()
-            },
+            **transformer_sizes(state, overrides.get("nheads", cls.nheads)),
             "backbone": overrides.get("backbone") or backbone_in(state),
-            "hidden_dim": hidden_dim,
-            "enc_layers": count_modules(state, "transformer.encoder.layers"),
-            "dec_layers": count_modules(state, "transformer.decoder.layers"),
-            "dim_feedforward": state["transformer.decoder.layers.0.linear2.weight"].shape[1],
             **({} if two_stage else {"num_queries": state["query_embed.weight"].shape[0]}),
             "num_classes": state["class_embed.0.weight"].shape[0],
-            "num_feature_levels": levels,
             "with_box_refine": two_stage or "transformer.decoder.bbox_embed.0.layers.0.weight" in state,
             "two_stage": two_stage,
         }
 
 
-class DeformableDETR(nn.Module):
+class DeformableDETR(MultiScaleModel):
     """A convolutional backbone, a deformable transformer, and for each object query class scores and a box.
 
     Modules carry the official names, so official state dicts fit as they are, doubled names included.
@@ -131,9 +109,12 @@ class DeformableDETR(nn.Module):
     """
 
     def __init__(self, config: DeformableDETRConfig, *, backbone_weights: str | Path | None = None) -> None:
-        super().__init__()
+        body = build_body(config.backbone, config.dilation, backbone_weights)
+        channels, levels = config.hidden_dim, config.num_feature_levels
+        # positions count from the centre of the first pixel
+        position_encoding = PositionEncodingSine(channels, offset=-0.5)
+        super().__init__(body, 1 if levels == 1 else 3, levels, channels, position_encoding)
         self.config = config
-        channels = config.hidden_dim
         self.transformer = DeformableTransformer(
             channels,
             config.nheads,
@@ -156,12 +137,6 @@ class DeformableDETR(nn.Module):
             self.transformer.decoder.class_embed = self.class_embed
         else:
             self.query_embed = nn.Embedding(config.num_queries, 2 * channels)
-        body = build_body(config.backbone, config.dilation, backbone_weights)
-        self.input_proj = _projections(body.channels, config)
-        # positions count from the centre of the first pixel
-        self.backbone = nn.ModuleList(
-            [nn.Sequential(OrderedDict(body=body)), PositionEncodingSine(channels, offset=-0.5)]
-        )
 
     def forward(self, images: PaddedImages | Tensor | Sequence[Tensor]) -> Predictions:
         """Classes and boxes of every query.
@@ -187,25 +162,6 @@ class DeformableDETR(nn.Module):
         if not self.config.aux_loss:
             scores, boxes = scores[-1:], boxes[-1:]
         return Predictions(scores, boxes, proposals)
-
-    def feature_levels(
-        self, images: PaddedImages | Tensor | Sequence[Tensor]
-    ) -> tuple[list[Tensor], list[Tensor], Levels]:
-        """Projected features and position encodings [B, C, h, w] of each level, and the levels' geometry."""
-        pixels, padding = pixels_and_mask(images)
-        cnn, position_encoding = self.backbone
-        stages = cnn(pixels)
-        count = self.config.num_feature_levels
-        inputs = stages[-1:] if count == 1 else stages[-3:]
-        features = [project(x) for project, x in zip(self.input_proj, inputs, strict=False)]
-        for n in range(len(features), count):
-            features.append(self.input_proj[n](stages[-1] if n == 3 else features[-1]))
-        if padding is None:
-            masks = [x.new_zeros((len(x), *x.shape[2:]), dtype=torch.bool) for x in features]
-        else:
-            masks = [resize_masks(padding, x.shape[2:]) for x in features]
-        positions = [position_encoding(m).to(x.dtype) for m, x in zip(masks, features, strict=True)]
-        return features, positions, Levels.from_masks(masks, padded=padding is not None)
 
     def _propose(self, memory: Tensor, levels: Levels) -> tuple[Predictions, Tensor]:
         """What the encoder proposes, and the best Q boxes before the sigmoid, constants: [B, Q, 4]."""
@@ -248,14 +204,9 @@ def parameter_groups(
 def _heads(config: DeformableDETRConfig) -> tuple[nn.ModuleList, nn.ModuleList]:
     """The class and box head of each decoder layer, and one more for the encoder's proposals.
 
-    Without refinement all layers share one. Classes start at probability 0.01 (the prior of the focal loss),
-    boxes at their reference.
+    Without refinement all layers share one. Boxes start at their reference.
     """
-    class_head = nn.Linear(config.hidden_dim, config.num_classes)
-    nn.init.constant_(class_head.bias, -math.log(99))
-    box_head = MLP(config.hidden_dim, config.hidden_dim, 4, layers=3)
-    for parameter in box_head.layers[-1].parameters():
-        nn.init.zeros_(parameter)
+    class_head, box_head = focal_heads(config.hidden_dim, config.num_classes)
     count = config.dec_layers + config.two_stage
     if config.with_box_refine:
         heads = [nn.ModuleList(deepcopy(head) for _ in range(count)) for head in (class_head, box_head)]
@@ -265,16 +216,3 @@ def _heads(config: DeformableDETRConfig) -> tuple[nn.ModuleList, nn.ModuleList]:
         # a point has no size to start from: sigmoid(-2) = 0.12 of the image
         nn.init.constant_(heads[1][0].get_parameter("layers.2.bias")[2:], -2.0)
     return heads[0], heads[1]
-
-
-def _projections(channels: Sequence[int], config: DeformableDETRConfig) -> nn.ModuleList:
-    """Backbone stages -> C channels; further levels halve the last stage, then the level before."""
-    inputs = channels[-1:] if config.num_feature_levels == 1 else channels[-3:]
-    convolutions = [nn.Conv2d(n, config.hidden_dim, kernel_size=1) for n in inputs]
-    for n in range(len(inputs), config.num_feature_levels):
-        width = channels[-1] if n == 3 else config.hidden_dim
-        convolutions.append(nn.Conv2d(width, config.hidden_dim, kernel_size=3, stride=2, padding=1))
-    for convolution in convolutions:
-        nn.init.xavier_uniform_(convolution.weight)
-        nn.init.zeros_(convolution.get_parameter("bias"))
-    return nn.ModuleList(nn.Sequential(c, nn.GroupNorm(GROUPS, config.hidden_dim)) for c in convolutions)

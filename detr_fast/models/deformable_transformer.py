@@ -98,12 +98,21 @@ class DecoderLayer(Layer):
         self.dropout3 = nn.Dropout(dropout)
 
     def forward(
-        self, x: Tensor, position: Tensor, reference: Tensor, memory: Tensor, levels: Levels
+        self,
+        x: Tensor,
+        position: Tensor,
+        reference: Tensor,
+        memory: Tensor,
+        levels: Levels,
+        attend: Tensor | None = None,
     ) -> Tensor:
-        """x, position [B, Q, C]; reference [B, Q, N, 2 or 4]; memory [B, S, C] -> [B, Q, C]."""
+        """x, position [B, Q, C]; reference [B, Q, N, 2 or 4]; memory [B, S, C] -> [B, Q, C].
+
+        `attend` [1 or B, Q, Q] bool: which queries each one attends to; None: all.
+        """
         at = x + position
         # the official names count cross-attention first, though it comes second
-        x = self.norm2(add(x, self.dropout2(self.self_attn(at, at, x))))
+        x = self.norm2(add(x, self.dropout2(self.self_attn(at, at, x, attend))))
         found = self.cross_attn(
             x + position, reference, memory, levels.shapes, input_padding_mask=levels.padding
         )
@@ -241,21 +250,9 @@ class DeformableTransformer(DeformableEncoder):
     def propose(
         self, memory: Tensor, levels: Levels, class_head: nn.Module, box_head: nn.Module
     ) -> tuple[Tensor, Tensor]:
-        """A class and a box for every position: logits [B, S, K] and boxes before the sigmoid [B, S, 4].
-
-        Proposals start from squares around the positions, 0.05 of the image wide at the finest level and
-        twice as much at each further one. Positions in the padding, and those within 0.01 of the border,
-        propose nothing: their logits of a box are infinite.
-        """
-        sides = torch.cat(
-            [levels.centers.new_full((h * w, 2), 0.05 * 2**n) for n, (h, w) in enumerate(levels.shapes)]
-        )
-        squares = torch.cat((levels.centers, sides.expand_as(levels.centers)), dim=-1)
-        usable = ((squares > 0.01) & (squares < 0.99)).all(-1, keepdim=True)
-        if levels.padding is not None:
-            usable = usable & ~levels.padding[..., None]
-        squares = torch.logit(squares.where(usable, 0.5)).where(usable, math.inf)
-        memory = self.enc_output_norm(self.enc_output(memory.where(usable, 0)))
+        """A class and a box for every position: logits [B, S, K] and boxes before the sigmoid [B, S, 4]."""
+        memory, squares = proposal_squares(memory, levels)
+        memory = self.enc_output_norm(self.enc_output(memory))
         return class_head(memory), at_least_float32(box_head(memory)) + squares
 
     def proposed_queries(self, proposals: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -264,6 +261,23 @@ class DeformableTransformer(DeformableEncoder):
         waves = box_waves(boxes, self.pos_trans.in_features // 4).to(dtype)
         position, content = self.pos_trans_norm(self.pos_trans(waves)).chunk(2, dim=-1)
         return content, position, boxes
+
+
+def proposal_squares(memory: Tensor, levels: Levels) -> tuple[Tensor, Tensor]:
+    """What proposals start from: memory [B, S, C], and a square around each position [B, S, 4].
+
+    Squares, before the sigmoid, are 0.05 of the image wide at the finest level and twice as much at each
+    further one. Positions in the padding, and those within 0.01 of the border, propose nothing: their memory
+    is zero and their square infinite.
+    """
+    sides = torch.cat(
+        [levels.centers.new_full((h * w, 2), 0.05 * 2**n) for n, (h, w) in enumerate(levels.shapes)]
+    )
+    squares = torch.cat((levels.centers, sides.expand_as(levels.centers)), dim=-1)
+    usable = ((squares > 0.01) & (squares < 0.99)).all(-1, keepdim=True)
+    if levels.padding is not None:
+        usable = usable & ~levels.padding[..., None]
+    return memory.where(usable, 0), torch.logit(squares.where(usable, 0.5)).where(usable, math.inf)
 
 
 def _tokens(maps: Sequence[Tensor]) -> Tensor:
@@ -278,9 +292,9 @@ def box_waves(boxes: Tensor, features: int) -> Tensor:
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(2)
 
 
-def relative_box(shift: Tensor, reference: Tensor) -> Tensor:
+def relative_box(shift: Tensor, reference: Tensor, eps: float = 1e-5) -> Tensor:
     """Moves a reference [..., 2 or 4] by a head's output [..., 4] in the space before the sigmoid: a box."""
-    reference = inverse_sigmoid(reference)
+    reference = inverse_sigmoid(reference, eps)
     shift = shift.to(reference.dtype)
     if reference.shape[-1] == 4:
         return (shift + reference).sigmoid()

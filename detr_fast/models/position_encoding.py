@@ -16,6 +16,7 @@ class PositionEncodingSine(nn.Module):
 
     Args:
         channels: of the result, a multiple of 4.
+        temperature: one for both, or those of rows and of columns.
         normalize: positions run to `scale` over the valid part of each image instead of counting 1, 2, ...
         offset: added to the counts; -0.5 makes them the centres of pixels, as in Deformable DETR.
     """
@@ -23,7 +24,7 @@ class PositionEncodingSine(nn.Module):
     def __init__(
         self,
         channels: int,
-        temperature: float = 10000.0,
+        temperature: float | tuple[float, float] = 10000.0,
         normalize: bool = True,
         scale: float = 2 * math.pi,
         offset: float = 0.0,
@@ -32,7 +33,7 @@ class PositionEncodingSine(nn.Module):
         if channels <= 0 or channels % 4:
             raise ValueError(f"channels: expected a multiple of 4; got {channels}")
         self.channels = channels
-        self.temperature = temperature
+        self.temperatures = temperature if isinstance(temperature, tuple) else (temperature, temperature)
         self.normalize = normalize
         self.scale = scale
         self.offset = offset
@@ -48,8 +49,13 @@ class PositionEncodingSine(nn.Module):
             y = y / (height + 1e-6) * self.scale
             x = x / (width + 1e-6) * self.scale
         exponent = torch.arange(self.channels // 4, dtype=torch.float32, device=mask.device)
-        wavelength = self.temperature ** (4 * exponent / self.channels)
-        angles = torch.stack((y, x), dim=1)[..., None] / wavelength
+        angles = torch.stack(
+            [
+                position[..., None] / temperature ** (4 * exponent / self.channels)
+                for position, temperature in zip((y, x), self.temperatures, strict=True)
+            ],
+            dim=1,
+        )
         waves = torch.stack((angles.sin(), angles.cos()), dim=-1)
         # [B, (y, x), h, w, frequency, (sin, cos)] -> [B, channels, h, w]
         return waves.permute(0, 1, 4, 5, 2, 3).flatten(1, 3)

@@ -184,14 +184,17 @@ class PatchEmbedding(nn.Module):
 
 
 class Swin(nn.Module):
-    """A Swin Transformer without its classifier, with a norm on each stage's output.
+    """A Swin Transformer without its classifier, with a norm on the output of each stage that is returned.
 
     Args:
         sizes: a name of `ARCHITECTURES` or other sizes.
         drop_path: the largest rate of stochastic depth, that of the last block; it grows linearly from 0.
+        outputs: how many of the last stages' outputs are returned; None: all.
     """
 
-    def __init__(self, sizes: str | SwinSizes = "swin_t", drop_path: float = 0.3) -> None:
+    def __init__(
+        self, sizes: str | SwinSizes = "swin_t", drop_path: float = 0.3, outputs: int | None = None
+    ) -> None:
         super().__init__()
         if isinstance(sizes, str):
             if sizes not in ARCHITECTURES:
@@ -204,6 +207,7 @@ class Swin(nn.Module):
         total = sum(sizes.depths)
         drops = iter([drop_path * n / max(total - 1, 1) for n in range(total)])
         last = len(sizes.depths) - 1
+        self.first = 0 if outputs is None else last + 1 - outputs
         self.layers = nn.ModuleList()
         for n, (channels, depth, heads) in enumerate(
             zip(self.channels, sizes.depths, sizes.num_heads, strict=True)
@@ -222,7 +226,8 @@ class Swin(nn.Module):
             ]
             merging = PatchMerging(channels) if n < last else None
             self.layers.append(Stage(blocks, sizes.window_size, merging))
-            self.add_module(f"norm{n}", nn.LayerNorm(channels))
+            if n >= self.first:
+                self.add_module(f"norm{n}", nn.LayerNorm(channels))
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -238,7 +243,8 @@ class Swin(nn.Module):
         features = []
         for n, stage in enumerate(self.layers):
             output, x = stage(x)
-            features.append(self.get_submodule(f"norm{n}")(output).permute(0, 3, 1, 2))
+            if n >= self.first:
+                features.append(self.get_submodule(f"norm{n}")(output).permute(0, 3, 1, 2))
         return features
 
     def load_official(self, path: str | Path) -> None:
