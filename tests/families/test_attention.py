@@ -13,44 +13,15 @@ from torch import nn
 
 from detr_fast.drawing.attention import attention_pictures, draw_attention
 from detr_fast.families import decoder_attention
-from detr_fast.models import (
-    DETR,
-    DeformableDETR,
-    DeformableDETRConfig,
-    DETRConfig,
-    DETRSegm,
-    DETRSegmConfig,
-    Mask2Former,
-    Mask2FormerConfig,
-    MaskFormer,
-    MaskFormerConfig,
-)
 from detr_fast.models.decoder_attention import AttentionMaps, SamplingPoints
 from detr_fast.models.deformable_attention import MSDeformAttn
 from detr_fast.models.transformer import MultiheadAttention
 from detr_fast.ops import ms_deform_attn
 from detr_fast.structures import PaddedImages
+from tests.models.small import SMALL
 
-SIZES: dict[str, Any] = {
-    "backbone": "conv_stem",
-    "hidden_dim": 64,
-    "nheads": 4,
-    "dim_feedforward": 32,
-    "num_queries": 5,
-    "num_classes": 3,
-    "enc_layers": 1,
-    "dec_layers": 2,
-}
-MASK_SIZES: dict[str, Any] = {**SIZES, "conv_dim": 64, "mask_dim": 16, "enc_dim_feedforward": 32}
-MODELS = {
-    "detr": lambda: DETR(DETRConfig(**SIZES)),
-    "detr-segm": lambda: DETRSegm(DETRSegmConfig(**SIZES)),
-    "deformable-detr": lambda: DeformableDETR(DeformableDETRConfig(**SIZES)),
-    "refining": lambda: DeformableDETR(DeformableDETRConfig(**SIZES, with_box_refine=True)),
-    "maskformer": lambda: MaskFormer(MaskFormerConfig(**MASK_SIZES)),
-    "mask2former": lambda: Mask2Former(Mask2FormerConfig(**MASK_SIZES)),
-}
-WITH_MAPS = [name for name in MODELS if name not in ("deformable-detr", "refining")]
+WITH_POINTS = ["deformable-detr", "deformable-detr-refine", "dino"]
+WITH_MAPS = ["detr", "detr-segm", "maskformer", "mask2former"]
 
 
 def batch(rng: torch.Generator) -> PaddedImages:
@@ -65,13 +36,13 @@ def hooks(model: nn.Module) -> int:
 
 @pytest.mark.parametrize("name", WITH_MAPS)
 def test_maps(name: str, rng: torch.Generator) -> None:
-    model, images = MODELS[name]().train(), batch(rng)
+    model, images = SMALL[name]().train(), batch(rng)
     attention = decoder_attention(model, images)
     assert isinstance(attention, AttentionMaps)
-    assert attention.maps.shape[:2] == (2, 5)
+    assert attention.maps.shape[:2] == (2, 6)
     # stride 8 of the padded 64 x 96
     assert attention.maps.shape[2:] == ((16, 24) if name == "mask2former" else (8, 12))
-    torch.testing.assert_close(attention.maps.sum((2, 3)), torch.ones(2, 5))
+    torch.testing.assert_close(attention.maps.sum((2, 3)), torch.ones(2, 6))
     if name.startswith("detr"):
         assert not attention.maps[1, :, 5:].any(), "padding gets none"
         assert not attention.maps[1, :, :, 9:].any()
@@ -79,14 +50,14 @@ def test_maps(name: str, rng: torch.Generator) -> None:
     assert not hooks(model)
 
 
-@pytest.mark.parametrize("name", ["deformable-detr", "refining"])
+@pytest.mark.parametrize("name", WITH_POINTS)
 def test_points(name: str, rng: torch.Generator) -> None:
-    model, images = MODELS[name]().train(), batch(rng)
+    model, images = SMALL[name]().train(), batch(rng)
     attention = decoder_attention(model, images)
     assert isinstance(attention, SamplingPoints)
-    assert attention.locations.shape == (2, 5, 4, 4, 4, 2)
-    torch.testing.assert_close(attention.weights.sum((3, 4)), torch.ones(2, 5, 4))
-    assert attention.reference.shape == (2, 5, 4 if name == "refining" else 2)
+    assert attention.locations.shape == (2, 6, 4, 3 if name == "dino" else 4, 4, 2)
+    torch.testing.assert_close(attention.weights.sum((3, 4)), torch.ones(2, 6, 4))
+    assert attention.reference.shape == (2, 6, 2 if name == "deformable-detr" else 4)
     assert model.training
     assert not hooks(model)
 
@@ -124,7 +95,7 @@ def test_samples_are_those_of_forward(dimensions: int, rng: torch.Generator) -> 
     torch.testing.assert_close(attention(query, reference, memory, shapes), expected)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("found", ["boxes", "masks", "nothing"])
 def test_pictures(name: str, found: str, rng: torch.Generator) -> None:
     """Two panels for each of four queries, three in a row; a small image is enlarged to 256 pixels."""
@@ -137,7 +108,7 @@ def test_pictures(name: str, found: str, rng: torch.Generator) -> None:
     elif found == "masks":
         what = {"masks": torch.rand(4, 20, 35, generator=rng) < 0.5}
     before = image.tobytes()
-    attention = decoder_attention(MODELS[name](), first)
+    attention = decoder_attention(SMALL[name](), first)
     grid = attention_pictures(attention, first, image, [0, 4, 2, 2], **what)
     width, height = grid.size
     assert width == 6 * 256 + 3 * 6 + 2 * 12
@@ -149,7 +120,7 @@ def test_pictures(name: str, found: str, rng: torch.Generator) -> None:
 def test_large_images_shrink(rng: torch.Generator) -> None:
     first = PaddedImages.from_list([torch.randn(3, 32, 64, generator=rng)])
     grid = attention_pictures(
-        decoder_attention(MODELS["detr"](), first), first, Image.new("RGB", (2000, 1000)), [0]
+        decoder_attention(SMALL["detr"](), first), first, Image.new("RGB", (2000, 1000)), [0]
     )
     assert grid.size == (2 * 480 + 6, 240)
 
@@ -181,7 +152,7 @@ def test_other_models(rng: torch.Generator) -> None:
 
 
 def test_hooks_go_when_the_model_fails(rng: torch.Generator) -> None:
-    model, images = MODELS["detr"]().train(), batch(rng)
+    model, images = SMALL["detr"]().train(), batch(rng)
     with pytest.raises(TypeError, match="images"):
         decoder_attention(model, replace(images, tensors=images.tensors.long()))
     assert not hooks(model)

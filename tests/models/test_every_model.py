@@ -13,43 +13,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from detr_fast.models import (
-    DETR,
-    DeformableDETR,
-    DeformableDETRConfig,
-    DETRConfig,
-    DETRSegm,
-    DETRSegmConfig,
-    Mask2Former,
-    Mask2FormerConfig,
-    MaskFormer,
-    MaskFormerConfig,
-)
+from detr_fast.models import DETR, DETRConfig, DETRSegm, DETRSegmConfig
 from detr_fast.models.resnet import ResNet
 from detr_fast.models.swin import Swin, SwinSizes
 from detr_fast.structures import PaddedImages
+from tests.models.small import SIZES, SMALL
 
-SIZES: dict[str, Any] = {
-    "backbone": "conv_stem",
-    "hidden_dim": 64,
-    "nheads": 4,
-    "enc_layers": 1,
-    "dec_layers": 2,
-    "dim_feedforward": 64,
-    "num_queries": 6,
-    "num_classes": 5,
-}
-MASK_SIZES = {**SIZES, "conv_dim": 64, "mask_dim": 32, "enc_dim_feedforward": 64}
 MODELS: dict[str, Callable[[], nn.Module]] = {
-    "detr": lambda: DETR(DETRConfig(**SIZES)),
+    **{name: make for name, make in SMALL.items() if name != "deformable-detr-refine"},
     "detr-learned-positions": lambda: DETR(DETRConfig(**SIZES, position_embedding="learned", pre_norm=True)),
-    "detr-segm": lambda: DETRSegm(DETRSegmConfig(**SIZES)),
-    "deformable-detr": lambda: DeformableDETR(DeformableDETRConfig(**SIZES, num_feature_levels=4)),
-    "deformable-detr-two-stage": lambda: DeformableDETR(
-        DeformableDETRConfig(**SIZES, num_feature_levels=3, with_box_refine=True, two_stage=True)
-    ),
-    "maskformer": lambda: MaskFormer(MaskFormerConfig(**MASK_SIZES)),
-    "mask2former": lambda: Mask2Former(Mask2FormerConfig(**MASK_SIZES)),
     "resnet": lambda: Backbone(ResNet("resnet18")),
     "swin": lambda: Backbone(Swin(SwinSizes(16, (2, 2), (2, 4), window_size=4))),
 }
@@ -138,7 +110,7 @@ def test_export(model: nn.Module, rng: torch.Generator) -> None:
     assert_same(exported(*other), flat(*other))
 
 
-@pytest.mark.parametrize("model", ["deformable-detr-two-stage", "mask2former"], indirect=True)
+@pytest.mark.parametrize("model", ["deformable-detr-two-stage", "dino", "mask2former"], indirect=True)
 @torch.no_grad()
 def test_exported_files_take_and_return_what_models_do(model: nn.Module, rng: torch.Generator) -> None:
     images, other = (PaddedImages(*batch(rng)) for _ in range(2))
