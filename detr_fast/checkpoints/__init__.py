@@ -2,6 +2,7 @@
 
 from detr_fast.checkpoints.atomic import atomic_write, remove_leftovers
 from detr_fast.checkpoints.contents import options_in
+from detr_fast.checkpoints.detrex import is_detrex
 from detr_fast.checkpoints.files import (
     Checkpoint,
     open_checkpoint,
@@ -17,6 +18,7 @@ __all__ = [
     "LoadReport",
     "atomic_write",
     "describe",
+    "is_detrex",
     "load_state_dict",
     "official_names",
     "open_checkpoint",

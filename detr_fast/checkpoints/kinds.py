@@ -10,7 +10,7 @@ DETECTORS = (
     ("a Mask2Former", r"^sem_seg_head\.predictor\.(query_feat|static_query)"),
     ("a MaskFormer", r"^sem_seg_head\.predictor\."),
     ("a DETR for segmentation", r"^(mask_head\.lay1|bbox_attention\.k_linear)\."),
-    ("a DINO", r"^transformer\.enc_out_class_embed\."),
+    ("a DINO", r"^transformer\.(enc_out_class_embed\.|level_embeds$)"),
     ("a Deformable DETR", r"^transformer\.level_embed$"),
     ("a DETR", r"^transformer\.decoder\.layers\.\d+\.multihead_attn\."),
 )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from detr_fast.checkpoints.detrex import from_detrex, is_detrex
 from detr_fast.checkpoints.kinds import describe
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,9 @@ class LoadReport:
 
 
 def official_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same entries under today's official names, where files of older official code have others."""
+    """The same entries under today's official names, where files of older code or of detrex have others."""
+    if is_detrex(state):
+        return from_detrex(state)
     renamed = {}
     for name, tensor in state.items():
         for old, new in RENAMED:

@@ -36,7 +36,7 @@ FAMILY = Family(
     name="dino",
     model=DINO,
     config=DINOConfig,
-    signature=re.compile(r"^transformer\.enc_out_class_embed\."),
+    signature=re.compile(r"^transformer\.(enc_out_class_embed\.|level_embeds$)"),
     variants={
         "r50-4scale": {},
         "r50-5scale": FIVE_SCALE,

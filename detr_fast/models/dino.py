@@ -18,6 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from detr_fast.checkpoints import is_detrex, official_names
 from detr_fast.models.backbones import BACKBONES, backbone_in, build_body, count_modules
 from detr_fast.models.common import MLP, ModelConfig, check_dimensions, check_multiple, official_options
 from detr_fast.models.deformable_transformer import (
@@ -180,12 +181,19 @@ class DINOConfig(ModelConfig):
             values["activation"] = values["transformer_activation"]
         if "return_interm_indices" in values:
             values["backbone_levels"] = len(values["return_interm_indices"])
+        if values.get("dn_labelbook_size") == values.get("num_classes"):
+            values["dn_labelbook_size"] = None
         if not values.get("use_dn", True):
             values["dn_number"] = 0
         return cls(**official_options(cls, values))
 
     @classmethod
     def sizes_in(cls, state: Mapping[str, Tensor], overrides: Mapping[str, Any]) -> dict[str, Any]:
+        # detrex counts positions as Deformable DETR does
+        detrex = (
+            {"pe_temperatureH": 1e4, "pe_temperatureW": 1e4, "pe_offset": -0.5} if is_detrex(state) else {}
+        )
+        state = official_names(state)
         prefix = "backbone.0." if "backbone.0.patch_embed.proj.weight" in state else "backbone.0.body."
         learned = "transformer.tgt_embed.weight" in state
         projections = [w for n, w in state.items() if n.startswith("input_proj.") and n.endswith(".0.weight")]
@@ -197,15 +205,17 @@ class DINOConfig(ModelConfig):
             # heads that are one for all layers have the same values, and one in memory is the encoder's too
             heads[f"dec_pred_{head}_embed_share"] = all(torch.equal(first, other) for other in others)
             heads[f"two_stage_{head}_embed_share"] = first.data_ptr() == own.data_ptr() != 0
+        classes, labels = len(state["class_embed.0.weight"]), len(state["label_enc.weight"]) - 1
         return {
             **transformer_sizes(state, overrides.get("nheads", cls.nheads)),
             **heads,
+            **detrex,
             "backbone": overrides.get("backbone") or backbone_in(state, prefix),
             **({"num_queries": len(state["transformer.tgt_embed.weight"])} if learned else {}),
             "embed_init_tgt": learned,
-            "num_classes": len(state["class_embed.0.weight"]),
+            "num_classes": classes,
             "backbone_levels": sum(weight.shape[-1] == 1 for weight in projections),
-            "dn_labelbook_size": len(state["label_enc.weight"]) - 1,
+            "dn_labelbook_size": labels if labels != classes else None,
         }
 
 
