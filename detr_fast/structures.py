@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -151,7 +151,8 @@ class PackedTargets:
         return len(self.num_targets)
 
 
-class DenoisingGroups(NamedTuple):
+@dataclass(frozen=True)
+class DenoisingGroups:
     """How the denoising queries of an image are laid out (DINO, arXiv:2203.03605, section 3.3).
 
     Args:
@@ -249,8 +250,8 @@ class Predictions:
         if (about := outputs.get("dn_meta")) and about["pad_size"]:
             count = about["num_dn_group"]
             groups = DenoisingGroups(count, about["pad_size"] // (2 * count))
-            known = _stacked(about["output_known_lbs_bboxes"], "pred_logits", "pred_boxes")
-            denoised = Denoised(*known, groups)
+            known = cls.from_dict(about["output_known_lbs_bboxes"])
+            denoised = Denoised(known.logits, known.boxes, groups)
         return cls(logits, boxes, encoder, masks, denoised)
 
     @classmethod

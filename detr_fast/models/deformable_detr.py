@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from detr_fast.models.backbones import BACKBONES, backbone_in, build_body
 from detr_fast.models.common import ModelConfig, check_dimensions, check_multiple, official_options
-from detr_fast.models.deformable_transformer import DeformableTransformer, Levels
+from detr_fast.models.deformable_transformer import DeformableTransformer, Levels, best_positions
 from detr_fast.models.multi_scale import GROUPS, MultiScaleModel, focal_heads, transformer_sizes
 from detr_fast.models.position_encoding import PositionEncodingSine
 from detr_fast.models.transformer import ACTIVATIONS
@@ -168,13 +168,8 @@ class DeformableDETR(MultiScaleModel):
         count = self.config.num_queries
         class_head, box_head = self.class_embed[-1], self.bbox_embed[-1]
         logits, boxes = self.transformer.propose(memory, levels, class_head, box_head)
-        if logits.shape[1] < count:
-            raise ValueError(
-                f"images: expected at least num_queries = {count} positions to propose from; "
-                f"got {logits.shape[1]} on the levels {levels.shapes}"
-            )
         # class 0 means any object here
-        best = logits[..., 0].topk(count, dim=1).indices
+        best = best_positions(logits[..., 0], count, levels)
         best_boxes = boxes.gather(1, best[..., None].expand(-1, -1, 4)).detach()
         return Predictions(logits[None], boxes.sigmoid()[None]), best_boxes
 

@@ -280,6 +280,16 @@ def proposal_squares(memory: Tensor, levels: Levels) -> tuple[Tensor, Tensor]:
     return memory.where(usable, 0), torch.logit(squares.where(usable, 0.5)).where(usable, math.inf)
 
 
+def best_positions(scores: Tensor, count: int, levels: Levels) -> Tensor:
+    """The `count` positions of the largest scores [B, S], best first: [B, count]."""
+    if scores.shape[1] < count:
+        raise ValueError(
+            f"images: expected at least num_queries = {count} positions to propose from; "
+            f"got {scores.shape[1]} on the levels {levels.shapes}"
+        )
+    return scores.topk(count, dim=1).indices
+
+
 def _tokens(maps: Sequence[Tensor]) -> Tensor:
     """[B, C, h, w] of each level -> [B, S, C]."""
     return torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)

@@ -26,6 +26,7 @@ from detr_fast.models.deformable_transformer import (
     DeformableEncoder,
     Levels,
     at_least_float32,
+    best_positions,
     box_waves,
     inverse_sigmoid,
     proposal_squares,
@@ -270,13 +271,21 @@ class Proposals(NamedTuple):
 class DINOTransformer(DeformableEncoder):
     """Encoder over several feature levels, decoder over its best proposals; official names."""
 
+    enc_out_class_embed: nn.Module
+    enc_out_bbox_embed: nn.Module
+
     def __init__(self, config: DINOConfig) -> None:
-        channels, levels = config.hidden_dim, config.num_feature_levels
-        layer = (channels, config.nheads, config.dim_feedforward, config.dropout, config.activation, levels)
-        super().__init__(*layer[:2], config.enc_layers, *layer[2:], config.enc_n_points)
-        self.decoder = Decoder(
-            (DecoderLayer(*layer, config.dec_n_points) for _ in range(config.dec_layers)), channels
+        channels, heads = config.hidden_dim, config.nheads
+        hidden, dropout, activation = config.dim_feedforward, config.dropout, config.activation
+        levels, points = config.num_feature_levels, config.dec_n_points
+        super().__init__(
+            channels, heads, config.enc_layers, hidden, dropout, activation, levels, config.enc_n_points
         )
+        layers = (
+            DecoderLayer(channels, heads, hidden, dropout, activation, levels, points)
+            for _ in range(config.dec_layers)
+        )
+        self.decoder = Decoder(layers, channels)
         if config.embed_init_tgt:
             self.tgt_embed = nn.Embedding(config.num_queries, channels)
         self.enc_output = nn.Linear(channels, channels)
@@ -286,14 +295,9 @@ class DINOTransformer(DeformableEncoder):
     def propose(self, memory: Tensor, levels: Levels, count: int) -> Proposals:
         """The `count` positions of the largest logit, best first; memory is [B, S, C]."""
         memory, squares = proposal_squares(memory, levels)
-        if memory.shape[1] < count:
-            raise ValueError(
-                f"images: expected at least num_queries = {count} positions to propose from; "
-                f"got {memory.shape[1]} on the levels {levels.shapes}"
-            )
         states = self.enc_output_norm(self.enc_output(memory))
         logits = self.enc_out_class_embed(states)
-        best = logits.amax(-1).topk(count, dim=1).indices
+        best = best_positions(logits.amax(-1), count, levels)
         states, logits, squares = (
             x.gather(1, best[..., None].expand(-1, -1, x.shape[-1])) for x in (states, logits, squares)
         )
