@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from detr_fast.integrations import attention, losses, mask_losses, official_matcher
 from detr_fast.integrations import inference as folding
+from detr_fast.integrations.attention_forms import FORMS, Form
 from detr_fast.integrations.swap import unswap
 from detr_fast.ops.box_match_cost import OPERATOR as BOX_MATCH_COST
 from detr_fast.ops.mask_match_cost import OPERATOR as MASK_MATCH_COST
@@ -19,8 +20,8 @@ from detr_fast.ops.ms_deform_attn import OPERATOR as MS_DEFORM_ATTN
 from detr_fast.ops.operator import ORDER, Operator
 
 _LOOKED_FOR = (
-    f"transformers' attention modules ({attention.CORE}, ...{attention.WRAPPER}), detection losses and mask "
-    f"criteria, or Deformable-DETR's {attention.OFFICIAL} and HungarianMatcher"
+    f"an attention module ({', '.join(sorted({form.name for form in FORMS}))}), a loss or criterion of "
+    "transformers, or a HungarianMatcher"
 )
 
 
@@ -114,7 +115,7 @@ def _attention(model: nn.Module, report: Report) -> None:
     recorded = _recorded(model)
     inside: tuple[str, ...] = ()
     for path, module in model.named_modules():
-        if isinstance(module, attention.REPLACEMENTS):
+        if isinstance(module, Form):
             report.skipped.append((path, "already accelerated"))
             inside += (f"{path}." if path else "",)
         elif attention.known_class(module) and not path.startswith(inside):

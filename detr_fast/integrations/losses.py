@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from detr_fast.integrations.swap import Replacement, combined
+from detr_fast.integrations.swap import Replacement, combined, with_globals
 from detr_fast.ops.box_loss import box_loss
 from detr_fast.ops.box_match_cost import box_match_cost
 from detr_fast.ops.class_loss import class_loss
@@ -127,7 +127,7 @@ class OneMatch(FastLoss):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         name, criterion = criterion_class(self.original)
         fast = combined(MatchedAtOnce, criterion, ("classification", self.classification))
-        return _with_global(self.original, name, fast)(*args, **kwargs)
+        return with_globals(self.original, **{name: fast})(*args, **kwargs)
 
 
 class MatchedAtOnce(Replacement):
@@ -305,15 +305,6 @@ def choose(loss: Any, config: Any) -> FastLoss | str | None:
         return f"its loss could not be tried: {type(error).__name__}: {error}"
 
 
-def _with_global(function: Any, name: str, value: Any) -> Any:
-    """The same function, one of whose globals is another; the module it comes from is left as it is."""
-    made = FunctionType(
-        function.__code__, {**function.__globals__, name: value}, function.__name__, function.__defaults__
-    )
-    made.__kwdefaults__ = function.__kwdefaults__
-    return made
-
-
 class _Built(Exception):
     def __init__(self, criterion: Any) -> None:
         self.criterion = criterion
@@ -328,7 +319,7 @@ def _built(loss: Any, name: str, criterion: Any, config: Any) -> Any:
 
     names = loss.__code__.co_varnames[: loss.__code__.co_argcount]
     try:
-        _with_global(loss, name, Caught)(**{key: config if key == "config" else None for key in names})
+        with_globals(loss, **{name: Caught})(**{key: config if key == "config" else None for key in names})
     except _Built as built:
         return built.criterion
     raise LookupError(f"{loss.__name__} does not move its criterion")

@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 EXTENSION = "MultiScaleDeformableAttention"
+FUNCTIONS = ("MSDeformAttnFunction", "MultiScaleDeformableAttnFunction")
 
 
 class MSDeformAttnFunction:

@@ -7,7 +7,10 @@ bound to the instance it is carried along by `copy.deepcopy` and `pickle`, and c
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from functools import cache
+from types import FunctionType
 from typing import Any
 
 from torch import nn
@@ -37,7 +40,7 @@ class Replacement:
 
 
 @cache
-def combined(mixin: type[Replacement], replaced: type[Any], *options: tuple[str, Any]) -> type[Any]:
+def combined(mixin: Any, replaced: type[Any], *options: tuple[str, Any]) -> type[Any]:
     """`replaced` with the methods of `mixin` and options as class attributes, under its own name."""
     attributes = {name: getattr(replaced, name) for name in ("__module__", "__qualname__", "__doc__")}
     attributes |= {"replaced": replaced, "mixed": (mixin, replaced, *options)}
@@ -48,6 +51,21 @@ def unswap(module: nn.Module) -> None:
     """Gives a module the class that was replaced; does nothing to other modules."""
     if isinstance(module, Replacement):
         module.__class__ = module.replaced
+
+
+def argument_names(method: Callable[..., Any]) -> list[str]:
+    """The names of a method's arguments but for `self`, in its order."""
+    return list(inspect.signature(method).parameters)[1:]
+
+
+def with_globals(function: Callable[..., Any], **values: Any) -> Callable[..., Any]:
+    """The same function, some of whose globals are others; the module it comes from is left as it is."""
+    made: Any = inspect.unwrap(function)
+    copy = FunctionType(
+        made.__code__, {**made.__globals__, **values}, made.__name__, made.__defaults__, made.__closure__
+    )
+    copy.__kwdefaults__ = made.__kwdefaults__
+    return copy
 
 
 def _blank(*mixed: Any) -> Any:

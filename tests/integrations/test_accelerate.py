@@ -18,6 +18,7 @@ from transformers.models.deformable_detr import modeling_deformable_detr as upst
 
 import detr_fast
 from detr_fast.integrations import attention
+from detr_fast.integrations.attention_forms import FusedAttention
 from detr_fast.ops.operator import Operator
 from tests.integrations import tiny
 
@@ -47,7 +48,7 @@ def test_a_second_call_changes_nothing_and_says_so() -> None:
 def test_other_models_stay_as_they_are() -> None:
     other = tiny.build(NAME)
     accelerated()
-    assert not any(isinstance(module, attention.FusedAttention) for module in other.modules())
+    assert not any(isinstance(module, FusedAttention) for module in other.modules())
 
 
 def test_the_report_reads_well() -> None:
@@ -64,7 +65,7 @@ def test_copies_and_pickles_stay_accelerated_and_restorable(carry) -> None:
     assert [type(module) for module in other.modules()] == kinds
     assert torch.equal(logits(other, given), logits(model, given))
     detr_fast.restore(other)
-    assert not any(isinstance(module, attention.FusedAttention) for module in other.modules())
+    assert not any(isinstance(module, FusedAttention) for module in other.modules())
     assert [type(module) for module in model.modules()] == kinds
 
 
@@ -72,7 +73,7 @@ def test_saved_models_load_without_us(tmp_path: Path) -> None:
     model, given = accelerated(), tiny.inputs(NAME)
     model.save_pretrained(tmp_path)
     loaded = transformers.AutoModelForObjectDetection.from_pretrained(tmp_path).eval()
-    assert not any(isinstance(module, attention.FusedAttention) for module in loaded.modules())
+    assert not any(isinstance(module, FusedAttention) for module in loaded.modules())
     torch.testing.assert_close(logits(loaded, given), logits(model, given), rtol=1e-5, atol=1e-6)
 
 

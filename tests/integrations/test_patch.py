@@ -9,7 +9,7 @@ from pathlib import Path
 import transformers as hf
 
 from detr_fast.integrations import transformers
-from detr_fast.integrations.attention import FusedAttention
+from detr_fast.integrations.attention_forms import FusedAttention
 from detr_fast.integrations.losses import FastLoss
 from tests.integrations import tiny
 
