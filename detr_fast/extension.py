@@ -9,6 +9,11 @@ from types import ModuleType
 # torch comes first: its OpenMP runtime must be in the process before the extension asks for one.
 import torch
 
+
+class NotReady(TypeError):
+    """A tensor's memory is not as kernels read it; the function of the extension has done nothing."""
+
+
 _module: ModuleType | None = None
 _error: str | None = None
 try:
@@ -17,7 +22,7 @@ except ImportError as error:
     _error = f"the compiled extension did not import: {error}"
 
 if _module is not None:
-    _module.use_tensors_of(torch)
+    _module.use_tensors_of(torch, NotReady)
 
 _isa = os.environ.get("DETR_FAST_ISA")
 if _module is not None and _isa:

@@ -1,5 +1,9 @@
 #include "common/arguments.h"
 
+#include <algorithm>
+
+#include "common/dlpack.h"
+
 namespace detr_fast {
 namespace {
 
@@ -7,8 +11,11 @@ constexpr const char* kDtypeNames[] = {"float32", "bfloat16", "float16", "uint8"
                                        "float64", "int32",    "int64",   "bool"};
 constexpr int kDtypes = sizeof kDtypeNames / sizeof *kDtypeNames;
 
+constexpr uintptr_t kAlignment = 16;
+
 // References that are never given back: the interpreter may end before static objects do.
-PyObject *dtypes[kDtypes], *dtype, *numel, *data_ptr;
+PyObject *dtypes[kDtypes], *dtype, *numel, *data_ptr, *stride, *is_contiguous, *is_neg, *not_ready_class;
+const DlpackExchange* exchange;  // of torch 2.10 and later: a tensor is read in a third of the time
 
 long long to_integer(PyObject* object) {
     const long long number = PyLong_AsLongLong(object);
@@ -16,7 +23,7 @@ long long to_integer(PyObject* object) {
     return number;
 }
 
-// What a method without arguments returns.
+// What a method without arguments returns, an integer or a bool.
 long long call(PyObject* method, py::handle self) {
     PyObject* const arguments[] = {self.ptr()};
     const py::object result =
@@ -47,12 +54,23 @@ py::object sequence(py::handle object, const char* name) {
 
 }  // namespace
 
-void use_tensors_of(const py::object& torch) {
+void use_tensors_of(const py::object& torch, const py::object& error) {
     static_assert(kDtypes == static_cast<int>(Arguments::Dtype::count));
     for (int i = 0; i < kDtypes; ++i) dtypes[i] = attribute(torch, kDtypeNames[i]);
     dtype = PyUnicode_InternFromString("dtype");
-    numel = attribute(torch.attr("Tensor"), "numel");
-    data_ptr = attribute(torch.attr("Tensor"), "data_ptr");
+    const py::object tensor = torch.attr("Tensor");
+    numel = attribute(tensor, "numel");
+    data_ptr = attribute(tensor, "data_ptr");
+    stride = attribute(tensor, "stride");
+    is_contiguous = attribute(tensor, "is_contiguous");
+    is_neg = attribute(tensor, "is_neg");
+    not_ready_class = py::object(error).release().ptr();
+    exchange = dlpack_exchange_of(tensor.ptr());
+}
+
+void not_ready(const char* name, const char* expected) {
+    PyErr_Format(not_ready_class, "%s: expected %s", name, expected);
+    throw py::error_already_set();
 }
 
 py::handle Arguments::next(const char* name) {
@@ -128,22 +146,65 @@ Queue Arguments::queue() {
     return {device, reinterpret_cast<void*>(integer("stream"))};
 }
 
-Arguments::Memory Arguments::memory(py::handle tensor, const char* name, int64_t count) {
-    if (!data_ptr) throw std::runtime_error("use_tensors_of(torch) comes first");
-    const py::object found = py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor.ptr(), dtype));
-    if (!found) {
+Arguments::Memory Arguments::by_exchange(py::handle tensor, const char* name, Strides* strides) {
+    DlpackTensor view;
+    if (exchange->view(tensor.ptr(), &view) != 0) {
         PyErr_Clear();
         refuse(name, "a tensor", type_name(tensor));
     }
-    int type = 0;
-    while (type < kDtypes && dtypes[type] != found.ptr()) ++type;
-    const long long size = call(numel, tensor);
-    if (size != count)
+    Memory found{static_cast<char*>(view.data) + view.byte_offset, Dtype::count, 1, true};
+    constexpr struct {
+        uint8_t code, bits;
+    } kCodes[kDtypes] = {{kDlpackFloat, 32}, {kDlpackBfloat, 16}, {kDlpackFloat, 16}, {kDlpackUInt, 8},
+                         {kDlpackFloat, 64}, {kDlpackInt, 32},    {kDlpackInt, 64},   {kDlpackBool, 8}};
+    for (int i = 0; i < kDtypes; ++i)
+        if (view.dtype.code == kCodes[i].code && view.dtype.bits == kCodes[i].bits) found.dtype = Dtype(i);
+    for (int32_t d = view.ndim - 1; d >= 0; --d) {
+        found.packed &= view.shape[d] == 1 || view.strides[d] == found.elements;
+        found.elements *= view.shape[d];
+    }
+    found.packed |= found.elements == 0;
+    if (strides) {
+        *strides = {};
+        for (int i = 1; i <= std::min(view.ndim, 4); ++i) strides->of[4 - i] = view.strides[view.ndim - i];
+    }
+    return found;
+}
+
+Arguments::Memory Arguments::by_attributes(py::handle tensor, const char* name, Strides* strides) {
+    const py::object type = py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor.ptr(), dtype));
+    if (!type) {
+        PyErr_Clear();
+        refuse(name, "a tensor", type_name(tensor));
+    }
+    int number = 0;
+    while (number < kDtypes && dtypes[number] != type.ptr()) ++number;
+    if (strides) {
+        const auto all = py::reinterpret_borrow<py::function>(stride)(tensor).cast<py::tuple>();
+        *strides = {};
+        for (size_t i = 1; i <= std::min<size_t>(all.size(), 4); ++i)
+            strides->of[4 - i] = all[all.size() - i].cast<int64_t>();
+    }
+    return {reinterpret_cast<void*>(call(data_ptr, tensor)), Dtype(number), call(numel, tensor),
+            call(is_contiguous, tensor) != 0};
+}
+
+Arguments::Memory Arguments::memory(py::handle tensor, const char* name, int64_t count, Strides* strides) {
+    if (!not_ready_class) throw std::runtime_error("use_tensors_of(torch, ...) comes first");
+    const Memory found = exchange ? by_exchange(tensor, name, strides) : by_attributes(tensor, name, strides);
+    if (found.elements != count)
         refuse(name, std::to_string(count) + " elements",
-               std::to_string(size) + " in shape " + text(py::list(tensor.attr("shape"))));
-    void* const address = reinterpret_cast<void*>(call(data_ptr, tensor));
-    if (!address && count) refuse(name, "a tensor with memory", "one without");
-    return {address, Dtype(type)};
+               std::to_string(found.elements) + " in shape " + text(py::list(tensor.attr("shape"))));
+    const char* wanted = nullptr;
+    if (!found.data && count) {
+        wanted = "a tensor with memory";
+    } else if (!strides && !(found.packed && reinterpret_cast<uintptr_t>(found.data) % kAlignment == 0)) {
+        wanted = "contiguous memory, aligned to 16 bytes";
+    } else if (found.dtype <= Dtype::f64 && found.dtype != Dtype::u8 && call(is_neg, tensor)) {
+        wanted = "memory without the negative bit";
+    }
+    if (wanted) not_ready(name, wanted);
+    return found;
 }
 
 void* Arguments::array_of(Dtype wanted, const char* name, int64_t count) {
@@ -160,17 +221,17 @@ Floats Arguments::floats(const char* name, int64_t count) {
     return {found.data, FloatType(found.dtype)};
 }
 
-Elements Arguments::elements(const char* name, int64_t count) {
+Elements Arguments::elements(const char* name, int64_t count, Strides* strides) {
     const py::handle tensor = next(name);
-    const Memory found = memory(tensor, name, count);
+    const Memory found = memory(tensor, name, count, strides);
     if (found.dtype == Dtype::boolean) return {found.data, ElementType::u8};
     if (found.dtype > Dtype::u8) refuse_dtype(tensor, name, "float32, bfloat16, float16, uint8 or bool");
     return {found.data, ElementType(found.dtype)};
 }
 
-void* Arguments::float_or_double(bool& is_double, const char* name, int64_t count) {
+void* Arguments::float_or_double(bool& is_double, const char* name, int64_t count, Strides& strides) {
     const py::handle tensor = next(name);
-    const Memory found = memory(tensor, name, count);
+    const Memory found = memory(tensor, name, count, &strides);
     if (found.dtype != Dtype::f32 && found.dtype != Dtype::f64)
         refuse_dtype(tensor, name, "float32 or float64");
     is_double = found.dtype == Dtype::f64;

@@ -1,10 +1,11 @@
-// How bindings read their arguments, one after the other. csrc knows no torch: `use_tensors_of(torch)` says
-// once how a tensor tells its dtype, number of elements and address. Every pointer is asked for with the type
-// and the count that the code behind it relies on, so that arguments in a wrong order raise TypeError instead
-// of reading garbage.
+// How bindings read their arguments, one after the other. csrc knows no torch: `use_tensors_of` says once how
+// a tensor tells its dtype, shape and address. Every pointer is asked for with the type and the count that
+// the code behind it relies on, so that arguments in a wrong order raise TypeError instead of reading
+// garbage.
 //
-// The caller hands over contiguous memory on the right device (detr_fast/ops/memory.py) and keeps the tensors
-// until the function returns. Arguments are read under the GIL, before it is released.
+// A tensor whose memory is not as kernels read it raises NotReady, before anything has run; the caller then
+// copies (detr_fast/ops/memory.py). The caller sees to the right device and keeps the tensors until the
+// function returns. Arguments are read under the GIL, before it is released.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -20,8 +21,15 @@ namespace detr_fast {
 
 namespace py = pybind11;
 
-// `torch`: a module that has `Tensor` and the dtypes.
-void use_tensors_of(const py::object& torch);
+// `torch`: a module that has `Tensor` and the dtypes; `error`: the class NotReady.
+void use_tensors_of(const py::object& torch, const py::object& error);
+
+[[noreturn]] void not_ready(const char* name, const char* expected);
+
+// Of the last four dimensions of a tensor, in elements; 0 for those that it lacks.
+struct Strides {
+    int64_t of[4];
+};
 
 // How many targets each image of a packed batch has, as the places where each image's targets begin.
 struct Targets {
@@ -65,12 +73,13 @@ class Arguments {
         return static_cast<T*>(array_of(wanted, name, count));
     }
     Floats floats(const char* name, int64_t count);
-    Elements elements(const char* name, int64_t count);
+    // With `strides` elements may lie anywhere; other arrays are contiguous and aligned to 16 bytes.
+    Elements elements(const char* name, int64_t count, Strides* strides = nullptr);
     void* array_of(FloatType type, const char* name, int64_t count) {
         return array_of(Dtype(type), name, count);
     }
-    // float32 or float64.
-    void* float_or_double(bool& is_double, const char* name, int64_t count);
+    // float32 or float64 anywhere.
+    void* float_or_double(bool& is_double, const char* name, int64_t count, Strides& strides);
 
     // Whether the next argument is None, which is then done with.
     bool skip_none();
@@ -79,13 +88,17 @@ class Arguments {
 
   private:
     enum class Dtype : int { f32, bf16, f16, u8, f64, i32, i64, boolean, count };  // the first as ElementType
-    friend void use_tensors_of(const py::object&);
+    friend void use_tensors_of(const py::object&, const py::object&);
     struct Memory {
         void* data;
-        Dtype dtype;
+        Dtype dtype;  // `count` for one that no kernel takes
+        int64_t elements;
+        bool packed;
     };
+    static Memory by_exchange(py::handle tensor, const char* name, Strides* strides);
+    static Memory by_attributes(py::handle tensor, const char* name, Strides* strides);
+    static Memory memory(py::handle tensor, const char* name, int64_t count, Strides* strides = nullptr);
     py::handle next(const char* name);
-    Memory memory(py::handle tensor, const char* name, int64_t count);
     void* array_of(Dtype dtype, const char* name, int64_t count);
 
     const py::args& call_;

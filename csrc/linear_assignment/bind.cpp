@@ -1,3 +1,5 @@
+#include <pybind11/numpy.h>
+
 #include <algorithm>
 #include <new>
 #include <numeric>
@@ -17,11 +19,12 @@ AssignmentBatch read(Arguments& in, const Targets& targets) {
     batch.images = targets.images();
     batch.layers = in.integer("layers");
     batch.queries = in.integer("queries");
+    Strides strides;
     batch.costs =
-        in.float_or_double(batch.is_double, "costs", batch.layers * targets.count() * batch.queries);
-    batch.layer_stride = in.integer("layer_stride");
-    batch.target_stride = in.integer("target_stride");
-    batch.query_stride = in.integer("query_stride");
+        in.float_or_double(batch.is_double, "costs", batch.layers * targets.count() * batch.queries, strides);
+    batch.layer_stride = strides.of[1];
+    batch.target_stride = strides.of[2];
+    batch.query_stride = strides.of[3];
     batch.query = in.array<int64_t>("query", batch.layers * targets.count());
     return batch;
 }
@@ -31,7 +34,7 @@ AssignmentBatch read(Arguments& in, const Targets& targets) {
 #if DETR_FAST_WITH_CPU
 namespace {
 
-// Images, those with most targets first.
+// Images, those with most targets first, so that threads end together.
 std::vector<int64_t> most_targets_first(const Targets& targets) {
     std::vector<int64_t> order(targets.images());
     std::iota(order.begin(), order.end(), 0);
@@ -50,10 +53,63 @@ int64_t first_infeasible(const int32_t* status, int64_t problems) {
     return infeasible;
 }
 
+// A NumPy matrix as a batch of one problem: its rows are targets.
+AssignmentBatch one_problem(const py::array& costs, const int64_t* first, int32_t* status) {
+    AssignmentBatch batch{};
+    batch.is_double = py::isinstance<py::array_t<double>>(costs);
+    if (!batch.is_double && !py::isinstance<py::array_t<float>>(costs))
+        throw py::type_error("costs: expected float32 or float64; got " +
+                             std::string(py::str(costs.dtype())));
+    const py::ssize_t size = costs.itemsize();
+    batch.costs = costs.data();
+    batch.target_stride = costs.strides(0) / size;
+    batch.query_stride = costs.strides(1) / size;
+    if (costs.strides(0) % size || costs.strides(1) % size || reinterpret_cast<uintptr_t>(batch.costs) % size)
+        not_ready("costs", "elements at multiples of their size");
+    batch.layers = batch.images = 1;
+    batch.queries = costs.shape(1);
+    batch.first = first;
+    batch.status = status;
+    return batch;
+}
+
 }  // namespace
 
 void bind_linear_assignment_cpu(py::module_& m) {
-    // (sizes, layers, queries, costs, its three strides, query, status or None, threads) -> the first
+    // (float32 or float64 [n, m]) -> rows, columns of min(n, m) pairs, as
+    // scipy.optimize.linear_sum_assignment
+    m.def(
+        "linear_sum_assignment_cpu",
+        [](const py::array& costs) {
+            if (costs.ndim() != 2)
+                throw py::value_error("expected a matrix (2-D array), got a " + std::to_string(costs.ndim()) +
+                                      " array");
+            const int64_t n = costs.shape(0), pairs = std::min<int64_t>(n, costs.shape(1)), first[] = {0, n};
+            int32_t status = 0;
+            AssignmentBatch batch = one_problem(costs, first, &status);
+            batch.refuses = true;
+            py::array_t<int64_t> rows(pairs), columns(pairs);
+            int64_t *const row = rows.mutable_data(), *const column = columns.mutable_data();
+            std::vector<int64_t> of_row(n > pairs ? n : 0);
+            batch.query = n > pairs ? of_row.data() : column;
+            {
+                const py::gil_scoped_release release;
+                DETR_FAST_CPU(linear_assignment_cpu)(batch, nullptr, 1);
+            }
+            if (status == static_cast<int32_t>(AssignmentStatus::out_of_memory)) throw std::bad_alloc();
+            if (status == static_cast<int32_t>(AssignmentStatus::refused))
+                throw py::value_error("matrix contains invalid numeric entries");
+            if (status) throw py::value_error("cost matrix is infeasible");
+            for (int64_t i = 0, k = 0; i < n; ++i) {
+                if (batch.query[i] < 0) continue;
+                row[k] = i;
+                column[k++] = batch.query[i];
+            }
+            return py::make_tuple(std::move(rows), std::move(columns));
+        },
+        py::arg("costs").noconvert());
+
+    // (sizes, layers, queries, costs, query, status or None, threads) -> the first
     // infeasible problem, counted over layers and images, or -1
     m.def("linear_assignment_cpu", [](const py::args& call) {
         Arguments in(call);
@@ -66,7 +122,9 @@ void bind_linear_assignment_cpu(py::module_& m) {
         const int threads = static_cast<int>(in.integer("threads"));
         in.end();
         const py::gil_scoped_release release;
-        DETR_FAST_CPU(linear_assignment_cpu)(batch, most_targets_first(targets).data(), threads);
+        std::vector<int64_t> order;
+        if (threads > 1 && targets.images() > 1) order = most_targets_first(targets);
+        DETR_FAST_CPU(linear_assignment_cpu)(batch, order.empty() ? nullptr : order.data(), threads);
         return first_infeasible(batch.status, problems);
     });
 }
@@ -85,7 +143,7 @@ void bind_linear_assignment_cuda(py::module_& m) {
         return linear_assignment_cuda_workspace(is_double, layers, targets.images(), queries,
                                                 targets.first.data(), shared_bytes);
     });
-    // (sizes, layers, queries, costs, its three strides, query, status, by_auction, shared_bytes, workspace,
+    // (sizes, layers, queries, costs, query, status, by_auction, shared_bytes, workspace,
     // device, stream)
     m.def("linear_assignment_cuda", [](const py::args& call) {
         Arguments in(call);

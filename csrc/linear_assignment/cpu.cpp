@@ -322,9 +322,11 @@ class Solver {
 
 // A row-major copy in which NaN and -inf cost more than any assignment of finite entries can,
 // R * max - (R - 1) * min, and costs near the end of the range are scaled by a power of two.
+// Returns whether there were NaN or -inf.
 template <class Cost>
-void pack_penalised(const Matrix<Cost>& from, double* to) {
+bool pack_penalised(const Matrix<Cost>& from, double* to) {
     double low = kInf, high = -kInf;
+    bool penalised = false;
     double* out = to;
     for (int i = 0; i < from.rows; ++i)
         for (int j = 0; j < from.columns; ++j) {
@@ -338,7 +340,12 @@ void pack_penalised(const Matrix<Cost>& from, double* to) {
     const double scale = magnitude > Simd<double>::largest ? 0x1p-200 : 1;
     low *= scale, high *= scale, magnitude *= scale;
     const double penalty = high + from.rows * (high - low) + std::fmax(magnitude, DBL_MIN);
-    for (double* x = to; x < out; ++x) *x = std::isnan(*x) || *x == -kInf ? penalty : *x * scale;
+    for (double* x = to; x < out; ++x) {
+        const bool bad = std::isnan(*x) || *x == -kInf;
+        penalised |= bad;
+        *x = bad ? penalty : *x * scale;
+    }
+    return penalised;
 }
 
 template <class Cost, class Write>
@@ -350,7 +357,7 @@ AssignmentStatus finish(Solver<Cost>& solver, int rows, const Write& write) {
 
 // Writes the column of each row where there is a finite assignment.
 template <class Cost, class Write>
-AssignmentStatus solve(const Matrix<Cost>& costs, Scratch& scratch, const Write& write) {
+AssignmentStatus solve(const Matrix<Cost>& costs, bool refuses, Scratch& scratch, const Write& write) {
     if (!scratch.reserve(Solver<Cost>::bytes(costs))) return AssignmentStatus::out_of_memory;
     Solver<Cost> solver(costs, scratch);
     if (solver.prepare()) return finish(solver, costs.rows, write);
@@ -359,7 +366,7 @@ AssignmentStatus solve(const Matrix<Cost>& costs, Scratch& scratch, const Write&
     if (!scratch.reserve(Scratch::bytes<double>(cells) + Solver<double>::bytes(finite)))
         return AssignmentStatus::out_of_memory;
     double* to = scratch.take<double>(cells);
-    pack_penalised(costs, to);
+    if (pack_penalised(costs, to) && refuses) return AssignmentStatus::refused;
     finite.data = to;
     Solver<double> careful(finite, scratch);
     careful.prepare();
@@ -376,27 +383,33 @@ AssignmentStatus solve_problem(const AssignmentBatch& batch, int64_t layer, int6
     const Cost* data = static_cast<const Cost*>(batch.costs) + layer * batch.layer_stride +
                        batch.first[image] * batch.target_stride;
     if (targets <= queries)
-        return solve<Cost>({data, batch.target_stride, batch.query_stride, targets, queries}, scratch,
-                           [=](int row, int column) { query[row] = column; });
-    return solve<Cost>({data, batch.query_stride, batch.target_stride, queries, targets}, scratch,
-                       [=](int row, int column) { query[column] = row; });
+        return solve<Cost>({data, batch.target_stride, batch.query_stride, targets, queries}, batch.refuses,
+                           scratch, [=](int row, int column) { query[row] = column; });
+    return solve<Cost>({data, batch.query_stride, batch.target_stride, queries, targets}, batch.refuses,
+                       scratch, [=](int row, int column) { query[column] = row; });
 }
 
 }  // namespace
 
 void linear_assignment_cpu(const AssignmentBatch& batch, const int64_t* order, [[maybe_unused]] int threads) {
     const int64_t problems = batch.layers * batch.images;
-    // waking threads takes longer than a small batch
-    const bool parallel = problems > 1 && batch.layers * batch.first[batch.images] * batch.queries > 20000;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (parallel)
-    for (int64_t p = 0; p < problems; ++p) {
+    const auto solve_number = [&](int64_t p) {
         static thread_local Scratch scratch;  // here, so that every thread constructs and frees its own
-        const int64_t image = order[p / batch.layers], layer = p % batch.layers;
+        const int64_t at = p / batch.layers, image = order ? order[at] : at, layer = p % batch.layers;
         const AssignmentStatus status = batch.is_double ? solve_problem<double>(batch, layer, image, scratch)
                                                         : solve_problem<float>(batch, layer, image, scratch);
         batch.status[layer * batch.images + image] = static_cast<int32_t>(status);
         scratch.shrink();
+    };
+#ifdef _OPENMP
+    // waking threads takes longer than a small batch
+    if (threads > 1 && problems > 1 && batch.layers * batch.first[batch.images] * batch.queries > 20000) {
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+        for (int64_t p = 0; p < problems; ++p) solve_number(p);
+        return;
     }
+#endif
+    for (int64_t p = 0; p < problems; ++p) solve_number(p);
 }
 
 }  // namespace DETR_FAST_ISA

@@ -5,7 +5,7 @@
 
 namespace detr_fast {
 
-// order: [images], in the order of solving, those with most targets first.
+// order: [images], in the order of solving, those with most targets first; or nullptr for any order.
 DETR_FAST_DECLARE_CPU(linear_assignment_cpu,
                       (const AssignmentBatch& batch, const int64_t* order, int threads))
 

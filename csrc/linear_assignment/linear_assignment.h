@@ -5,7 +5,7 @@
 
 namespace detr_fast {
 
-enum class AssignmentStatus : int32_t { solved = 0, infeasible = 1, out_of_memory = 2 };
+enum class AssignmentStatus : int32_t { solved = 0, infeasible = 1, out_of_memory = 2, refused = 3 };
 
 struct AssignmentBatch {
     const void* costs;  // [layers, targets of all images, queries], float or double
@@ -15,6 +15,7 @@ struct AssignmentBatch {
     const int64_t* first;  // [images + 1] on the host: image b has targets first[b] .. first[b + 1] - 1
     int64_t* query;        // [layers, targets]: out, the query of each target or -1
     int32_t* status;       // [layers, images]: out, an AssignmentStatus each
+    bool refuses;          // on the CPU: problems with NaN or -inf are refused, as scipy does
 };
 
 }  // namespace detr_fast

@@ -48,19 +48,21 @@ struct Call {
 }  // namespace
 
 void bind_point_sample_cpu(py::module_& m) {
-    // (..., maps, map_stride, channel_stride, row_stride, out) -> the first row whose entry of map_index is
+    // (..., maps, out) -> the first row whose entry of map_index is
     // out of range or, counted on, of point_index, before any work; or -1
     m.def("point_sample_cpu_fwd", [](const py::args& arguments) {
         Arguments in(arguments);
         const Call call(in);
         PointSampleForward args{};
         args.at = call.at;
-        const Elements maps = in.elements("maps", call.maps_size);
+        Strides strides;
+        const Elements maps = in.elements("maps", call.maps_size, &strides);
+        if (strides.of[3] != 1 && call.at.width > 1) not_ready("maps", "adjacent columns");
         args.maps = maps.data;
         args.type = maps.type;
-        args.map_stride = in.integer("map_stride");
-        args.channel_stride = in.integer("channel_stride");
-        args.row_stride = in.integer("row_stride");
+        args.map_stride = strides.of[0];
+        args.channel_stride = strides.of[1];
+        args.row_stride = strides.of[2];
         const Floats out = in.floats("out", call.out_size);
         args.out = out.data;
         args.out_type = out.type;

@@ -76,8 +76,11 @@ def calls(**extents: int) -> dict[str, Call]:
     mask_costs |= {"w_mask": 5.0, "w_dice": 5.0, "alpha": 0.25, "gamma": 2.0}
     mask_costs |= {"costs": out(layers, targets, queries), "threads": 2}
     costs = torch.rand(layers, targets, queries)
-    problems = {"costs": costs, **dict(zip(("s0", "s1", "s2"), costs.stride(), strict=True))}
-    problems |= {"query": out(layers, targets, dtype=torch.int64), "status": _status(layers, images)}
+    problems = {
+        "costs": costs,
+        "query": out(layers, targets, dtype=torch.int64),
+        "status": _status(layers, images),
+    }
     on_gpu = {"device": 0, "stream": 0}
     functions = [
         Call("box_loss_cpu_fwd", packed | losses | {"losses": out(2, layers)}, ("losses",)),
@@ -133,10 +136,9 @@ def _point_sample(e: dict[str, int], out: _Poisoned) -> list[Call]:
     first = {"M": maps, "C": channels, "h": height, "w": width, "sets": sets, "P": points, "rows": rows}
     first |= {"points": torch.rand(sets, points, 2), "map_index": chosen, "point_index": chosen % 2}
     first |= {"threads": 2}
-    strides = dict(zip(("s0", "s1", "s2"), tensor.stride()[:3], strict=True))
     samples = (rows, channels, points)
     return [
-        Call("point_sample_cpu_fwd", {**first, "maps": tensor, **strides, "out": out(*samples)}, ("out",)),
+        Call("point_sample_cpu_fwd", {**first, "maps": tensor, "out": out(*samples)}, ("out",)),
         Call(
             "point_sample_cpu_bwd",
             {**first, "grad_out": torch.rand(samples), "grad_maps": out(*tensor.shape)},

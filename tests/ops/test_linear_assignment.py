@@ -14,7 +14,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from detr_fast import extension
-from detr_fast.ops import linear_assignment
+from detr_fast.ops import linear_assignment, use_backend
+from detr_fast.ops.linear_assignment import cpu
 from detr_fast.ops.linear_assignment.reference import finite_penalties
 from tests.conftest import SEED
 from tests.ops.cases.linear_assignment import clustered
@@ -126,6 +127,50 @@ def test_scipy_form_takes_lists_and_read_only_arrays() -> None:
     costs.flags.writeable = False
     for form in (costs, costs.tolist(), costs[::-1][::-1], torch.tensor(costs.tolist(), requires_grad=True)):
         assert linear_assignment(form)[1].tolist() == [1, 0, 2]
+
+
+def test_scipy_form_reads_arrays_wherever_they_lie() -> None:
+    costs = np.random.default_rng(SEED).random((5, 8))
+    expected = linear_assignment(costs)
+    assert np.array_equal(expected, linear_sum_assignment(costs))
+    record = np.zeros((5, 8), dtype=[("flag", "u1"), ("cost", "f8"), ("rest", "u1", 3)])
+    record["cost"] = costs
+    shifted = np.zeros(costs.nbytes + 1, dtype=np.uint8)[1:].view(np.float64).reshape(5, 8)
+    shifted[:] = costs
+    wide = np.full((10, 24), np.nan)
+    wide[::2, ::3] = costs
+    for form in (
+        record["cost"],
+        shifted,
+        wide[::2, ::3],
+        costs.T.copy().T,
+        costs[::-1, ::-1].copy()[::-1, ::-1],
+    ):
+        assert np.array_equal(linear_assignment(form), expected)
+        assert np.array_equal(linear_assignment(form, backend="reference"), expected)
+    negated = torch._neg_view(torch.from_numpy(-costs))
+    assert all(map(np.array_equal, linear_assignment(negated), expected))
+    freed = torch.rand(3, 3)
+    freed.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="memory"):
+        linear_assignment(freed)
+
+
+def test_scipy_form_obeys_pins(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(costs: np.ndarray) -> None:
+        raise AssertionError("the pinned backend is another one")
+
+    monkeypatch.setattr(cpu, "solve_matrix", fail)
+    costs = np.random.default_rng(SEED).random((4, 4))
+    with pytest.raises(AssertionError):
+        linear_assignment(costs)
+    expected = linear_sum_assignment(costs)
+    for form in (costs, costs.tolist(), torch.from_numpy(costs)):
+        assert all(map(np.array_equal, linear_assignment(form, backend="reference"), expected))
+        with use_backend("reference"):
+            assert all(map(np.array_equal, linear_assignment(form), expected))
+        with pytest.raises(ValueError, match="auction"):
+            linear_assignment(form, method="auction")
 
 
 @pytest.mark.parametrize(

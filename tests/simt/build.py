@@ -16,6 +16,7 @@ from types import ModuleType
 import pybind11
 import torch
 
+from detr_fast.extension import NotReady
 from tests.paths import ROOT
 
 SOURCE = ROOT / "tests" / "simt"
@@ -80,5 +81,5 @@ def _import(path: Path) -> ModuleType:
     except ImportError as error:  # a launcher that is declared but defined nowhere
         raise SimtBuildError(str(error)) from error
     spec.loader.exec_module(module)
-    module.use_tensors_of(torch)
+    module.use_tensors_of(torch, NotReady)
     return module

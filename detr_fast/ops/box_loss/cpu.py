@@ -9,7 +9,7 @@ from torch import Tensor
 
 from detr_fast import extension
 from detr_fast.ops.matched import query_error
-from detr_fast.ops.memory import ready
+from detr_fast.ops.memory import run
 
 
 def forward(boxes: Tensor, target_boxes: Tensor, query: Tensor, num_targets: Sequence[int]) -> Tensor:
@@ -24,8 +24,8 @@ def backward(
 ) -> Tensor:
     """The gradient of the boxes, in their dtype."""
     gradient = torch.zeros(boxes.shape, dtype=torch.float32)
-    run = extension.extension().box_loss_cpu_bwd
-    _run(run, boxes, target_boxes, query, num_targets, ready(grad_losses), gradient)
+    function = extension.extension().box_loss_cpu_bwd
+    _run(function, boxes, target_boxes, query, num_targets, grad_losses, gradient)
     return gradient.to(boxes.dtype)
 
 
@@ -38,7 +38,7 @@ def _run(
     *tensors: Tensor,
 ) -> None:
     layers, _, queries, _ = boxes.shape
-    boxes, target_boxes = ready(boxes, torch.float32), ready(target_boxes, torch.float32)
-    bad = function(num_targets, layers, queries, boxes, target_boxes, ready(query), *tensors)
+    boxes, target_boxes = boxes.float(), target_boxes.float()
+    bad = run(function, num_targets, layers, queries, boxes, target_boxes, query, *tensors)
     if bad >= 0:
         raise query_error(query, bad, queries)

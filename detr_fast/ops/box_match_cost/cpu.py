@@ -9,7 +9,7 @@ from detr_fast import extension
 from detr_fast.ops.available import KERNEL_FLOATS
 from detr_fast.ops.box_match_cost.arguments import BoxCosts
 from detr_fast.ops.checks import label_error
-from detr_fast.ops.memory import ready
+from detr_fast.ops.memory import run
 
 
 def forward(call: BoxCosts) -> Tensor:
@@ -19,15 +19,16 @@ def forward(call: BoxCosts) -> Tensor:
     if boxes.dtype not in KERNEL_FLOATS:
         boxes = boxes.float()
     costs = torch.empty((*layers, target_labels.shape[0], queries), dtype=torch.float32, device="cpu")
-    bad = extension.extension().box_match_cost_cpu(
+    bad = run(
+        extension.extension().box_match_cost_cpu,
         num_targets,
         layers[0] if layers else 1,
         queries,
         classes,
-        ready(logits),
-        ready(boxes),
-        ready(target_labels),
-        ready(target_boxes, torch.float32),
+        logits,
+        boxes,
+        target_labels,
+        target_boxes.float(),
         call.focal,
         *call.numbers,
         costs,

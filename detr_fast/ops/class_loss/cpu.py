@@ -11,7 +11,7 @@ from detr_fast import extension
 from detr_fast.ops.checks import label_error
 from detr_fast.ops.class_loss.arguments import ClassLoss
 from detr_fast.ops.matched import query_error
-from detr_fast.ops.memory import ready
+from detr_fast.ops.memory import run
 
 
 def forward(call: ClassLoss) -> Tensor:
@@ -24,22 +24,23 @@ def forward(call: ClassLoss) -> Tensor:
 def backward(grad_loss: Tensor, call: ClassLoss) -> Tensor:
     """The gradient of the logits, in their dtype."""
     gradient = torch.empty(call.logits.shape, dtype=call.logits.dtype)
-    _run(extension.extension().class_loss_cpu_bwd, call, ready(grad_loss), gradient)
+    _run(extension.extension().class_loss_cpu_bwd, call, grad_loss, gradient)
     return gradient
 
 
 def _run(function: Callable[..., int], call: ClassLoss, *tensors: Tensor) -> None:
     logits, labels, query, weights, num_targets, *_ = call
     layers, _, queries, classes = logits.shape
-    bad = function(
+    bad = run(
+        function,
         num_targets,
         layers,
         queries,
         classes,
-        ready(logits),
-        ready(labels),
-        ready(query),
-        None if weights is None else ready(weights, torch.float32),
+        logits,
+        labels,
+        query,
+        None if weights is None else weights.float(),
         call.focal,
         call.constant,
         *call.numbers,

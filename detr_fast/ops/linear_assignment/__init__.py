@@ -18,13 +18,17 @@ from torch import Tensor
 
 from detr_fast.ops.available import on_cpu, on_cuda, on_triton
 from detr_fast.ops.linear_assignment import cpu, cuda, reference, triton
+from detr_fast.ops.memory import ready
 from detr_fast.ops.operator import Backend, Operator
-from detr_fast.ops.register import Registered
+from detr_fast.ops.register import Registered, watched
 
 __all__ = ["OPERATOR", "linear_assignment"]
 
 
 Method = Literal["paths", "auction"]
+_METHODS = get_args(Method)
+_HOST = torch.device("cpu")
+_NUMPY_FLOATS = frozenset((np.dtype(np.float32), np.dtype(np.float64)))
 
 OPERATOR = Operator(
     "linear_assignment",
@@ -130,7 +134,7 @@ def linear_assignment(
             where `return_status` is False (not from "cuda").
         TypeError: a wrong dtype, or num_targets that are not ints.
     """
-    if method not in get_args(Method):
+    if method not in _METHODS:
         raise ValueError(f"method: expected 'paths' or 'auction'; got {method!r}")
     if num_targets is None:
         if return_status:
@@ -145,10 +149,10 @@ def linear_assignment(
     if isinstance(num_targets, Tensor):
         raise TypeError("num_targets: expected Python ints (the targets of each image); got a tensor")
     num_targets = list(map(operator.index, num_targets))
-    if costs.ndim < 2 or costs.shape[-2] != sum(num_targets):
+    shape, total = costs.shape, sum(num_targets)
+    if len(shape) < 2 or shape[-2] != total:
         raise ValueError(
-            f"costs: expected [..., sumT, Q] with sumT = sum(num_targets) = {sum(num_targets)}; "
-            f"got {list(costs.shape)}"
+            f"costs: expected [..., sumT, Q] with sumT = sum(num_targets) = {total}; got {list(shape)}"
         )
     if num_targets and min(num_targets) < 0:
         raise ValueError(f"num_targets: expected no negative number of targets; got {num_targets}")
@@ -195,13 +199,31 @@ _CALL = Registered(
 
 def _one_matrix(matrix: Any, maximize: bool, method: Method, backend: str | None) -> tuple[Any, Any]:
     """`scipy.optimize.linear_sum_assignment`, its errors included."""
-    costs = matrix.detach() if isinstance(matrix, Tensor) else _to_tensor(np.asarray(matrix))
+    if not isinstance(matrix, Tensor):
+        costs = matrix if type(matrix) is np.ndarray else np.asarray(matrix)
+        if costs.dtype not in _NUMPY_FLOATS:
+            if costs.dtype.kind not in "biuf":
+                raise TypeError(f"costs: expected real numbers; got {costs.dtype}")
+            costs = costs.astype(np.float64)
+        if method == "paths" and OPERATOR.select(_HOST, torch.float64, backend) is cpu:
+            return cpu.solve_matrix(-costs if maximize else costs)
+        # torch takes neither negative strides nor memory that is not writable
+        rows, columns = _one_tensor(torch.from_numpy(costs.copy()), maximize, method, backend)
+        return rows.numpy(), columns.numpy()
+    tensor = matrix.detach()
+    if tensor.is_complex():
+        raise TypeError(f"costs: expected real numbers; got {tensor.dtype}")
+    if tensor.dtype not in (torch.float32, torch.float64):
+        tensor = tensor.double()
+    if tensor.device == _HOST and type(tensor) is Tensor and not watched(tensor):
+        rows, columns = _one_matrix(ready(tensor, contiguous=False).numpy(), maximize, method, backend)
+        return torch.from_numpy(rows), torch.from_numpy(columns)
+    return _one_tensor(tensor, maximize, method, backend)
+
+
+def _one_tensor(costs: Tensor, maximize: bool, method: Method, backend: str | None) -> tuple[Tensor, Tensor]:
     if costs.ndim != 2:
         raise ValueError(f"expected a matrix (2-D array), got a {costs.ndim} array")
-    if costs.is_complex():
-        raise TypeError(f"costs: expected real numbers; got {costs.dtype}")
-    if costs.dtype not in (torch.float32, torch.float64):
-        costs = costs.double()
     if maximize:
         costs = -costs
     # written so that NaN fails it too
@@ -213,16 +235,4 @@ def _one_matrix(matrix: Any, maximize: bool, method: Method, backend: str | None
     if status:
         raise ValueError("cost matrix is infeasible")
     rows = torch.nonzero(query >= 0).flatten()
-    columns = query[rows]
-    return (rows, columns) if isinstance(matrix, Tensor) else (rows.numpy(), columns.numpy())
-
-
-def _to_tensor(array: np.ndarray) -> Tensor:
-    if array.dtype.kind not in "biuf":
-        raise TypeError(f"costs: expected real numbers; got {array.dtype}")
-    if array.dtype not in (np.float32, np.float64):
-        array = array.astype(np.float64)
-    # torch takes neither negative strides nor, without a warning, memory that is not writable
-    if not array.flags.writeable or any(stride < 0 for stride in array.strides):
-        array = array.copy()
-    return torch.from_numpy(array)
+    return rows, query[rows]

@@ -4,29 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from detr_fast import extension
 from detr_fast.ops.linear_assignment.reference import raise_infeasible
-from detr_fast.ops.memory import ready
+from detr_fast.ops.memory import run
 
 
 def solve(costs: Tensor, num_targets: Sequence[int], check: bool) -> tuple[Tensor, Tensor | None]:
     """costs [..., sumT, Q] float32 or float64 -> query [..., sumT] int64, status [..., B] int32 or None."""
-    costs = ready(costs, contiguous=False)
-    shape = costs.shape
-    query = torch.empty(*shape[:-1], dtype=torch.int64)  # twice as fast as with a tuple
-    status = None if check else torch.empty((*shape[:-2], len(num_targets)), dtype=torch.int32)
-    if costs.ndim == 2:
-        layers, strides = 1, (0, *costs.stride())
-    else:
-        if costs.ndim > 3:
-            costs = costs.flatten(0, -3)
-        layers, strides = costs.shape[0], costs.stride()
-    infeasible = extension.extension().linear_assignment_cpu(
-        num_targets, layers, shape[-1], costs, *strides, query, status, torch.get_num_threads()
-    )
-    if check and infeasible >= 0:
-        raise_infeasible(infeasible, shape[:-2], len(num_targets))
+    *leading, targets, queries = costs.shape
+    query = torch.empty(*leading, targets, dtype=torch.int64)  # twice as fast as with a tuple
+    status = None if check else torch.empty((*leading, len(num_targets)), dtype=torch.int32)
+    if len(leading) > 1:
+        costs = costs.flatten(0, -3)
+    layers = costs.shape[0] if leading else 1
+    native = extension.extension().linear_assignment_cpu
+    infeasible = run(native, num_targets, layers, queries, costs, query, status, torch.get_num_threads())
+    if infeasible >= 0 and check:
+        raise_infeasible(infeasible, leading, len(num_targets))
     return query, status
+
+
+def solve_matrix(costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`scipy.optimize.linear_sum_assignment` of a float32 or float64 matrix."""
+    native = extension.extension().linear_sum_assignment_cpu
+    pairs: tuple[np.ndarray, np.ndarray]
+    try:
+        pairs = native(costs)
+    except extension.NotReady:
+        pairs = native(costs.copy())
+    return pairs

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from detr_fast import extension
-from detr_fast.ops.memory import device_and_stream, ready
+from detr_fast.ops.memory import device_and_stream, run
 
 MOST_ROWS = 2048  # of a problem, min(T, Q)
 _DEFAULT_SHARED_BYTES = 48 * 1024  # that every device offers a block
@@ -50,7 +50,6 @@ class Cuda:
         `check` raises nothing, for that would wait for the device: an infeasible problem has -1 everywhere.
         `by_auction` has an auction solve what it can (csrc/linear_assignment/cuda_auction.h).
         """
-        costs = ready(costs, contiguous=False)
         *leading, targets, queries = costs.shape
         query = costs.new_empty(costs.shape[:-1], dtype=torch.int64)
         status = costs.new_empty((*leading, len(num_targets)), dtype=torch.int32)
@@ -67,10 +66,10 @@ class Cuda:
             workspace = costs.new_empty(
                 kernels.linear_assignment_cuda_workspace(*batch, is_double, shared_bytes), dtype=torch.uint8
             )
-            kernels.linear_assignment_cuda(
+            run(
+                kernels.linear_assignment_cuda,
                 *batch,
                 costs,
-                *costs.stride(),
                 query,
                 status,
                 by_auction,

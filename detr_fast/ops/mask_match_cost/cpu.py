@@ -9,7 +9,7 @@ from detr_fast import extension
 from detr_fast.ops.available import KERNEL_FLOATS
 from detr_fast.ops.checks import label_error
 from detr_fast.ops.mask_match_cost.arguments import MaskCosts
-from detr_fast.ops.memory import ready
+from detr_fast.ops.memory import run
 
 _TARGET_DTYPES = (*KERNEL_FLOATS, torch.uint8, torch.bool)
 
@@ -23,17 +23,18 @@ def forward(call: MaskCosts) -> Tensor:
     if target_values.dtype not in _TARGET_DTYPES:
         target_values = target_values.float()
     costs = torch.empty((*layers, target_labels.shape[0], queries), dtype=torch.float32, device="cpu")
-    bad = extension.extension().mask_match_cost_cpu(
+    bad = run(
+        extension.extension().mask_match_cost_cpu,
         num_targets,
         layers[0] if layers else 1,
         queries,
         classes,
         mask_values.shape[-1],
         target_values.ndim == 3,
-        ready(logits),
-        ready(mask_values),
-        ready(target_labels),
-        ready(target_values),
+        logits,
+        mask_values,
+        target_labels,
+        target_values,
         call.focal,
         *call.numbers,
         costs,

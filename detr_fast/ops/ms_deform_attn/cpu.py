@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from detr_fast import extension
-from detr_fast.ops.memory import ready
+from detr_fast.ops.memory import run
 from detr_fast.ops.ms_deform_attn.arguments import DeformAttn
 
 
@@ -20,7 +20,7 @@ def forward(call: DeformAttn) -> Tensor:
     dtype = _dtype(value)
     queries = call.coordinates.shape[1]
     out = torch.empty(batch, queries, heads * channels, dtype=dtype)  # faster than with a tuple
-    extension.extension().ms_deform_attn_cpu_fwd(*_inputs(call), out)
+    run(extension.extension().ms_deform_attn_cpu_fwd, *_inputs(call), out)
     return out if dtype == value.dtype else out.to(value.dtype)
 
 
@@ -39,8 +39,8 @@ def backward(grad_out: Tensor, call: DeformAttn, needs: Sequence[bool]) -> list[
     parts = None
     if gradients[3] is not None:
         parts = torch.empty((*call.weights.shape[:4], call.reference_dims), dtype=torch.float32)
-    grad_out = ready(grad_out, dtype)
-    extension.extension().ms_deform_attn_cpu_bwd(*_inputs(call), grad_out, *gradients, parts)
+    function = extension.extension().ms_deform_attn_cpu_bwd
+    run(function, *_inputs(call), grad_out.to(dtype), *gradients, parts)
     return call.in_input_dtypes(gradients)
 
 
@@ -61,9 +61,9 @@ def _inputs(call: DeformAttn) -> tuple[Any, ...]:
         value.shape[-1],
         points,
         call.reference_dims,
-        ready(value, _dtype(value)),
-        ready(coordinates, torch.float32),
-        ready(weights, torch.float32),
-        None if reference_points is None else ready(reference_points, torch.float32),
+        value.to(_dtype(value)),
+        coordinates.float(),
+        weights.float(),
+        None if reference_points is None else reference_points.float(),
         torch.get_num_threads(),
     )

@@ -8,17 +8,15 @@ import torch
 from torch import Tensor
 
 from detr_fast import extension
-from detr_fast.ops.memory import ready
+from detr_fast.ops.memory import run
 from detr_fast.ops.point_sample.checks import range_error, result_dtype, rows
 
 
 def forward(maps: Tensor, points: Tensor, map_index: Tensor | None, point_index: Tensor | None) -> Tensor:
     """As `reference.forward`."""
-    maps = ready(maps, contiguous=maps.stride(3) != 1)
     count = rows(maps.shape, map_index, point_index)
     out = torch.empty(count, maps.shape[1], points.shape[1], dtype=result_dtype(maps.dtype))
-    run = extension.extension().point_sample_cpu_fwd
-    _run(run, maps.shape, points, map_index, point_index, maps, *maps.stride()[:3], out)
+    _run(extension.extension().point_sample_cpu_fwd, maps.shape, points, map_index, point_index, maps, out)
     return out
 
 
@@ -32,8 +30,9 @@ def backward(
 ) -> Tensor:
     """As `reference.backward`; each map's rows are summed in their order, by one thread."""
     grad_maps = torch.empty(shape, dtype=grad_out.dtype)
-    run = extension.extension().point_sample_cpu_bwd
-    _run(run, shape, points, map_index, point_index, ready(grad_out), grad_maps)
+    _run(
+        extension.extension().point_sample_cpu_bwd, shape, points, map_index, point_index, grad_out, grad_maps
+    )
     return grad_maps
 
 
@@ -47,14 +46,15 @@ def _run(
 ) -> None:
     sets, count, _ = points.shape
     total = rows(shape, map_index, point_index)
-    bad = function(
+    bad = run(
+        function,
         *shape,
         sets,
         count,
         total,
-        ready(points, torch.float32),
-        None if map_index is None else ready(map_index),
-        None if point_index is None else ready(point_index),
+        points.float(),
+        map_index,
+        point_index,
         torch.get_num_threads(),
         *arguments,
     )
