@@ -22,12 +22,12 @@ from pathlib import Path
 import torch
 
 # The package is imported by the commands that need it: `gpu` builds its extension first.
-COMMANDS = {"gpu": "gpu_run"} | {name: name for name in ("memory", "resources", "sanitize", "plot")}
+COMMANDS = ("memory", "resources", "gpu", "sanitize", "plot")
 
 
 def main(arguments: Sequence[str]) -> int:
     if arguments and arguments[0] in COMMANDS:
-        command = importlib.import_module(f"benchmarks.{COMMANDS[arguments[0]]}")
+        command = importlib.import_module(f"benchmarks.{arguments[0]}")
         code: int = command.main(arguments[1:])
         return code
     return merge_files(arguments[1:]) if arguments[:1] == ["merge"] else run(arguments)
@@ -37,6 +37,7 @@ def run(arguments: Sequence[str]) -> int:
     """Times; 1 where a result of ours broke its contract."""
     from benchmarks.report import run_benchmarks
     from benchmarks.runner import Plan
+    from benchmarks.suite import all_suites
 
     parser = parser_of(__doc__, "[COMMAND]")
     parser.add_argument("--quick", action="store_true", help="the most telling rows, within 50 seconds")
@@ -45,6 +46,8 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--operator", action="append", metavar="NAME", help="only these; may be repeated")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto: a GPU where there is one")
     parser.add_argument("--deadline", type=float, metavar="SECONDS", help="after which nothing more begins")
+    parser.add_argument("--alone", action="store_true", help="each contender by itself, on a CPU too")
+    parser.add_argument("--tiny", action="store_true", help="the cases of the tests, which take milliseconds")
     options = parser.parse_args(arguments)
     device = options.device
     if device == "auto":
@@ -54,12 +57,13 @@ def run(arguments: Sequence[str]) -> int:
     if options.threads and min(options.threads) < 1:
         parser.error(f"--threads: expected at least 1; got {min(options.threads)}")
     try:
-        plan = Plan.of(device, options.quick, options.operator)
+        plan = Plan.of(device, options.quick, options.operator, options.alone)
     except ValueError as error:
         parser.error(str(error))
     changes = {"threads": options.threads, "deadline_s": options.deadline}
     plan = dataclasses.replace(plan, **{name: value for name, value in changes.items() if value is not None})
-    report = run_benchmarks(plan, options.json)
+    suites = [suite.at_tiny_sizes() if options.tiny else suite for suite in all_suites()]
+    report = run_benchmarks(plan, options.json, suites=suites)
     if any("failed" in row for row in report["rows"]):
         print("a result broke its operator's contract; see the rows marked FAILED", file=sys.stderr)
         return 1

@@ -62,13 +62,15 @@ class Kernel:
     instructions: int
 
 
-def find_cuobjdump() -> str | None:
-    """The first of: PATH, the CUDA toolkit, the wheel nvidia-cuda-cuobjdump, the copy inside triton."""
-    folders = [Path(os.environ.get(name, "/usr/local/cuda")) / "bin" for name in ("CUDA_HOME", "CUDA_PATH")]
-    for package, inside in (("nvidia", "cu13/bin"), ("triton", "backends/nvidia/bin")):
+def find_tool(name: str, *packages: Path) -> str | None:
+    """The first of: PATH, the CUDA toolkit, NVIDIA's wheels here or in `packages`, the copy inside triton."""
+    homes = [Path(os.environ.get(home, "/usr/local/cuda")) for home in ("CUDA_HOME", "CUDA_PATH")]
+    folders = [home / inside for home in homes for inside in ("bin", "compute-sanitizer")]
+    for package, pattern in (("nvidia", "*/bin"), ("triton", "backends/nvidia/bin")):
         spec = importlib.util.find_spec(package)
-        folders += [Path(place) / inside for place in (spec and spec.submodule_search_locations) or ()]
-    return shutil.which("cuobjdump") or shutil.which("cuobjdump", path=os.pathsep.join(map(str, folders)))
+        places = [*((spec and spec.submodule_search_locations) or ()), *(site / package for site in packages)]
+        folders += [folder for place in places for folder in sorted(Path(place).glob(pattern))]
+    return shutil.which(name) or shutil.which(name, path=os.pathsep.join(map(str, folders)))
 
 
 def read_kernels(binary: Path) -> list[Kernel]:
@@ -109,7 +111,7 @@ def resident_warps(architecture: str, threads: int, registers: int, shared_bytes
 
 
 def _cuobjdump(*arguments: str, folder: Path | None = None) -> str:
-    tool = find_cuobjdump()
+    tool = find_tool("cuobjdump")
     if tool is None:
         raise FileNotFoundError("cuobjdump is neither on PATH nor in a CUDA toolkit nor in triton's package")
     done = subprocess.run([tool, *arguments], cwd=folder, capture_output=True, text=True, check=False)

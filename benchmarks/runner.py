@@ -68,9 +68,9 @@ class Plan:
                 raise ValueError(f"operators: expected some of {', '.join(known)}; got {operator!r}")
 
     @staticmethod
-    def of(device: str, quick: bool, operators: Sequence[str] | None = None) -> Plan:
+    def of(device: str, quick: bool, operators: Sequence[str] | None = None, alone: bool = False) -> Plan:
         """Everything, or the most telling within 50 seconds (on a CPU, one or two threads)."""
-        if device != "cpu":
+        if device != "cpu" or alone:
             limits: Row = {"checked_queries": 128, "deadline_s": 40.0} if quick else {"deadline_s": 240.0}
             limits = {"checked_queries": 256, "budget_s": 0.1, **limits}
             return Plan(device, paired=False, operators=operators, quick=quick, **limits)

@@ -15,14 +15,16 @@ from torch import Tensor
 
 import tests.ops.cases
 from detr_fast.ops.operator import ORDER
-from tests.ops.contract import Case, Contract, Inputs, convert, to_float64
+from tests.ops.contract import Contract, Inputs, convert, to_float64
 
-LARGE = 1 << 16  # elements of an input, beyond which a case is left to the tests
 SEED = 1
 
 
-def errors(device: str, only: Sequence[str] | None = None) -> Iterator[tuple[str, float]]:
-    """Name and error over tolerance of each case, in each dtype, of each backend that serves the device."""
+def errors(device: str, largest: int, only: Sequence[str] | None = None) -> Iterator[tuple[str, float]]:
+    """Name and error over tolerance of each case, in each dtype, of each backend that serves the device.
+
+    largest: elements of an input, beyond which a case is left to the tests.
+    """
     modules = [f"tests.ops.cases.{module.name}" for module in pkgutil.iter_modules(tests.ops.cases.__path__)]
     for contract in (c for module in modules for c in importlib.import_module(module).CONTRACTS):
         for dtype in contract.dtypes:
@@ -34,17 +36,13 @@ def errors(device: str, only: Sequence[str] | None = None) -> Iterator[tuple[str
                 cases = contract.cases if backend != "triton" else contract.cases[: dtype == torch.float32]
                 for case in cases:
                     name = f"{contract.name} {backend} {str(dtype)[6:]} {case.name}"
-                    error = _error(contract, case, dtype, device, backend)
-                    if error is not None:
-                        yield name, error
+                    inputs = case.inputs(torch.Generator().manual_seed(SEED))
+                    if max(x.numel() for x in inputs.values() if isinstance(x, Tensor)) <= largest:
+                        yield name, _error(contract, convert(inputs, contract, dtype, device), dtype, backend)
 
 
-def _error(contract: Contract, case: Case, dtype: torch.dtype, device: str, backend: str) -> float | None:
-    """Of output and gradients over their tolerances, infinite for another status; None for a large case."""
-    inputs = case.inputs(torch.Generator().manual_seed(SEED))
-    if max(x.numel() for x in inputs.values() if isinstance(x, Tensor)) > LARGE:
-        return None
-    inputs = convert(inputs, contract, dtype, device)
+def _error(contract: Contract, inputs: Inputs, dtype: torch.dtype, backend: str) -> float:
+    """Of output and gradients over their tolerances, infinite for another status."""
     wide = to_float64(inputs)
     found, expected = (_call(contract, inputs, backend), _call(contract, wide, "reference"))
     if contract.check is not None:
@@ -84,9 +82,10 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks sanitize", description=__doc__)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--backend", action="append", help="only these; default: all that serve the device")
+    parser.add_argument("--largest", type=int, default=1 << 16, help="elements of an input")
     options = parser.parse_args(arguments)
     wrong = ran = 0
-    for name, error in errors(options.device, options.backend):
+    for name, error in errors(options.device, options.largest, options.backend):
         ran, wrong = ran + 1, wrong + (not error <= 1)
         print(f"{'right' if error <= 1 else 'WRONG'} {error:.1e} {name}", flush=True)
     print(f"{ran} calls, {wrong} wrong")

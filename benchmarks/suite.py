@@ -139,6 +139,14 @@ class Suite:
     cold: bool = False
     by_default: bool = True
 
+    def at_tiny_sizes(self) -> Suite:
+        """With tiny cases in place of its own, and without what takes seconds to compile."""
+
+        def contenders(case: Any) -> list[Contender]:
+            return [contender for contender in self.contenders(case) if not contender.compiles_s]
+
+        return replace(self, cases=self.tiny, gpu_cases=self.tiny, contenders=contenders)
+
     def alone(self, case: Any, device: torch.device) -> list[Contender]:
         """The contenders of a GPU run."""
         if self.gpu_contenders is not None:

@@ -14,6 +14,9 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+else:  # without it matrix products are refused under deterministic algorithms
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 SEED = int(
     os.environ.setdefault("DETR_FAST_SEED", str(random.SystemRandom().randrange(2**31)))
 )  # of all workers

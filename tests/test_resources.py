@@ -12,7 +12,7 @@ import pytest
 from benchmarks.machine_code import (
     Kernel,
     describe_build,
-    find_cuobjdump,
+    find_tool,
     operators_of_kernels,
     read_kernels,
     resident_warps,
@@ -24,7 +24,9 @@ from tests.paths import ROOT
 C = extension()
 BINARY = Path(str(C.__file__))
 NO_TOOL = (
-    None if find_cuobjdump() else "no cuobjdump: install a CUDA toolkit, triton or nvidia-cuda-cuobjdump"
+    None
+    if find_tool("cuobjdump")
+    else "no cuobjdump: install a CUDA toolkit, triton or nvidia-cuda-cuobjdump"
 )
 WHY_NOT = NO_TOOL if C.with_cuda else f"the extension has no CUDA code: {C.why_not_cuda}"
 BUILD = {"machine_code": ["none"]} if WHY_NOT else describe_build(BINARY)

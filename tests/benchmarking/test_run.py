@@ -80,7 +80,7 @@ def test_pairs(pairs: dict[str, Any]) -> None:
     assert machine["versions"]["torch"] == torch.__version__
 
 
-def test_contenders_alone(host: None, small_model: None, tmp_path: Path) -> None:
+def test_contenders_alone(host: None, tmp_path: Path) -> None:
     path, lines = tmp_path / "alone.json", []
     report = run_benchmarks(ALONE, path, lines.append, list(TINY.values()))
     assert json.loads(path.read_text()) == json.loads(json.dumps(report))

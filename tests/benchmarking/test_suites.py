@@ -159,7 +159,7 @@ def test_padded_costs_give_the_optimum(rng: torch.Generator) -> None:
     whole.contract.verify(whole.contract.expected(inputs, FORWARD), found)
 
 
-def test_models_are_counted_and_compared(small_model: None, rng: torch.Generator) -> None:
+def test_models_are_counted_and_compared(rng: torch.Generator) -> None:
     case, full = FULL["model"].tiny[0], FULL["model"]
     one, two = (full.work(replace(case, images=images).inputs(rng), FORWARD) for images in (1, 2))
     assert 0 < one.flops < two.flops <= 2 * one.flops

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -29,6 +29,18 @@ def backend(request: pytest.FixtureRequest) -> str:
     if reason is not None:
         pytest.skip(f"{request.param}: {reason}")
     return str(request.param)
+
+
+@pytest.fixture
+def all_memory() -> Iterator[None]:
+    """Leaves no test of this process anything that another has cached."""
+    torch.cuda.empty_cache()
+    yield
+    torch.cuda.empty_cache()
+
+
+def large(test: Any) -> Any:
+    return pytest.mark.large(pytest.mark.usefixtures("all_memory")(test))
 
 
 class Call:
@@ -79,6 +91,7 @@ def close(actual: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float
         assert (a.double() - e.double()).abs().max().item() <= tolerance * scale
 
 
+@large
 @pytest.mark.parametrize("form", FUNCTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("geometry", [ENCODER, DECODER], ids=["encoder", "decoder"])
@@ -226,6 +239,7 @@ def test_each_gradient_alone(backend: str, form: str, deterministic: bool, rng: 
         close([alone], [expected], 0 if deterministic or name != "value" else 1e-5)
 
 
+@large
 def test_offsets_beyond_int32(backend: str, rng: torch.Generator) -> None:
     """Elements of value, and of its gradient, beyond number 2**31."""
     geometry = Geometry(((2040, 2049), (2, 2)), batch=2, queries=64, heads=8, channels=0)

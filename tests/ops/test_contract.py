@@ -69,9 +69,9 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
-def reproducible(backend: str) -> None:
-    """Makes the backends that sum in no fixed order by default give the same bits again."""
-    if backend in GPU_BACKENDS:
+def reproducible(backend: str, device: str) -> None:
+    """Makes what sums in no fixed order by default give the same bits again, torch's own kernels included."""
+    if backend in GPU_BACKENDS or device == "cuda":
         torch.use_deterministic_algorithms(True)
 
 
