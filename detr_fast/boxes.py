@@ -44,6 +44,13 @@ def box_iou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> tuple[Tensor, Tensor]:
     return _iou_union(boxes1_xyxy[:, None], boxes2_xyxy[None])
 
 
+def paired_box_iou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> Tensor:
+    """IoU of each box with its partner: [..., 4] and [..., 4] (broadcast) -> [...]; 0 for two empty boxes."""
+    _check(boxes1_xyxy, "boxes1_xyxy")
+    _check(boxes2_xyxy, "boxes2_xyxy")
+    return _iou_union(boxes1_xyxy, boxes2_xyxy)[0]
+
+
 def generalized_box_iou(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> Tensor:
     """GIoU of every pair: [N, 4] x [M, 4] -> [N, M], in [-1, 1] (Rezatofighi et al. 2019, algorithm 1)."""
     _check_lists(boxes1_xyxy, boxes2_xyxy)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from detr_fast.boxes import box_cxcywh_to_xyxy, paired_box_iou
 from detr_fast.structures import PackedTargets
 
 
@@ -32,6 +33,14 @@ def classification_error(logits: Tensor, targets: PackedTargets, query: Tensor) 
     matched = query >= 0
     right = ((best == targets.labels) & matched).sum(1)
     return 100 - 100 * right / matched.sum(1).clamp(min=1)
+
+
+@torch.no_grad()
+def matched_iou(boxes: Tensor, targets: PackedTargets, query: Tensor) -> Tensor:
+    """[L, sumT] IoU of each target's box and its query's of `boxes` [L, B, Q, 4], all (cx, cy, w, h)."""
+    found = at_queries(boxes, targets.batch_index, query)
+    wanted = targets.boxes.to(found.dtype).expand_as(found)
+    return paired_box_iou(box_cxcywh_to_xyxy(found), box_cxcywh_to_xyxy(wanted))
 
 
 def at_queries(values: Tensor, batch_index: Tensor, query: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The detection losses of transformers, with all decoder layers matched in one call.
 
-DETR's and Deformable DETR's are computed whole by our operators. Of the others, whose classification losses
-we do not have, the criterion stays as it is and only its matching is replaced.
+DETR's and Deformable DETR's are computed whole by our operators. Of the others, the criterion stays as it is
+but for its matching and those of its terms that we have (`terms.py`).
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import FunctionType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from detr_fast.integrations import terms
 from detr_fast.integrations.swap import Replacement, combined, with_globals
 from detr_fast.ops.box_loss import box_loss
 from detr_fast.ops.box_match_cost import box_match_cost
@@ -92,7 +94,7 @@ class WholeLoss(FastLoss):
             loss_ce = sums / (matched + weight * (images * queries - matched))
         loss_bbox, loss_giou = box_loss(boxes, targets.boxes, query, targets.num_targets) / num_boxes
         with torch.no_grad():
-            found = scores.sigmoid().amax(-1) > 0.5 if focal else scores.argmax(-1) != scores.shape[-1] - 1
+            found = scores.amax(-1).sigmoid() > 0.5 if focal else scores.argmax(-1) != scores.shape[-1] - 1
             present = torch.tensor(targets.num_targets, device=scores.device)
             error = (found.sum(-1) - present).abs().to(scores.dtype).mean(1)
 
@@ -116,25 +118,42 @@ class WholeLoss(FastLoss):
 
 
 class OneMatch(FastLoss):
-    """Any of the other losses, its criterion unchanged but for all layers being matched in one call."""
+    """Any of the other losses: its criterion, but for the matching of all layers in one call and known terms.
 
-    what = "all decoder layers matched in one call; the criterion is unchanged"
+    Args:
+        original: the loss replaced.
+        classification: the class cost, see `match_layers`.
+        known: the terms that our operators compute, some of `terms.TERMS`.
+    """
 
-    def __init__(self, original: Callable[..., Any], classification: Classification | None) -> None:
+    def __init__(
+        self, original: Callable[..., Any], classification: Classification | None, known: tuple[str, ...]
+    ) -> None:
         super().__init__(original)
-        self.classification = classification
+        self.classification, self.known = classification, known
+        ours = f"its losses {', '.join(known)}" if known else "none of its losses"
+        self.what = f"all decoder layers matched in one call, {ours} replaced"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         name, criterion = criterion_class(self.original)
-        fast = combined(MatchedAtOnce, criterion, ("classification", self.classification))
+        options = (("classification", self.classification), ("known", self.known))
+        fast = combined(FastCriterion, criterion, *options)
         return with_globals(self.original, **{name: fast})(*args, **kwargs)
 
 
-class MatchedAtOnce(Replacement):
-    """A criterion whose matcher finds what one call matched for all layers before."""
+class FastCriterion(Replacement):
+    """A criterion whose matcher finds what one call matched for all layers before, and known terms."""
 
-    what = OneMatch.what
+    what = "all decoder layers matched in one call"
     classification: Classification | None
+    known: tuple[str, ...]
+
+    def get_loss(
+        self, loss: str, outputs: Any, targets: Targets, indices: Indices, num_boxes: float
+    ) -> dict[str, Tensor]:
+        if loss in self.known:
+            return terms.compute(loss, self, outputs, targets, indices, num_boxes)
+        return super().get_loss(loss, outputs, targets, indices, num_boxes)  # type: ignore[misc]
 
     def forward(self, outputs: dict[str, Any], targets: Targets) -> Any:
         module: Any = self
@@ -258,6 +277,8 @@ def packed(targets: Targets) -> PackedTargets:
 
 def _phrase_cost(logits: Tensor, label_maps: Tensor, targets: PackedTargets) -> Tensor:
     """[L, sumT, Q] focal costs, the mean over each target's own tokens (Grounding DINO, arXiv:2303.05499)."""
+    tokens = label_maps.any(0).nonzero()[:, 0]  # a few of many: the costs of all would take most of the time
+    label_maps, logits = label_maps[:, tokens], logits[..., tokens]
     p = logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
     cost = 0.25 * (1 - p) ** 2 * -(p + 1e-8).log() - 0.75 * p**2 * -(1 - p + 1e-8).log()
     shares = (label_maps / label_maps.sum(-1, keepdim=True)).to(p.dtype).split(targets.num_targets)
@@ -295,11 +316,12 @@ def choose(loss: Any, config: Any) -> FastLoss | str | None:
         if name in known and "pred_masks" not in inspect.signature(loss).parameters:
             whole = WholeLoss(loss, known[name])
             return whole if _same_loss(loss, whole, config) else "its loss is not that of DETR as we know it"
-        matcher = _built(loss, name, criterion, config).matcher
+        criterion = _built(loss, name, criterion, config)
+        matcher = criterion.matcher
         costs: tuple[Classification | None, ...] = ("softmax", "focal", None)
         for classification in costs:
             if _same_indices(matcher, classification):
-                return OneMatch(loss, classification)
+                return OneMatch(loss, classification, _known_terms(criterion))
         return f"the costs of its {type(matcher).__name__} are unknown"
     except Exception as error:  # whatever a loss of an unknown version does, it is left alone
         return f"its loss could not be tried: {type(error).__name__}: {error}"
@@ -349,6 +371,38 @@ def _same_indices(matcher: Any, classification: Classification | None) -> bool:
             if not all(map(torch.equal, ours, theirs)):
                 return False
     return True
+
+
+def _known_terms(criterion: Any) -> tuple[str, ...]:
+    """The terms of a criterion that we have: on a random input they are equal, and so are the gradients."""
+    logits, boxes, targets = _example(1, getattr(criterion, "num_classes", 20))
+    layer = {"logits": logits[0].requires_grad_(), "pred_boxes": boxes[0].requires_grad_()}
+    indices = [(torch.randperm(32)[: len(x["boxes"])], torch.arange(len(x["boxes"]))) for x in targets]
+
+    def tried(compute: Callable[..., dict[str, Tensor]]) -> dict[str, Tensor]:
+        found = compute(layer, targets, indices, 23.0)
+        total = torch.stack(list(found.values())).sum()
+        if not total.requires_grad:
+            return found
+        gradients = torch.autograd.grad(total, list(layer.values()), materialize_grads=True)
+        return found | dict(zip(layer, gradients, strict=True))
+
+    known = []
+    for name in terms.TERMS:
+        if name not in criterion.losses:
+            continue
+        try:
+            expected = tried(partial(criterion.get_loss, name))
+            found = tried(partial(terms.compute, name, criterion))
+        except Exception:  # a term of the same name that needs other things
+            continue
+        if expected.keys() == found.keys() and all(_close(x, found[key]) for key, x in expected.items()):
+            known.append(name)
+    return tuple(known)
+
+
+def _close(x: Tensor, y: Tensor) -> bool:
+    return x.shape == y.shape and bool((x - y).abs().max() <= _TOLERANCE * x.abs().max().clamp(min=1))
 
 
 def _example(layers: int, classes: int) -> tuple[Tensor, Tensor, Targets]:

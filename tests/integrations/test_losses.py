@@ -89,6 +89,37 @@ def test_more_targets_than_queries() -> None:
     torch.testing.assert_close(step(model, given)[0], expected)
 
 
+def test_the_report_names_the_losses_that_are_ours() -> None:
+    wanted = {
+        "rt_detr": "vfl, boxes",
+        "d_fine": "vfl, boxes",
+        "deimv2": "mal, boxes",
+        "lw_detr": "labels, boxes, cardinality",
+        "rf_detr": "labels, boxes, cardinality",
+        "grounding_dino": "boxes, cardinality",
+    }
+    for name, ours in wanted.items():
+        found = dict(detr_fast.accelerate(case(name)[0]).replaced)["loss_function"]
+        assert found == f"all decoder layers matched in one call, its losses {ours} replaced"
+
+
+def test_a_changed_term_stays_the_models_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the loss, and the same loss with another gradient."""
+    from transformers.loss.loss_rt_detr import RTDetrLoss
+
+    def boxes(self: Any, *args: Any) -> dict[str, Tensor]:
+        return {key: 2 * x for key, x in own_boxes(self, *args).items()}
+
+    def vfl(self: Any, *args: Any) -> dict[str, Tensor]:
+        return {key: 2 * x - x.detach() for key, x in own_vfl(self, *args).items()}
+
+    own_boxes, own_vfl = RTDetrLoss.loss_boxes, RTDetrLoss.loss_labels_vfl
+    monkeypatch.setattr(RTDetrLoss, "loss_boxes", boxes)
+    assert "its losses vfl replaced" in str(detr_fast.accelerate(case("rt_detr")[0]))
+    monkeypatch.setattr(RTDetrLoss, "loss_labels_vfl", vfl)
+    assert "none of its losses replaced" in str(detr_fast.accelerate(case("rt_detr")[0]))
+
+
 def own_loss(*args: Any, **kwargs: Any) -> None:
     """A user's loss."""
 
