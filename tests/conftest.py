@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import random
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -34,6 +35,20 @@ def generator(name: str) -> torch.Generator:
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> torch.Generator:
     return generator(request.node.nodeid)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def never_filled() -> Iterator[Callable[..., torch.Tensor]]:
+    """Deterministic algorithms fill results with NaN or the largest integer, as they do all that torch makes:
+    so tests poison them. Gives what does not fill."""
+    from detr_fast.ops import memory
+
+    def filled(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    never_filled = memory._never_filled
+    with patch.object(memory, "_never_filled", filled):
+        yield never_filled
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,8 @@ Every CPU and CUDA call goes through `run`, and tensors of Triton calls through 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -56,6 +57,19 @@ def ready(tensor: Tensor, dtype: torch.dtype | None = None, *, contiguous: bool 
     if address % ALIGNMENT and contiguous:
         return tensor.clone()
     return tensor
+
+
+def empty(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Memory beside `like` that the caller fills, so deterministic algorithms need not fill it before."""
+    dtype = dtype or like.dtype
+    if torch.are_deterministic_algorithms_enabled():
+        return _never_filled(shape, dtype, like.device)
+    return torch.empty(shape, dtype=dtype, device=like.device)
+
+
+def _never_filled(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    storage = torch.UntypedStorage(math.prod(shape) * dtype.itemsize, device=device)
+    return torch.empty(0, dtype=dtype, device=device).set_(storage).view(torch.Size(shape))
 
 
 def is_aligned(tensor: Tensor) -> bool:

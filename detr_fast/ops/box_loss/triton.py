@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from detr_fast.ops.memory import ready
-from detr_fast.ops.triton_launch import device_table, launch
+from detr_fast.ops.memory import empty, ready
+from detr_fast.ops.triton_launch import launch, target_starts
 
 _BLOCK_T = 32
 
@@ -19,7 +18,7 @@ def forward(boxes: Tensor, target_boxes: Tensor, query: Tensor, num_targets: Seq
     from detr_fast.ops.box_loss.triton_kernels import forward_kernel
 
     # every program its own numbers, added up in a fixed order
-    sums = torch.empty(2, *boxes.shape[:2], dtype=torch.float32, device=boxes.device)
+    sums = empty((2, *boxes.shape[:2]), boxes, torch.float32)
     if sums.numel():
         _launch(forward_kernel, (sums,), boxes, target_boxes, query, num_targets)
     return sums.sum(2)
@@ -47,6 +46,6 @@ def _launch(
 ) -> None:
     layers, images, queries, _ = boxes.shape
     inputs = (ready(boxes), ready(target_boxes, torch.float32), ready(query))
-    first_target = device_table((0, *accumulate(num_targets)), boxes.device)
+    first_target = target_starts(num_targets, boxes.device)
     numbers = (layers, images, queries, target_boxes.shape[0])
     launch(kernel, layers * images, 1, (*pointers, *inputs, first_target, *numbers, _BLOCK_T))

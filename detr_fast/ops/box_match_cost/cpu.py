@@ -9,7 +9,7 @@ from detr_fast import extension
 from detr_fast.ops.available import KERNEL_FLOATS
 from detr_fast.ops.box_match_cost.arguments import BoxCosts
 from detr_fast.ops.checks import label_error
-from detr_fast.ops.memory import run
+from detr_fast.ops.memory import empty, run
 
 
 def forward(call: BoxCosts) -> Tensor:
@@ -18,7 +18,7 @@ def forward(call: BoxCosts) -> Tensor:
     *layers, _, queries, classes = logits.shape
     if boxes.dtype not in KERNEL_FLOATS:
         boxes = boxes.float()
-    costs = torch.empty((*layers, target_labels.shape[0], queries), dtype=torch.float32, device="cpu")
+    costs = empty((*layers, target_labels.shape[0], queries), logits, torch.float32)
     bad = run(
         extension.extension().box_match_cost_cpu,
         num_targets,

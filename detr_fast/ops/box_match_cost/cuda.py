@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detr_fast import extension
 from detr_fast.ops.box_match_cost.arguments import BoxCosts
-from detr_fast.ops.memory import device_and_stream, ready
+from detr_fast.ops.memory import device_and_stream, empty, ready
 
 
 class Cuda:
@@ -30,11 +30,11 @@ class Cuda:
         logits, boxes, target_labels = ready(logits), ready(boxes, boxes_dtype), ready(target_labels)
         target_boxes = ready(target_boxes, torch.float32)
         shape = (*layers, target_labels.shape[0], queries)
-        costs = torch.empty(shape, dtype=torch.float32, device=logits.device)
+        costs = empty(shape, logits, torch.float32)
         if costs.numel():
             kernels, depth = self._module(), layers[0] if layers else 1
             flags = kernels.box_match_cost_cuda_flags(depth, images, queries)
-            non_finite = torch.empty(flags, dtype=torch.int32, device=logits.device)
+            non_finite = empty((flags,), logits, torch.int32)
             kernels.box_match_cost_cuda(
                 num_targets,
                 depth,

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
-
 import torch
 from torch import Tensor
 
 from detr_fast.ops.available import KERNEL_FLOATS
 from detr_fast.ops.box_match_cost.arguments import BoxCosts
-from detr_fast.ops.memory import ready
-from detr_fast.ops.triton_launch import device_table, launch, power_of_two
+from detr_fast.ops.memory import empty, ready
+from detr_fast.ops.triton_launch import launch, power_of_two, target_starts
 
 # eight numbers a lane of four warps at most; many short programs, as a batch has many chunks
 _BLOCK_Q, _BLOCK_T, _BLOCK_K = 32, 8, 32
@@ -22,15 +20,15 @@ def forward(call: BoxCosts) -> Tensor:
     logits, boxes, target_labels, target_boxes, num_targets, *_ = call
     *layers, images, queries, classes = logits.shape
     targets = target_labels.shape[0]
-    costs = torch.empty((*layers, targets, queries), dtype=torch.float32, device=logits.device)
+    costs = empty((*layers, targets, queries), logits, torch.float32)
     if costs.numel() == 0:
         return costs
     from detr_fast.ops.box_match_cost.triton_kernels import cost_kernel
     from detr_fast.ops.triton_match_cost import repair_kernel
 
     problems, chunks = (layers[0] if layers else 1) * images, -(-queries // _BLOCK_Q)
-    non_finite = torch.empty(problems * chunks, dtype=torch.int32, device=logits.device)
-    first_target = device_table((0, *accumulate(num_targets)), logits.device)
+    non_finite = empty((problems * chunks,), logits, torch.int32)
+    first_target = target_starts(num_targets, logits.device)
     boxes = ready(boxes) if boxes.dtype in KERNEL_FLOATS else ready(boxes, torch.float32)
     launch(
         cost_kernel,

@@ -11,7 +11,7 @@ from detr_fast import extension
 from detr_fast.ops.checks import label_error
 from detr_fast.ops.class_loss.arguments import ClassLoss
 from detr_fast.ops.matched import query_error
-from detr_fast.ops.memory import run
+from detr_fast.ops.memory import empty, run
 
 
 def forward(call: ClassLoss) -> Tensor:
@@ -23,7 +23,7 @@ def forward(call: ClassLoss) -> Tensor:
 
 def backward(grad_loss: Tensor, call: ClassLoss) -> Tensor:
     """The gradient of the logits, in their dtype."""
-    gradient = torch.empty(call.logits.shape, dtype=call.logits.dtype)
+    gradient = empty(call.logits.shape, call.logits)
     _run(extension.extension().class_loss_cpu_bwd, call, grad_loss, gradient)
     return gradient
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
-
 import torch
 from torch import Tensor
 
 from detr_fast.ops.class_loss.arguments import ClassLoss
-from detr_fast.ops.memory import ready
-from detr_fast.ops.triton_launch import device_table, launch, power_of_two
+from detr_fast.ops.memory import empty, ready
+from detr_fast.ops.triton_launch import launch, power_of_two, target_starts
 
 # eight numbers a lane of four warps; rows of more classes are taken in pieces
 _BLOCK, _MOST_CLASSES = 1024, 1024
@@ -23,9 +21,7 @@ def forward(call: ClassLoss) -> Tensor:
     layers, images, queries, classes = call.logits.shape
     blocks = _blocks(queries, classes)
     # every program its own number, added up in a fixed order
-    sums = torch.empty(
-        layers, images * -(-queries // blocks[1]), dtype=torch.float32, device=call.logits.device
-    )
+    sums = empty((layers, images * -(-queries // blocks[1])), call.logits, torch.float32)
     if sums.numel():
         _launch(forward_kernel, call, blocks, sums)
     return sums.sum(1)
@@ -35,7 +31,7 @@ def backward(grad_loss: Tensor, call: ClassLoss) -> Tensor:
     """The gradient of the logits, in their dtype."""
     from detr_fast.ops.class_loss.triton_kernels import backward_kernel
 
-    gradient = call.logits.new_empty(call.logits.shape)
+    gradient = empty(call.logits.shape, call.logits)
     if gradient.numel():
         _launch(backward_kernel, call, _blocks(*call.logits.shape[2:]), gradient, ready(grad_loss))
     return gradient
@@ -56,7 +52,7 @@ def _launch(
     pointers = [out, *(ready(tensor) for tensor in (logits, labels, query))]
     # a kernel without weights reads nothing there
     pointers.append(pointers[2] if weights is None else ready(weights, torch.float32))
-    first_target = device_table((0, *accumulate(num_targets)), logits.device)
+    first_target = target_starts(num_targets, logits.device)
     numbers = (images, queries, classes, labels.shape[0], *call.numbers)
     constants = (call.focal, call.constant, weights is not None, call.gamma == 2, block_q, block_k, _BLOCK_T)
     launch(kernel, programs, 4, (*pointers, first_target, *grad_loss, *numbers, *constants))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from detr_fast import extension
-from detr_fast.ops.memory import device_and_stream, run
+from detr_fast.ops.memory import device_and_stream, empty, run
 
 MOST_ROWS = 2048  # of a problem, min(T, Q)
 _DEFAULT_SHARED_BYTES = 48 * 1024  # that every device offers a block
@@ -51,8 +51,8 @@ class Cuda:
         `by_auction` has an auction solve what it can (csrc/linear_assignment/cuda_auction.h).
         """
         *leading, targets, queries = costs.shape
-        query = costs.new_empty(costs.shape[:-1], dtype=torch.int64)
-        status = costs.new_empty((*leading, len(num_targets)), dtype=torch.int32)
+        query = empty(costs.shape[:-1], costs, torch.int64)
+        status = empty((*leading, len(num_targets)), costs, torch.int32)
         if max(targets, queries) >= 2**31:
             raise ValueError(f"costs: expected sumT and Q below 2**31; got {list(costs.shape)}")
         if status.numel():
@@ -63,9 +63,8 @@ class Cuda:
                 shared_bytes = _most_shared_bytes(costs.device)
             kernels, is_double = self._module(), costs.dtype == torch.float64
             batch = (num_targets, costs.shape[0], queries)
-            workspace = costs.new_empty(
-                kernels.linear_assignment_cuda_workspace(*batch, is_double, shared_bytes), dtype=torch.uint8
-            )
+            workspace_bytes = kernels.linear_assignment_cuda_workspace(*batch, is_double, shared_bytes)
+            workspace = empty((workspace_bytes,), costs, torch.uint8)
             run(
                 kernels.linear_assignment_cuda,
                 *batch,

@@ -6,13 +6,12 @@ Simpler than the CUDA solver: no bidding first, and each search scans all column
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from detr_fast.ops.memory import ready
-from detr_fast.ops.triton_launch import device_table, launch, power_of_two
+from detr_fast.ops.memory import empty, ready
+from detr_fast.ops.triton_launch import launch, power_of_two, target_starts
 
 
 def solve(costs: Tensor, num_targets: Sequence[int], check: bool) -> tuple[Tensor, Tensor | None]:
@@ -22,8 +21,8 @@ def solve(costs: Tensor, num_targets: Sequence[int], check: bool) -> tuple[Tenso
     """
     costs = ready(costs, contiguous=False)
     *leading, targets, queries = costs.shape
-    query = costs.new_empty(costs.shape[:-1], dtype=torch.int64)
-    status = costs.new_empty((*leading, len(num_targets)), dtype=torch.int32)
+    query = empty(costs.shape[:-1], costs, torch.int64)
+    status = empty((*leading, len(num_targets)), costs, torch.int32)
     if status.numel():
         from detr_fast.ops.linear_assignment.triton_kernels import assignment_kernel
 
@@ -37,7 +36,7 @@ def solve(costs: Tensor, num_targets: Sequence[int], check: bool) -> tuple[Tenso
             status.numel(),
             num_warps,
             (
-                *(costs, query, status, device_table((0, *accumulate(num_targets)), costs.device)),
+                *(costs, query, status, target_starts(num_targets, costs.device)),
                 *(*costs.stride(), len(num_targets), queries, targets, block),
             ),
         )

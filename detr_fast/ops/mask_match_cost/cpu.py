@@ -9,7 +9,7 @@ from detr_fast import extension
 from detr_fast.ops.available import KERNEL_FLOATS
 from detr_fast.ops.checks import label_error
 from detr_fast.ops.mask_match_cost.arguments import MaskCosts
-from detr_fast.ops.memory import run
+from detr_fast.ops.memory import empty, run
 
 _TARGET_DTYPES = (*KERNEL_FLOATS, torch.uint8, torch.bool)
 
@@ -22,7 +22,7 @@ def forward(call: MaskCosts) -> Tensor:
         mask_values = mask_values.float()
     if target_values.dtype not in _TARGET_DTYPES:
         target_values = target_values.float()
-    costs = torch.empty((*layers, target_labels.shape[0], queries), dtype=torch.float32, device="cpu")
+    costs = empty((*layers, target_labels.shape[0], queries), logits, torch.float32)
     bad = run(
         extension.extension().mask_match_cost_cpu,
         num_targets,

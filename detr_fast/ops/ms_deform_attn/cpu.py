@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from detr_fast import extension
-from detr_fast.ops.memory import run
+from detr_fast.ops.memory import empty, run
 from detr_fast.ops.ms_deform_attn.arguments import DeformAttn
 
 
@@ -19,7 +19,7 @@ def forward(call: DeformAttn) -> Tensor:
     batch, _, heads, channels = value.shape
     dtype = _dtype(value)
     queries = call.coordinates.shape[1]
-    out = torch.empty(batch, queries, heads * channels, dtype=dtype)  # faster than with a tuple
+    out = empty((batch, queries, heads * channels), call.value, dtype)
     run(extension.extension().ms_deform_attn_cpu_fwd, *_inputs(call), out)
     return out if dtype == value.dtype else out.to(value.dtype)
 
@@ -31,14 +31,12 @@ def backward(grad_out: Tensor, call: DeformAttn, needs: Sequence[bool]) -> list[
     """
     dtype = _dtype(call.value)
     gradients = [
-        torch.empty(*t.shape, dtype=torch.float32 if t is not call.value else dtype)
-        if need and t is not None
-        else None
+        empty(t.shape, t, torch.float32 if t is not call.value else dtype) if need and t is not None else None
         for t, need in zip(call[:4], needs, strict=True)
     ]
     parts = None
     if gradients[3] is not None:
-        parts = torch.empty((*call.weights.shape[:4], call.reference_dims), dtype=torch.float32)
+        parts = empty((*call.weights.shape[:4], call.reference_dims), call.weights, torch.float32)
     function = extension.extension().ms_deform_attn_cpu_bwd
     run(function, *_inputs(call), grad_out.to(dtype), *gradients, parts)
     return call.in_input_dtypes(gradients)

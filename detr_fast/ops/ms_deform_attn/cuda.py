@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from detr_fast import extension
-from detr_fast.ops.memory import device_and_stream, ready
+from detr_fast.ops.memory import device_and_stream, empty, ready
 from detr_fast.ops.ms_deform_attn.arguments import DeformAttn
 from detr_fast.ops.ms_deform_attn.ordered import check_countable, grad_value_in_order, sort_by_cell
 
@@ -35,7 +35,7 @@ class Cuda:
     def forward(self, call: DeformAttn) -> Tensor:
         """As `reference.forward`."""
         batch, _, heads, channels = call.value.shape
-        out = call.value.new_empty(batch, call.coordinates.shape[1], heads * channels)
+        out = empty((batch, call.coordinates.shape[1], heads * channels), call.value)
         self._module().ms_deform_attn_cuda_fwd(*_inputs(_ready(call)), out)
         return out
 
@@ -50,12 +50,12 @@ class Cuda:
         if needs[0] and not call.deterministic:
             grad_value = torch.zeros(value.shape, dtype=torch.float32, device=value.device)
         if needs[1]:
-            grad_coordinates = coordinates.new_empty(coordinates.shape)
+            grad_coordinates = empty(coordinates.shape, coordinates)
         if needs[2]:
-            grad_weights = weights.new_empty(weights.shape)
+            grad_weights = empty(weights.shape, weights)
         if needs[3] and call.reference_dims:
             shape = (*weights.shape[:4], call.reference_dims)
-            parts = torch.empty(shape, dtype=torch.float32, device=value.device)
+            parts = empty(shape, value, torch.float32)
         outputs = (grad_value, grad_coordinates, grad_weights, parts)
         if any(t is not None for t in outputs):
             self._module().ms_deform_attn_cuda_bwd(*_inputs(given), grad_out, *outputs)
@@ -64,13 +64,13 @@ class Cuda:
         return call.in_input_dtypes((grad_value, *outputs[1:3], None if parts is None else parts.sum(2)))
 
     def _gather(self, grad_out: Tensor, call: DeformAttn, grad_value: Tensor) -> None:
-        kernels, device = self._module(), grad_value.device
+        kernels = self._module()
         inputs = _inputs(call)
         samples = call.weights.numel()
         cells = len(grad_value) * grad_value.shape[2] * kernels.ms_deform_attn_cuda_cells(call.level_shapes)
         check_countable(samples, cells)
-        cell = torch.empty(samples, dtype=torch.int32, device=device)
-        records = torch.empty(samples, 4, dtype=torch.float32, device=device)
+        cell = empty((samples,), grad_value, torch.int32)
+        records = empty((samples, 4), grad_value, torch.float32)
         kernels.ms_deform_attn_cuda_bin(*inputs, cell, records)
         order, starts = sort_by_cell(cell, cells)
         kernels.ms_deform_attn_cuda_gather(*inputs, grad_out, starts, order, records, grad_value)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from detr_fast.ops.memory import is_aligned, ready
+from detr_fast.ops.memory import empty, is_aligned, ready
 from detr_fast.ops.ms_deform_attn.arguments import DeformAttn
 
 _SORTED_AT_ONCE = 2**24  # samples or cells: working memory of a deterministic backward stays below 0.8 GB
@@ -17,7 +17,7 @@ def grad_value_in_order(
     gather: Callable[[Tensor, DeformAttn, Tensor], None], grad_out: Tensor, call: DeformAttn
 ) -> Tensor:
     """The gradient of value, some images at a time; `gather(grad_out, call, grad_value)` fills theirs."""
-    grad_value = torch.empty_like(call.value)
+    grad_value = empty(call.value.shape, call.value)
     cells = call.value.shape[2] * (
         sum([(height + 1) * (width + 1) for height, width in call.level_shapes]) + 1
     )
@@ -27,7 +27,7 @@ def grad_value_in_order(
         coordinates, weights = ready(call.coordinates[some]), ready(call.weights[some])
         references = None if call.reference_points is None else ready(call.reference_points[some])
         into = grad_value[some]
-        aligned = into if is_aligned(into) else torch.empty_like(into)
+        aligned = into if is_aligned(into) else empty(into.shape, into)
         part = DeformAttn(aligned, coordinates, weights, references, *call[4:])
         gather(ready(grad_out[some]), part, aligned)
         if aligned is not into:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from detr_fast.ops.available import KERNEL_FLOATS
-from detr_fast.ops.memory import ready
+from detr_fast.ops.memory import empty, ready
 from detr_fast.ops.ms_deform_attn.arguments import DeformAttn, LevelShapes
 from detr_fast.ops.ms_deform_attn.ordered import check_countable, grad_value_in_order, sort_by_cell
 from detr_fast.ops.triton_launch import device_table, launch, power_of_two
@@ -90,7 +90,7 @@ def forward(call: DeformAttn) -> Tensor:
     value, weights = call.value, call.weights
     batch, pixels, heads, channels = value.shape
     queries, layout = weights.shape[1], _layout(call.points)
-    out = value.new_empty(batch, queries, heads * channels)
+    out = empty((batch, queries, heads * channels), value)
     if out.numel() == 0 or weights.numel() == 0:
         return out.zero_()
     tile = configuration(
@@ -126,15 +126,13 @@ def backward(grad_out: Tensor, call: DeformAttn, needs: Sequence[bool]) -> list[
     if needs[0] and not in_order:
         grad_value = torch.zeros(value.shape, dtype=torch.float32, device=value.device)
     if needs[1]:
-        grad_coordinates = samples[0].new_empty(coordinates.shape)
+        grad_coordinates = empty(coordinates.shape, samples[0])
     if needs[2]:
-        by_weight = grad_weights = samples[1].new_empty(weights.shape)
+        by_weight = grad_weights = empty(weights.shape, samples[1])
         if dims and grad_weights.dtype != torch.float32:
-            by_weight = torch.empty(weights.shape, dtype=torch.float32, device=value.device)
+            by_weight = empty(weights.shape, value, torch.float32)
     if needs[3] and dims:
-        parts = torch.empty(
-            batch, queries, heads, layout.levels, dims, dtype=torch.float32, device=value.device
-        )
+        parts = empty((batch, queries, heads, layout.levels, dims), value, torch.float32)
     outputs = (grad_value, grad_coordinates, grad_weights, by_weight, parts)
     if any(t is not None for t in outputs):
         rows = batch * queries * heads
@@ -168,11 +166,11 @@ def _gather(grad_out: Tensor, call: DeformAttn, grad_value: Tensor) -> None:
     batch, pixels, heads, channels = grad_value.shape
     queries, layout = call.weights.shape[1], _layout(call.points)
     cells = sum([(height + 1) * (width + 1) for height, width in call.level_shapes]) + 1
-    count, device = call.weights.numel(), grad_value.device
+    count = call.weights.numel()
     check_countable(count, batch * heads * cells)
     samples = _samples(call)
-    cell = torch.empty(count, dtype=torch.int32, device=device)
-    records = torch.empty(count, 3, dtype=torch.float32, device=device)
+    cell = empty((count,), grad_value, torch.int32)
+    records = empty((count, 3), grad_value, torch.float32)
     tile = configuration(batch * queries * heads, 1, max(call.points), layout.samples, 4)
     arguments: tuple[Any, ...] = (
         *(cell, records),

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from detr_fast import extension
-from detr_fast.ops.memory import run
+from detr_fast.ops.memory import empty, run
 from detr_fast.ops.point_sample.checks import range_error, result_dtype, rows
 
 
 def forward(maps: Tensor, points: Tensor, map_index: Tensor | None, point_index: Tensor | None) -> Tensor:
     """As `reference.forward`."""
     count = rows(maps.shape, map_index, point_index)
-    out = torch.empty(count, maps.shape[1], points.shape[1], dtype=result_dtype(maps.dtype))
+    out = empty((count, maps.shape[1], points.shape[1]), maps, result_dtype(maps.dtype))
     _run(extension.extension().point_sample_cpu_fwd, maps.shape, points, map_index, point_index, maps, out)
     return out
 
@@ -29,7 +29,7 @@ def backward(
     deterministic: bool = False,
 ) -> Tensor:
     """As `reference.backward`; each map's rows are summed in their order, by one thread."""
-    grad_maps = torch.empty(shape, dtype=grad_out.dtype)
+    grad_maps = empty(shape, grad_out)
     _run(
         extension.extension().point_sample_cpu_bwd, shape, points, map_index, point_index, grad_out, grad_maps
     )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detr_fast.ops.memory import ready
+from detr_fast.ops.memory import empty, ready
 from detr_fast.ops.point_sample import reference
 from detr_fast.ops.point_sample.checks import result_dtype, rows
 from detr_fast.ops.triton_launch import launch
@@ -19,7 +19,7 @@ def forward(maps: Tensor, points: Tensor, map_index: Tensor | None, point_index:
     """As `reference.forward`."""
     count = rows(maps.shape, map_index, point_index)
     shape = (count, maps.shape[1], points.shape[1])
-    out = torch.empty(shape, dtype=result_dtype(maps.dtype), device=maps.device)
+    out = empty(shape, maps, result_dtype(maps.dtype))
     if out.numel() == 0:
         return out
     from detr_fast.ops.point_sample.triton_kernels import sample_kernel
