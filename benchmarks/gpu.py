@@ -47,11 +47,10 @@ from benchmarks.steps import (
 )
 
 RESULTS = ROOT / "benchmarks" / "results"
-CLASSIC = "torch_ms_deform_attn"
+CLASSIC, DEFORMOPS = "torch_ms_deform_attn", "deformops"
 PEERS = {
     "torch_linear_assignment": "torch_linear_assignment-*.whl",
     "birder": "birder-*.whl",
-    "deformops": "deformops-*.whl",
     CLASSIC: f"{CLASSIC}-*.tar.gz",
 }
 MINUTES = 9.0  # of a part: a call on a lent machine may last ten
@@ -102,7 +101,7 @@ def install(archives: dict[str, str], run: Run) -> list[Command]:
     capability = run.architecture()
     only = {"FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": f"{capability[:-1]}.{capability[-1]}"}
     commands = [
-        Command([*pip, str(paths[-1])], {**environment, **only} if module == CLASSIC else None)
+        Command([*pip, str(paths[-1])], {**environment, **only} if module in (CLASSIC, DEFORMOPS) else None)
         for module, paths in found.items()
         if paths and not (run.packages / module.replace(".", "/")).exists()
     ]
@@ -188,7 +187,11 @@ PARTS: dict[str, Rounds] = {
         ),
     ),
     "bench": (
-        (BUILD, Step("peers", partial(install, PEERS), 120, required=False)),
+        (
+            BUILD,
+            Step("peers", partial(install, PEERS), 120, required=False),
+            Step("deformops", partial(install, {DEFORMOPS: "deformops-*"}), 120, required=False),
+        ),
         (Step("attention", partial(benchmark, "attention", "ms_deform_attn", 190), 190),),
         (Step("matching", partial(benchmark, "matching", MATCHING, 110), 110),),
         (Step("models", partial(benchmark, "models", MODELS, 100), 100),),

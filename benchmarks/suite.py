@@ -273,7 +273,7 @@ def import_peer(module: str) -> tuple[Any, str | None]:
     """A module and None, or None and why it does not import."""
     try:
         return importlib.import_module(module), None
-    except ImportError as error:
+    except (ImportError, SyntaxError) as error:  # or it is written for a later Python
         return None, str(error).splitlines()[0].rpartition("/")[2][:100]
 
 

@@ -43,6 +43,7 @@ PLAIN, FUSED = "plain", "fused"
 # The arguments that each form differentiates.
 ARGUMENTS = {PLAIN: ("value", "locations", "weights"), FUSED: ("value", "offsets", "logits")}
 GRID_SAMPLE, INDEXING, CLASSIC = "grid_sample path", "indexing", "torch-ms-deform-attn"
+DEFORMOPS, DEFORMOPS_CUDA = "deformops", "deformops, CUDA"
 COMPILED, FUSED_FORM, DETERMINISTIC = ", torch.compile", ", fused form", ", deterministic"
 COMPILE_S = 45.0
 COCO_LEVELS = ((100, 134), (50, 67), (25, 34), (13, 17))
@@ -250,10 +251,15 @@ def _float32(path: Function, inputs: Inputs) -> Function:
     return call
 
 
+def _level_tensors(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """Sizes [N, 2] and first positions [N] of the levels, on the device."""
+    shapes = torch.tensor(inputs.shapes, device=inputs.grad_output.device)
+    return shapes, torch.cat([shapes.new_zeros(1), shapes.prod(1)[:-1]]).cumsum(0)
+
+
 def _classic(module: Any, inputs: Inputs) -> Function:
     """The 2020 kernel."""
-    shapes = torch.tensor(inputs.shapes, device=inputs.grad_output.device)
-    starts = torch.cat([shapes.new_zeros(1), shapes.prod(1)[:-1]]).cumsum(0)
+    shapes, starts = _level_tensors(inputs)
 
     def path(_: Shapes, value: Tensor, *places: Tensor) -> Tensor:
         output: Tensor = module.ms_deform_attn(value, shapes, starts, *places)
@@ -271,6 +277,34 @@ def _eager(plain: Callable[[Inputs], Function], inputs: Inputs) -> Function:
         return function(value, _locations(inputs, offsets.float()), weights)
 
     return call
+
+
+def _deformops(module: Any, backend: str | None, inputs: Inputs) -> Function:
+    """Weights in the type of value, as it asks, softmax inside. backend: None for its own choice, Triton."""
+    shapes, starts = _level_tensors(inputs)
+    options = {"softmax": inputs.form == FUSED, "backend": backend and getattr(module.Backend, backend)}
+
+    def call(value: Tensor, places: Tensor, weights: Tensor) -> Tensor:
+        locations = places if inputs.form == PLAIN else _locations(inputs, places.float())
+        output: Tensor = module.msda(value, shapes, starts, locations, weights.to(value.dtype), **options)
+        return output
+
+    return call
+
+
+def _deformops_contenders(case: Attention) -> list[Contender]:
+    module, missing = import_peer("deformops.registry")
+    contenders = []
+    for name, backend in ((DEFORMOPS, None), (DEFORMOPS_CUDA, "CUDA")):
+        made = differentiable(name, partial(_deformops, module, backend), missing=missing)
+
+        def canonical(result: Any, inputs: Inputs, of: Contender = made) -> dict[str, Tensor]:
+            """As exact as what it computes in, whatever type autograd makes of the gradients."""
+            found = of.canonical(result, inputs)
+            return {name: tensor.to(inputs.leaves["value"].dtype) for name, tensor in found.items()}
+
+        contenders.append(replace(made, canonical=canonical))
+    return contenders
 
 
 @cache
@@ -339,7 +373,7 @@ def _gpu_contenders(case: Attention, device: torch.device) -> list[Contender]:
             again = partial(_ours, backend=name, deterministic=True)
             options: Row = {"ours": True, "missing": why, "passes": (BACKWARD,), "repeatable": True}
             ours.append(differentiable(name + DETERMINISTIC, again, **options))
-    return [*ours, *_peers(case, device)]
+    return [*ours, *_peers(case, device), *_deformops_contenders(case)]
 
 
 @dataclass(frozen=True)
@@ -454,17 +488,19 @@ def _gpu_goals(rows: Sequence[Row]) -> Iterator[Goal]:
         yield Goal(f"{decoder} forward, {dtype}", "us", "at_most", 10.0, us(CUDA, decoder, FORWARD))
         call = us(CUDA, decoder, FORWARD, PLAIN, "call_us")
         yield Goal(f"{decoder} forward, {dtype}, call from Python with autograd", "us", "at_most", 15.0, call)
-    for pass_ in (FORWARD, BACKWARD):
-        worst, where = _worst_triton(rows, pass_)
-        yield Goal(f"Triton / CUDA, {pass_}, worst case{where}", "x", "at_most", 1.5, worst)
+    for of, to, limit in ((TRITON, CUDA, 1.5), (CUDA, DEFORMOPS, 1.0), (CUDA, DEFORMOPS_CUDA, 1.0)):
+        for pass_ in (FORWARD, BACKWARD):
+            worst, where = _worst(rows, pass_, of, to)
+            yield Goal(f"{of} / {to}, {pass_}, worst case{where}", "x", "at_most", limit, worst)
 
 
-def _worst_triton(rows: Sequence[Row], pass_: str) -> tuple[float | None, str]:
+def _worst(rows: Sequence[Row], pass_: str, of: str, to: str) -> tuple[float | None, str]:
+    """The largest ratio of two contenders' times, and where it was found."""
     found = []
     for row in rows:
-        if row["contender"] == TRITON and row["pass"] == pass_ and "kernel_us" in row:
+        if row["contender"] == of and row["pass"] == pass_ and "kernel_us" in row:
             key = {name: row[name] for name in ("case", "dtype", "form", "pass")}
-            times = ratio(row["kernel_us"], measured(rows, contender=CUDA, **key))
+            times = ratio(row["kernel_us"], measured(rows, contender=to, **key))
             if times is not None:
                 found.append((times, f" ({row['case']}, {row['dtype']}, {row['form']})"))
     return max(found, default=(None, ""))

@@ -158,7 +158,7 @@ def test_peers_are_installed_from_their_archives(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(gpu, "importable", lambda name: False)
     with pytest.raises(Skip, match=r"none in .*DETR_FAST_PEERS"):
         gpu.install(gpu.PEERS, run)
-    for name in ("torch_linear_assignment-0.1.0", "birder-0.8.4", "deformops-3.0.1"):
+    for name in ("torch_linear_assignment-0.1.0", "birder-0.8.4"):
         (tmp_path / f"{name}-py3-none-any.whl").touch()
     lock = tmp_path / "work" / "extensions" / "birder_assignment" / "lock"
     lock.parent.mkdir(parents=True)
@@ -168,15 +168,15 @@ def test_peers_are_installed_from_their_archives(monkeypatch: pytest.MonkeyPatch
         return [Path(command.argv[-1]).name.partition("-")[0] for command in commands[:-1]]
 
     commands = gpu.install(gpu.PEERS, run)
-    assert archives(commands) == ["torch_linear_assignment", "birder", "deformops"]
+    assert archives(commands) == ["torch_linear_assignment", "birder"]
     assert "birder_operator" in commands[-1].argv[-1]
     assert not lock.exists()
     (tmp_path / "torch_ms_deform_attn-0.1.1.tar.gz").touch()
     (run.packages / "birder").mkdir(parents=True)  # in an earlier call
     commands = gpu.install(gpu.PEERS, run)
-    assert archives(commands) == ["torch_linear_assignment", "deformops", "torch_ms_deform_attn"]
-    assert commands[2].environment is not None
-    assert commands[2].environment["FORCE_CUDA"] == "1"
+    assert archives(commands) == ["torch_linear_assignment", "torch_ms_deform_attn"]
+    assert commands[1].environment is not None
+    assert commands[1].environment["FORCE_CUDA"] == "1"
 
 
 def test_sanitized_cases_are_right_on_the_cpu() -> None:

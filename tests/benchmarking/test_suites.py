@@ -233,9 +233,9 @@ def test_goals_of_attention_are_judged_on_the_rows() -> None:
     assert found["encoder B=2 forward, fp32, saved by the fused form"] == (40.0, "missed")
     assert found["decoder B=2 forward, fp32"] == (9.0, "met")
     assert found["decoder B=2 forward, fp32, call from Python with autograd"] == (16.0, "missed")
-    worst = "Triton / CUDA, forward, worst case (decoder B=2, fp32, plain)"
+    worst = "triton / cuda, forward, worst case (decoder B=2, fp32, plain)"
     assert found[worst] == (pytest.approx(20 / 9), "missed")
-    assert found["Triton / CUDA, backward, worst case"] == (None, "not measured")
+    assert found["triton / cuda, backward, worst case"] == (None, "not measured")
     assert found["encoder B=2 forward, bf16"] == (None, "not measured")
 
 
