@@ -11,6 +11,7 @@ import math
 import shutil
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -47,8 +48,8 @@ def interleaved(
 ) -> dict[str, Any]:
     """Samples `ours`, `peer`, `ours`, `peer`, ...: medians in ms, and ratio = peer's over ours.
 
-    Spreads are the interquartile range over the median. busy: the share of samples that began while another
-    process ran. Either says that the machine was not quiet.
+    p95: that of the slowest but one in twenty. Spreads are the interquartile range over the median. busy: the
+    share of samples that began while another process ran. Either says that the machine was not quiet.
 
     The rounds fill `budget_s` seconds, but stay within `min_rounds` and `max_rounds`.
     patience_s: how long each sample waits for other processes to stop.
@@ -73,6 +74,7 @@ def interleaved(
             samples[which].append(1e3 * _time(function, calls[which]))
     ours_ms, peer_ms = map(statistics.median, samples)
     times = {"ours_ms": ours_ms, "peer_ms": peer_ms, "ratio": peer_ms / ours_ms}
+    times |= {"ours_p95_ms": _p95(samples[0]), "peer_p95_ms": _p95(samples[1])}
     spreads = {"ours_spread": _spread(samples[0]), "peer_spread": _spread(samples[1])}
     return {**times, **spreads, "rounds": rounds, "busy": round(busy / (2 * rounds), 3)}
 
@@ -100,6 +102,22 @@ def _time(function: Call, calls: int) -> float:
     for _ in range(calls):
         function()
     return (time.perf_counter() - start) / calls
+
+
+def _p95(samples: Sequence[float]) -> float:
+    return sorted(samples)[math.ceil(0.95 * len(samples)) - 1]
+
+
+@contextmanager
+def busy_loops(count: int) -> Iterator[None]:
+    """Processes that do nothing but keep a core busy, as workers of a data loader do."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
 
 
 def _spread(samples: Sequence[float]) -> float:

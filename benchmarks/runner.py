@@ -6,13 +6,14 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 
-from benchmarks.clocks import Clock, CudaClock, interleaved
+from benchmarks.clocks import Clock, CudaClock, busy_loops, interleaved
 from benchmarks.contract import ContractFailed
 from benchmarks.suite import (
     BACKWARD,
@@ -40,7 +41,7 @@ class Plan:
 
     paired: each peer beside ours; else each contender alone, as on a GPU.
     threads: of paired runs, the thread counts, each for ours and the peer alike.
-    operators: the suites to run (None: all that run by default).
+    operators: the suites to run, or a group as "busy" (None: all that run by default).
     budget_s: seconds of samples for one row, within `min_rounds` (fewer where the deadline is near) and
         `max_rounds` rounds where it is a pair.
     patience_s: how long each sample of a pair waits for other processes to stop.
@@ -62,7 +63,7 @@ class Plan:
     deadline_s: float = math.inf
 
     def __post_init__(self) -> None:
-        known = sorted(suite.operator for suite in all_suites())
+        known = sorted({name for suite in all_suites() for name in suite.names()})
         for operator in self.operators or ():
             if operator not in known:
                 raise ValueError(f"operators: expected some of {', '.join(known)}; got {operator!r}")
@@ -90,10 +91,8 @@ class Plan:
 
     def chosen(self, suites: Sequence[Suite]) -> list[tuple[Suite, Case]]:
         """Suites and cases in the order of the run: alone, quick ones first, models after operators."""
-        named = self.operators
-        wanted = [
-            s for s in suites if (s.by_default or not self.paired if named is None else s.operator in named)
-        ]
+        named = set(self.operators or ())
+        wanted = [s for s in suites if s.names() & named or (not named and (s.by_default or not self.paired))]
         cases = [
             (suite, case) for suite in wanted for case in (suite.cases if self.paired else suite.gpu_cases)
         ]
@@ -264,16 +263,17 @@ class Runner:
         affordable = self._remaining_s() / (ours_s + peer_s)
         if affordable < 1:
             return {**row, "ratio": None, "left_out": TIME_WAS_UP}
-        pair = interleaved(
-            ours.prepare(subject.inputs, pass_),
-            peer.prepare(subject.inputs, pass_),
-            (ours_s, peer_s),
-            budget_s=plan.budget_s,
-            min_rounds=int(min(plan.min_rounds, affordable)),
-            max_rounds=plan.max_rounds,
-            patience_s=plan.patience_s,
-        )
-        return {**row, **pair, **suite.details(subject.inputs)}
+        with busy_loops(os.cpu_count() or 1) if suite.busy else nullcontext():
+            pair = interleaved(
+                ours.prepare(subject.inputs, pass_),
+                peer.prepare(subject.inputs, pass_),
+                (ours_s, peer_s),
+                budget_s=plan.budget_s,
+                min_rounds=int(min(plan.min_rounds, affordable)),
+                max_rounds=plan.max_rounds,
+                patience_s=0.0 if suite.busy else plan.patience_s,
+            )
+        return {**row, **pair}
 
     def _each(self, subject: Subject) -> Iterator[Row]:
         contenders = subject.suite.alone(subject.case, torch.device(self.plan.device))

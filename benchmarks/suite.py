@@ -117,8 +117,8 @@ class Suite:
         of how many, where that is cheaper (None: all).
     goal: (case, pass, peer, threads) -> the least ratio on a CPU, or None. gpu_goals: of a GPU run's rows.
     summary: rows over all cases, from the rows of a CPU run.
-    details: (inputs) -> what a row of a CPU run adds about our call.
     cold: on a GPU inputs rotate among copies, so that no call finds its own in the cache.
+    busy: a CPU run keeps every core busy beside the calls.
     by_default: whether a run has it that names no operators.
     """
 
@@ -135,9 +135,13 @@ class Suite:
     goal: Callable[[str, str, str, int], float | None] = _no_goal
     gpu_goals: Callable[[Sequence[Row]], Iterable[Goal]] = lambda rows: ()
     summary: Callable[[Sequence[Row]], list[Row]] = lambda rows: []
-    details: Callable[[Any], Row] = lambda inputs: {}
     cold: bool = False
+    busy: bool = False
     by_default: bool = True
+
+    def names(self) -> set[str]:
+        """What it is asked for by: its operator, and the first word of one that has several."""
+        return {self.operator, self.operator.partition(" ")[0]}
 
     def at_tiny_sizes(self) -> Suite:
         """With tiny cases in place of its own, and without what takes seconds to compile."""

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Generator, Tensor, nn
@@ -17,13 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.contract import Contract, compare_norm
 from benchmarks.peers import transformers_models
-from benchmarks.suite import FORWARD, OURS, Call, Contender, Row, Suite, Work
+from benchmarks.suite import FORWARD, OURS, Call, Contender, Suite, Work
 from detr_fast.models import (
     DeformableDETR,
     DeformableDETRConfig,
     Mask2Former,
     Mask2FormerConfig,
-    deformable_attention,
 )
 from detr_fast.models.deformable_attention import MSDeformAttn
 from detr_fast.ops import use_backend
@@ -141,46 +135,6 @@ def _work(inputs: Inputs, pass_: str) -> Work:
     return Work(element * elements, int(counter.get_total_flops()), unit)
 
 
-def _shares(inputs: Inputs) -> Row:
-    """Where the time of our call goes: the attention operator, the backbone, the rest."""
-    spent: dict[str, float] = defaultdict(float)
-    with _timed(inputs.model, spent):
-        started = time.perf_counter()
-        _ours(inputs)()
-        total = time.perf_counter() - started
-    shares = {part: round(seconds / total, 3) for part, seconds in spent.items()}
-    return {"shares_of_ours": {**shares, "rest": round(1 - sum(shares.values()), 3)}}
-
-
-@contextmanager
-def _timed(model: nn.Module, spent: dict[str, float]) -> Iterator[None]:
-    operator = deformable_attention.ms_deform_attn_fused
-
-    def timed_operator(*args: Any, **kwargs: Any) -> Tensor:
-        started = time.perf_counter()
-        result = operator(*args, **kwargs)
-        spent["deformable attention operator"] += time.perf_counter() - started
-        return result
-
-    backbone: Any = model.backbone
-    backbone = backbone[0] if isinstance(model, DeformableDETR) else backbone
-    begun: list[float] = []
-
-    def end(*_: Any) -> None:
-        spent["backbone"] += time.perf_counter() - begun.pop()
-
-    hooks = [
-        backbone.register_forward_pre_hook(lambda *_: begun.append(time.perf_counter())),
-        backbone.register_forward_hook(end),
-    ]
-    try:
-        with patch.object(deformable_attention, "ms_deform_attn_fused", timed_operator):
-            yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 def _goal(case: str, pass_: str, peer: str, threads: int) -> float | None:
     return 3.0 if case.startswith(DEFORMABLE_DETR_R50) else 2.5
 
@@ -202,7 +156,6 @@ SUITES = [
         ),
         tiny=tuple(Model(TINY, 1, dtype, (32, 48)) for dtype in ("fp32", "bf16")),
         goal=_goal,
-        details=_shares,
         by_default=False,
     )
 ]

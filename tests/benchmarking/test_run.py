@@ -25,6 +25,7 @@ from benchmarks.suites.mask_criterion import OFFICIAL as OFFICIAL_MASKS
 from benchmarks.suites.mask_criterion import Masks
 from benchmarks.suites.mask_match_cost import BATCHED
 from benchmarks.suites.ms_deform_attn import DETERMINISTIC, FUSED_FORM, GRID_SAMPLE
+from detr_fast.extension import extension
 from detr_fast.machine import describe_machine, shares_openmp_with_torch
 from detr_fast.ops import OPERATORS
 from tests.benchmarking.conftest import TINY
@@ -201,6 +202,25 @@ def test_old_and_new_reports_are_merged_and_drawn(pairs: dict[str, Any], tmp_pat
     assert files[3].stat().st_size > 10_000
     with pytest.raises(SystemExit, match="no rows"):
         plot.draw(merged, 3, tmp_path / "none.png")
+
+
+def test_variants_of_other_suites() -> None:
+    """Each runs once at tiny sizes: beside busy loops, and by lesser instruction sets."""
+    plan = replace(PAIRED, operators=["busy", "isa box_match_cost"])
+    variants = {suite.operator: suite.at_tiny_sizes() for suite, _ in plan.chosen(all_suites())}
+    assert variants.keys() == {
+        *("busy linear_assignment", "busy matcher", "busy ms_deform_attn", "isa box_match_cost")
+    }
+    assert not [name for suite, _ in Plan().chosen(all_suites()) if " " in (name := suite.operator)]
+    module = extension()
+    best = module.isa()
+    rows = list(Runner(plan, list(variants.values())).run())
+    assert {row["operator"] for row in rows} == variants.keys()
+    assert module.isa() == best
+    assert [row["peer"] for row in rows if row["operator"] == "isa box_match_cost"] == module.isas()[:-1]
+    for row in rows:
+        assert row["ours_p95_ms"] >= row["ours_ms"] > 0, row
+        assert row.get("goal") == (1.0 if row["operator"].startswith("isa") else None)
 
 
 def test_chart_reads_pytest_benchmark_results() -> None:

@@ -17,7 +17,6 @@ from benchmarks.peers import gpu_assignment, transformers_models
 from benchmarks.peers.gpu_assignment import BIRDER, TORCH_LINEAR_ASSIGNMENT
 from benchmarks.runner import Plan, Rates, Subject
 from benchmarks.suite import BACKWARD, CUDA, FORWARD, FORWARD_BACKWARD, TRITON, Row, Work, all_suites
-from benchmarks.suites import models
 from benchmarks.suites.detection import COCO_COUNTS, OFFICIAL, STEP, padded_match
 from benchmarks.suites.linear_assignment import SCIPY, SCIPY_ON_HOST
 from benchmarks.suites.ms_deform_attn import (
@@ -38,7 +37,7 @@ ATTENTION = FULL["ms_deform_attn"].tiny[0]
 
 
 def test_cases_have_names_of_their_own() -> None:
-    for full in all_suites():
+    for full in FULL.values():
         for cases in (full.cases, full.gpu_cases):
             kinds = ("name", "dtype", "form", "compiled")
             keys = {tuple(getattr(case, kind, "") for kind in kinds) for case in cases}
@@ -170,10 +169,6 @@ def test_models_are_counted_and_compared(rng: torch.Generator) -> None:
     full.contract.verify(expected, expected.values)
     with pytest.raises(ContractFailed, match=r"classes: relative error .* over 5e-03"):
         full.contract.verify(expected, {name: 1.1 * x for name, x in expected.values.items()})
-    shares = full.details(inputs)["shares_of_ours"]
-    assert shares.keys() == {"deformable attention operator", "backbone", "rest"}
-    assert sum(shares.values()) == pytest.approx(1, abs=0.01)
-    assert models.deformable_attention.ms_deform_attn_fused.__name__ == "ms_deform_attn_fused"
 
 
 def test_a_peer_that_cannot_run_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
