@@ -2,7 +2,7 @@
 
 from detr_fast.criterion.detection import SetCriterion, detection_weights
 from detr_fast.criterion.dino import DINOCriterion, dino_weights
-from detr_fast.criterion.focal import FocalSetCriterion, focal_weights
+from detr_fast.criterion.focal import FocalSetCriterion, VarifocalSetCriterion, focal_weights
 from detr_fast.criterion.masks import MaskFormerCriterion, MaskSetCriterion, PointDraws, mask_weights
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "MaskSetCriterion",
     "PointDraws",
     "SetCriterion",
+    "VarifocalSetCriterion",
     "detection_weights",
     "dino_weights",
     "focal_weights",

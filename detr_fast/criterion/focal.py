@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from detr_fast.criterion.detection import LOSSES, SetCriterion, detection_weights
+from detr_fast.criterion.losses import matched_iou, varifocal_weights
 from detr_fast.matcher import HungarianMatcher
 from detr_fast.ops.class_loss import class_loss
 from detr_fast.structures import PackedTargets, Predictions
@@ -90,6 +91,53 @@ class FocalSetCriterion(SetCriterion):
             targets.num_targets,
             classification="focal",
             alpha=self.alpha,
+            gamma=self.gamma,
+        )
+        return sums / num_boxes
+
+
+class VarifocalSetCriterion(FocalSetCriterion):
+    """`FocalSetCriterion` with RT-DETR's classification loss: a matched class learns the IoU of its box.
+
+    The varifocal loss (arXiv:2008.13367, eq. 2; arXiv:2304.08069, section 4.3).
+
+    Args:
+        num_classes: K.
+        matcher: as in `SetCriterion`; RT-DETR's is `HungarianMatcher(2, 5, 2, "focal")`.
+        weight_dict: the weight of each named loss in `total`, such as `focal_weights(loss_ce=1.0)`.
+        alpha: weight of classes that are not wanted.
+        gamma: exponent of their scores.
+        losses: which of "labels", "boxes" and "cardinality" to compute.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        matcher: HungarianMatcher,
+        weight_dict: Mapping[str, float],
+        alpha: float = 0.75,
+        gamma: float = 2.0,
+        losses: Sequence[str] = LOSSES,
+    ) -> None:
+        super().__init__(num_classes, matcher, weight_dict, alpha, gamma, losses)
+
+    def _classification_loss(
+        self,
+        predictions: Predictions,
+        targets: PackedTargets,
+        query: Tensor,
+        num_boxes: Tensor | float,
+        class_weight: Tensor | float,
+    ) -> Tensor:
+        quality = matched_iou(predictions.boxes, targets, query)
+        sums = class_loss(
+            predictions.logits,
+            targets.labels,
+            query,
+            targets.num_targets,
+            classification="varifocal",
+            target_weights=varifocal_weights(quality),
+            alpha=1 - self.alpha,
             gamma=self.gamma,
         )
         return sums / num_boxes

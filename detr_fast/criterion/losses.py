@@ -43,6 +43,11 @@ def matched_iou(boxes: Tensor, targets: PackedTargets, query: Tensor) -> Tensor:
     return paired_box_iou(box_cxcywh_to_xyxy(found), box_cxcywh_to_xyxy(wanted))
 
 
+def varifocal_weights(quality: Tensor) -> Tensor:
+    """`target_weights` [..., 2] of `class_loss`: entropy of score and quality, times the quality."""
+    return torch.stack((quality**2, quality * (1 - quality)), -1)
+
+
 def at_queries(values: Tensor, batch_index: Tensor, query: Tensor) -> Tensor:
     """[L, B, Q, X] -> [L, sumT, X]: the values at each target's query; at query 0 for an unmatched target."""
     index = batch_index * values.shape[2] + query.clamp(min=0)

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from detr_fast.criterion.losses import at_queries, matched_iou
+from detr_fast.criterion.losses import at_queries, matched_iou, varifocal_weights
 from detr_fast.ops.box_loss import box_loss
 from detr_fast.ops.class_loss import class_loss
 from detr_fast.structures import PackedTargets
@@ -71,8 +71,7 @@ def compute(
 
 def _varifocal(criterion: Any, pairs: Pairs) -> dict[str, Tensor]:
     """RT-DETR's."""
-    quality = pairs.quality
-    weights = torch.stack((quality**2, quality * (1 - quality)), -1)
+    weights = varifocal_weights(pairs.quality)
     return {"loss_vfl": _class_loss(pairs, weights, "varifocal", criterion.alpha, criterion.gamma)}
 
 

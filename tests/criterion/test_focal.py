@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detr_fast.boxes import box_cxcywh_to_xyxy, generalized_box_iou
-from detr_fast.criterion import FocalSetCriterion, focal_weights
+from detr_fast.boxes import box_cxcywh_to_xyxy, box_iou, generalized_box_iou
+from detr_fast.criterion import FocalSetCriterion, VarifocalSetCriterion, focal_weights
 from detr_fast.matcher import HungarianMatcher
 from detr_fast.structures import Matches, PackedTargets, Predictions
 from tests.criterion.test_detection import in_float32
@@ -40,9 +40,14 @@ def random_batch(sizes: list[int], rng: torch.Generator) -> tuple[Predictions, l
 
 
 def layer_ref(
-    logits: Tensor, boxes: Tensor, targets: list[dict[str, Tensor]], alpha: float, gamma: float
+    logits: Tensor,
+    boxes: Tensor,
+    targets: list[dict[str, Tensor]],
+    alpha: float,
+    gamma: float,
+    varifocal: bool = False,
 ) -> list[Tensor]:
-    """The focal, L1 and GIoU losses of one layer."""
+    """The focal or varifocal, L1 and GIoU losses of one layer."""
     num_boxes = max(1, sum(len(target["labels"]) for target in targets))
     focal = l1 = giou = logits.new_zeros(())
     outputs = {"pred_logits": logits.detach(), "pred_boxes": boxes.detach()}
@@ -52,9 +57,15 @@ def layer_ref(
         p = logits[image].sigmoid()
         right = p * one_hot + (1 - p) * (1 - one_hot)
         weight = alpha * one_hot + (1 - alpha) * (1 - one_hot)
-        entropy = F.binary_cross_entropy_with_logits(logits[image], one_hot, reduction="none")
-        focal = focal + (weight * (1 - right) ** gamma * entropy).sum()
+        weight = weight * (1 - right) ** gamma
         found, wanted = boxes[image, query], targets[image]["boxes"][chosen]
+        if varifocal:
+            weight = alpha * p.detach() ** gamma * (1 - one_hot)
+            iou = box_iou(box_cxcywh_to_xyxy(found), box_cxcywh_to_xyxy(wanted))[0].diagonal().detach()
+            one_hot[query, targets[image]["labels"][chosen]] = iou
+            weight = weight + one_hot
+        entropy = F.binary_cross_entropy_with_logits(logits[image], one_hot, reduction="none")
+        focal = focal + (weight * entropy).sum()
         l1 = l1 + (found - wanted).abs().sum()
         overlap = generalized_box_iou(box_cxcywh_to_xyxy(found), box_cxcywh_to_xyxy(wanted)).diagonal()
         giou = giou + (1 - overlap).sum()
@@ -62,18 +73,22 @@ def layer_ref(
 
 
 @pytest.mark.parametrize("sizes", [[3, 0, 5], [0, 0], [12, 1]], ids=["ragged", "empty", "more-than-queries"])
+@pytest.mark.parametrize("kind", [FocalSetCriterion, VarifocalSetCriterion])
 @pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.6, 1.0)])
-def test_losses_and_gradients(sizes: list[int], alpha: float, gamma: float, rng: torch.Generator) -> None:
+def test_losses_and_gradients(
+    sizes: list[int], kind: type[FocalSetCriterion], alpha: float, gamma: float, rng: torch.Generator
+) -> None:
     predictions, targets = random_batch(sizes, rng)
     assert predictions.encoder is not None
-    criterion = FocalSetCriterion(K, MATCHER, focal_weights(3, two_stage=True), alpha, gamma)
+    criterion = kind(K, MATCHER, focal_weights(3, two_stage=True), alpha, gamma)
     losses = criterion(predictions, targets)
     objects = [{**target, "labels": torch.zeros_like(target["labels"])} for target in targets]
     sides = [(predictions.encoder, 0, "_enc", objects)]
     sides += [(predictions, layer, suffix, targets) for layer, suffix in enumerate(("_0", "_1", ""))]
     total = torch.zeros((), dtype=torch.float64)
     for side, layer, suffix, wanted in sides:
-        expected = layer_ref(side.logits[layer], side.boxes[layer], wanted, alpha, gamma)
+        varifocal = kind is VarifocalSetCriterion
+        expected = layer_ref(side.logits[layer], side.boxes[layer], wanted, alpha, gamma, varifocal)
         for name, weight, value in zip(
             ("loss_ce", "loss_bbox", "loss_giou"), (2, 5, 2), expected, strict=True
         ):
@@ -104,9 +119,12 @@ def test_extreme_logits_stay_finite(rng: torch.Generator) -> None:
     assert logits.grad.isfinite().all()
 
 
-def test_nothing_is_read_back(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [FocalSetCriterion, VarifocalSetCriterion])
+def test_nothing_is_read_back(
+    kind: type[FocalSetCriterion], rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     predictions, targets = in_float32(*random_batch([3, 2], rng))
-    packed, criterion = PackedTargets.from_list(targets), FocalSetCriterion(K, MATCHER, focal_weights(3))
+    packed, criterion = PackedTargets.from_list(targets), kind(K, MATCHER, focal_weights(3))
     queries = torch.arange(5)
     monkeypatch.setattr(MATCHER, "match", lambda p, _: Matches(queries.expand(len(p.logits), -1)))
     # the check of labels looks at them, on the CPU only
