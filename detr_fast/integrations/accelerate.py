@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from detr_fast.integrations import attention, losses, mask_losses, official_matcher
+from detr_fast.integrations import attention, losses, mask_losses, official_criterion, official_matcher
 from detr_fast.integrations import inference as folding
 from detr_fast.integrations.attention_forms import FORMS, Form
 from detr_fast.integrations.swap import unswap
@@ -19,6 +20,7 @@ from detr_fast.ops.mask_match_cost import OPERATOR as MASK_MATCH_COST
 from detr_fast.ops.ms_deform_attn import OPERATOR as MS_DEFORM_ATTN
 from detr_fast.ops.operator import ORDER, Operator
 
+_DONE = "already accelerated"
 _LOOKED_FOR = (
     f"an attention module ({', '.join(sorted({form.name for form in FORMS}))}), a loss or criterion of "
     "transformers, or a HungarianMatcher"
@@ -108,7 +110,8 @@ def why_not_served(operator: Operator, like: Tensor) -> str | None:
 
 
 def _first(*modules: nn.Module) -> Tensor:
-    return next((p for module in modules for p in module.parameters()), torch.empty(0))
+    tensors = (x for module in modules for x in chain(module.parameters(), module.buffers()))
+    return next((x for x in tensors if x.is_floating_point()), torch.empty(0))
 
 
 def _attention(model: nn.Module, report: Report) -> None:
@@ -116,7 +119,7 @@ def _attention(model: nn.Module, report: Report) -> None:
     inside: tuple[str, ...] = ()
     for path, module in model.named_modules():
         if isinstance(module, Form):
-            report.skipped.append((path, "already accelerated"))
+            report.skipped.append((path, _DONE))
             inside += (f"{path}." if path else "",)
         elif attention.known_class(module) and not path.startswith(inside):
             reason = why_not_served(MS_DEFORM_ATTN, _first(module, model))
@@ -134,7 +137,7 @@ def _losses(model: nn.Module, report: Report) -> None:
         own = module.__dict__.get("_loss_function")
         chosen: losses.FastLoss | str | None
         if isinstance(own, losses.FastLoss):
-            chosen = "already accelerated"
+            chosen = _DONE
         elif (chosen := losses.choose(known, module.config)) is not None and own is not None:
             chosen = "it has a loss function of its own"
         elif chosen is not None:
@@ -148,15 +151,23 @@ def _losses(model: nn.Module, report: Report) -> None:
 
 
 def _criteria(model: nn.Module, report: Report) -> None:
-    for path, module in model.named_modules():
-        if isinstance(module, (mask_losses.StackedMaskLoss, official_matcher.OfficialMatcher)):
-            report.skipped.append((path, "already accelerated"))
-        elif mask_losses.known(module):
-            reason = why_not_served(MASK_MATCH_COST, module.empty_weight)
-            _replace(path, module, reason or mask_losses.choose(module), report)
-        elif official_matcher.known(module):
-            reason = why_not_served(BOX_MATCH_COST, _first(module, model))
-            _replace(path, module, reason or official_matcher.choose(module), report)
+    done = (
+        mask_losses.StackedMaskLoss,
+        official_matcher.OfficialMatcher,
+        official_criterion.MatchedTogether,
+        official_criterion.WholeCriterion,
+    )
+    kinds: tuple[tuple[Any, Operator], ...] = (
+        (mask_losses, MASK_MATCH_COST),
+        (official_matcher, BOX_MATCH_COST),
+        (official_criterion, BOX_MATCH_COST),  # after its matcher
+    )
+    report.skipped += [(path, _DONE) for path, module in model.named_modules() if isinstance(module, done)]
+    for kind, operator in kinds:
+        for path, module in model.named_modules():
+            if not isinstance(module, done) and kind.known(module):
+                reason = why_not_served(operator, _first(module, model))
+                _replace(path, module, reason or kind.choose(module), report)
 
 
 def _norms(model: nn.Module, report: Report) -> None:
