@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detr_fast.integrations import attention, losses, mask_losses, official_criterion, official_matcher
+from detr_fast.integrations import (
+    assigner,
+    attention,
+    losses,
+    mask_losses,
+    official_criterion,
+    official_matcher,
+)
 from detr_fast.integrations import inference as folding
 from detr_fast.integrations.attention_forms import FORMS, Form
 from detr_fast.integrations.swap import unswap
@@ -81,6 +88,7 @@ def accelerate(model: nn.Module, strict: bool = True, inference: bool = False) -
     _attention(model, report)
     _losses(model, report)
     _criteria(model, report)
+    _assigners(model, report)
     if inference:
         _norms(model, report)
     if strict and not report.replaced and not report.skipped:
@@ -96,6 +104,7 @@ def restore(model: nn.Module) -> None:
     for module in model.modules():
         folding.unfold(module)
         unswap(module)
+        unswap(getattr(module, "assigner", None))
         if isinstance(module.__dict__.get("_loss_function"), losses.FastLoss):
             del module._loss_function
 
@@ -170,6 +179,17 @@ def _criteria(model: nn.Module, report: Report) -> None:
                 _replace(path, module, reason or kind.choose(module), report)
 
 
+def _assigners(model: nn.Module, report: Report) -> None:
+    for path, module in model.named_modules():
+        found = module.__dict__.get("assigner")
+        name = f"{path}.assigner" if path else "assigner"
+        if isinstance(found, assigner.FastAssigner):
+            report.skipped.append((name, _DONE))
+        elif type(found).__name__ == assigner.NAME:
+            reason = why_not_served(BOX_MATCH_COST, _first(module, model))
+            _replace(name, found, reason or assigner.choose(found), report)
+
+
 def _norms(model: nn.Module, report: Report) -> None:
     for path, parent, conv, norm in list(folding.pairs(model)):
         reason = folding.fold(parent, conv, norm)
@@ -179,7 +199,7 @@ def _norms(model: nn.Module, report: Report) -> None:
             report.skipped.append((path, reason))
 
 
-def _replace(path: str, module: nn.Module, chosen: type[Any] | str, report: Report) -> bool:
+def _replace(path: str, module: Any, chosen: type[Any] | str, report: Report) -> bool:
     """Gives a module another class, or notes why not."""
     if isinstance(chosen, str):
         report.skipped.append((path, chosen))

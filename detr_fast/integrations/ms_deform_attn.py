@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import sys
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,25 +96,35 @@ def ms_deform_attn_backward(
     return grad_value, grad_locations, grad_weights
 
 
-def install() -> None:
+def install(name: str = EXTENSION) -> None:
     """Puts a module of the extension's name into `sys.modules`, for code that is imported afterwards.
+
+    Args:
+        name: under which code imports it; "detrex._C" and "groundingdino._C" are the same extension.
 
     Raises:
         RuntimeError: an extension of that name has been imported already.
     """
-    present = sys.modules.get(EXTENSION)
-    if present is not None and not hasattr(present, "detr_fast"):
-        raise RuntimeError(f"{EXTENSION} has been imported from {getattr(present, '__file__', 'elsewhere')}")
-    module = ModuleType(EXTENSION, __doc__)
-    vars(module).update(
-        detr_fast=True,
-        ms_deform_attn_forward=ms_deform_attn_forward,
-        ms_deform_attn_backward=ms_deform_attn_backward,
+    install_module(
+        name,
+        {
+            "ms_deform_attn_forward": ms_deform_attn_forward,
+            "ms_deform_attn_backward": ms_deform_attn_backward,
+        },
     )
-    sys.modules[EXTENSION] = module
 
 
-def uninstall() -> None:
+def uninstall(name: str = EXTENSION) -> None:
     """Takes the module of `install` out of `sys.modules`; leaves any other there."""
-    if hasattr(sys.modules.get(EXTENSION), "detr_fast"):
-        del sys.modules[EXTENSION]
+    if hasattr(sys.modules.get(name), "detr_fast"):
+        del sys.modules[name]
+
+
+def install_module(name: str, contents: dict[str, Any]) -> None:
+    """Puts a module of ours into `sys.modules`, unless there is another's."""
+    present = sys.modules.get(name)
+    if present is not None and not hasattr(present, "detr_fast"):
+        raise RuntimeError(f"{name} has been imported from {getattr(present, '__file__', 'elsewhere')}")
+    module = ModuleType(name, __doc__)
+    vars(module).update(contents, detr_fast=True)
+    sys.modules[name] = module

@@ -18,7 +18,6 @@ from detr_fast.integrations.official_matcher import OfficialMatcher, Together, e
 from detr_fast.integrations.swap import Replacement, argument_names, combined
 from detr_fast.matcher import HungarianMatcher
 
-NAME = "SetCriterion"
 _TOLERANCE = 1e-4  # of random inputs in float32
 
 

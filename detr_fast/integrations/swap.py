@@ -13,8 +13,6 @@ from functools import cache
 from types import FunctionType
 from typing import Any
 
-from torch import nn
-
 
 class Replacement:
     """Base of the classes that take the place of another library's; mixed in before the class replaced.
@@ -47,8 +45,8 @@ def combined(mixin: Any, replaced: type[Any], *options: tuple[str, Any]) -> type
     return type(replaced.__name__, (mixin, replaced), attributes | mixin.attributes(replaced) | dict(options))
 
 
-def unswap(module: nn.Module) -> None:
-    """Gives a module the class that was replaced; does nothing to other modules."""
+def unswap(module: object) -> None:
+    """Gives a module the class that was replaced; does nothing to other objects."""
     if isinstance(module, Replacement):
         module.__class__ = module.replaced
 
