@@ -1,4 +1,7 @@
-"""The mask criteria of transformers (Mask2Former, OneFormer, EoMT, VidEoMT), all layers in one call."""
+"""The mask criteria of transformers, all layers in one call.
+
+Mask2Former's, OneFormer's, EoMT's and VidEoMT's compare masks at points, MaskFormer's whole maps.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detr_fast.criterion import MaskSetCriterion
+from detr_fast.criterion import MaskFormerCriterion, MaskSetCriterion
+from detr_fast.criterion.base import StackedCriterion
 from detr_fast.integrations.swap import Replacement, combined
 from detr_fast.matcher import MaskMatcher
 from detr_fast.structures import MaskPredictions, PackedTargets
@@ -22,13 +26,16 @@ _NEEDED = {
     "class_labels",
     "auxiliary_predictions",
 }
+_SHARED = ("matcher", "eos_coef", "empty_weight")
+_COSTS = ("cost_class", "cost_mask", "cost_dice")
+_POINTS = ("num_points", "oversample_ratio", "importance_sample_ratio")
 _CONTRASTIVE = {"contrastive_queries_logits", "text_queries", "calculate_contrastive_loss"}
 
 
 class StackedMaskLoss(Replacement):
     """A mask criterion with all layers and images matched and compared together.
 
-    Its random points are drawn in another order than upstream's, from the same distribution. Masks whose
+    Random points are drawn in another order than upstream's, from the same distribution. Masks whose
     labels are not 0 and 1 everywhere, or are not padded as the images are, go to the criterion replaced; on a
     GPU, where looking would stall the queue, labels are taken for 0 and 1.
     """
@@ -64,7 +71,7 @@ class StackedMaskLoss(Replacement):
         return losses
 
 
-class _Criterion(MaskSetCriterion):
+class _Normalised(StackedCriterion):
     """Normalised by a given number of masks."""
 
     num_masks: Tensor
@@ -77,21 +84,29 @@ class _Criterion(MaskSetCriterion):
         return self.num_masks, matched + self.eos_coef * (len(targets) * queries - matched)
 
 
+class _AtPoints(_Normalised, MaskSetCriterion):
+    pass
+
+
+class _OfMaps(_Normalised, MaskFormerCriterion):
+    pass
+
+
 def known(module: nn.Module) -> bool:
     """Whether a module is a mask criterion of transformers, replaced or not."""
     place = type(module).__module__.partition(".")[0]
-    matcher = getattr(module, "matcher", None)
-    return place in ("transformers", "transformers_modules") and all(
-        hasattr(part, name)
-        for part, names in (
-            (matcher, ("cost_class", "cost_mask", "cost_dice", "num_points")),
-            (
-                module,
-                ("num_points", "oversample_ratio", "importance_sample_ratio", "eos_coef", "empty_weight"),
-            ),
-        )
-        for name in names
-    )
+    if place not in ("transformers", "transformers_modules") or not _has(module, _SHARED):
+        return False
+    points = _POINTS if _at_points(module) else ()
+    return _has(module, points) and _has(module.matcher, _COSTS + points[:1])
+
+
+def _has(part: Any, names: Sequence[str]) -> bool:
+    return all(hasattr(part, name) for name in names)
+
+
+def _at_points(module: Any) -> bool:
+    return hasattr(module, "num_points")
 
 
 def choose(module: Any) -> type[Any] | str:
@@ -105,7 +120,8 @@ def choose(module: Any) -> type[Any] | str:
     fast = combined(StackedMaskLoss, own)
     try:
         twin = copy.deepcopy(module).cpu().float()
-        twin.num_points = twin.matcher.num_points = 4096
+        if _at_points(twin):
+            twin.num_points = twin.matcher.num_points = 4096
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             given = _example(twin)
             expected = twin(**given)
@@ -113,23 +129,33 @@ def choose(module: Any) -> type[Any] | str:
             got = twin(**given)
     except Exception as error:  # whatever a criterion of an unknown version does, it is left alone
         return f"it could not be tried: {type(error).__name__}: {error}"
-    if expected.keys() != got.keys() or not all(_close(key, x, got[key]) for key, x in expected.items()):
-        return "on a random input its losses are not those of Mask2Former as we know them"
+    noisy = ("loss_mask", "loss_dice") if _at_points(twin) else ()
+    if expected.keys() != got.keys() or not all(
+        _close(x, got[key], 0.05 if key.startswith(noisy) else 1e-4) for key, x in expected.items()
+    ):
+        family = "Mask2Former" if _at_points(twin) else "MaskFormer"
+        return f"on a random input its losses are not those of {family} as we know them"
     return fast
 
 
-def _criterion(module: Any, num_masks: Tensor) -> _Criterion:
+def _criterion(module: Any, num_masks: Tensor) -> _AtPoints | _OfMaps:
     """Ours with the options of one of transformers'."""
     matcher = module.matcher
-    criterion = _Criterion(
-        module.empty_weight.numel() - 1,
-        MaskMatcher(matcher.cost_class, matcher.cost_mask, matcher.cost_dice, matcher.num_points),
-        {},
-        module.eos_coef,
-        num_points=module.num_points,
-        oversample_ratio=module.oversample_ratio,
-        importance_ratio=module.importance_sample_ratio,
-    )
+    weights = (matcher.cost_class, matcher.cost_mask, matcher.cost_dice)
+    classes, eos_coef = module.empty_weight.numel() - 1, module.eos_coef
+    criterion: _AtPoints | _OfMaps
+    if _at_points(module):
+        criterion = _AtPoints(
+            classes,
+            MaskMatcher(*weights, matcher.num_points),
+            {},
+            eos_coef,
+            num_points=module.num_points,
+            oversample_ratio=module.oversample_ratio,
+            importance_ratio=module.importance_sample_ratio,
+        )
+    else:
+        criterion = _OfMaps(classes, MaskMatcher(*weights, 0, "focal"), {}, eos_coef)
     criterion.num_masks = num_masks.view(())
     return criterion
 
@@ -181,7 +207,5 @@ def _example(module: Any) -> dict[str, Any]:
     return given
 
 
-def _close(name: str, x: Tensor, y: Tensor) -> bool:
-    """Whether two losses are equal, those at random points but for the noise of their draws."""
-    tolerance = 0.05 if name.startswith(("loss_mask", "loss_dice")) else 1e-4
+def _close(x: Tensor, y: Tensor, tolerance: float) -> bool:
     return x.shape == y.shape and bool(((x - y).abs() <= tolerance * x.abs()).all())

@@ -12,6 +12,7 @@ from torch import nn
 from transformers.models.eomt.modeling_eomt import EomtLoss
 from transformers.models.eomt_dinov3.modeling_eomt_dinov3 import EomtDinov3Loss
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
+from transformers.models.maskformer.modeling_maskformer import MaskFormerHungarianMatcher, MaskFormerLoss
 from transformers.models.oneformer.modeling_oneformer import OneFormerHungarianMatcher, OneFormerLoss
 from transformers.models.videomt.modeling_videomt import VideomtLoss
 
@@ -25,13 +26,15 @@ CONFIGS = {
     EomtDinov3Loss: hf.EomtDinov3Config,
     VideomtLoss: hf.VideomtConfig,
 }
-CRITERIA = [*CONFIGS, OneFormerLoss]
+CRITERIA = [*CONFIGS, OneFormerLoss, MaskFormerLoss]
 
 
 def criterion_of(kind: Any) -> nn.Module:
     if kind is OneFormerLoss:
         matcher = OneFormerHungarianMatcher(2.0, 5.0, 5.0, POINTS)
         return OneFormerLoss(CLASSES, matcher, {}, 0.1, POINTS, 3.0, 0.75, 0.07)
+    if kind is MaskFormerLoss:
+        return MaskFormerLoss(CLASSES, MaskFormerHungarianMatcher(1.0, 20.0, 1.0), {}, 0.1)
     return kind(CONFIGS[kind](num_labels=CLASSES, train_num_points=POINTS), {})
 
 
@@ -74,7 +77,7 @@ def test_losses_and_gradients(kind: Any) -> None:
     losses, found = gradients(criterion, given)
     assert losses.keys() == expected.keys()
     for name, loss in expected.items():
-        noise = 0.03 if "mask" in name or "dice" in name else 1e-5
+        noise = 0.03 if kind is not MaskFormerLoss and ("mask" in name or "dice" in name) else 1e-5
         torch.testing.assert_close(losses[name], loss, rtol=noise, atol=0, msg=name)
     for x, y in zip(found[:3], wanted[:3], strict=True):
         torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
@@ -82,14 +85,17 @@ def test_losses_and_gradients(kind: Any) -> None:
         assert torch.equal(x.abs().sum((2, 3)) > 0, y.abs().sum((2, 3)) > 0)  # the same queries are matched
         assert nn.functional.cosine_similarity(x.flatten(), y.flatten(), 0) > 0.95
         torch.testing.assert_close(x.norm(), y.norm(), rtol=0.1, atol=0)
+        if kind is MaskFormerLoss:  # nothing is random
+            assert (x - y).abs().max() <= 1e-6 * y.abs().max()
     detr_fast.restore(criterion)
     assert type(criterion) is kind
 
 
+@pytest.mark.parametrize("kind", [Mask2FormerLoss, MaskFormerLoss])
 @pytest.mark.parametrize("odd", ["soft", "sizes", "stride"])
-def test_what_we_do_not_serve_goes_to_the_criterion_replaced(odd: str) -> None:
-    criterion = criterion_of(Mask2FormerLoss)
-    given = example(Mask2FormerLoss, (33, 50) if odd == "stride" else (32, 48))
+def test_what_we_do_not_serve_goes_to_the_criterion_replaced(odd: str, kind: Any) -> None:
+    criterion = criterion_of(kind)
+    given = example(kind, (33, 50) if odd == "stride" else (32, 48))
     if odd == "soft":
         given["mask_labels"] = [x * 0.9 for x in given["mask_labels"]]
     elif odd == "sizes":
@@ -101,7 +107,7 @@ def test_what_we_do_not_serve_goes_to_the_criterion_replaced(odd: str) -> None:
     assert all(torch.equal(x, expected[name]) for name, x in criterion(**given).items())
 
 
-@pytest.mark.parametrize("name", ["mask2former", "oneformer"])
+@pytest.mark.parametrize("name", ["mask2former", "maskformer", "oneformer"])
 def test_whole_models_train(name: str) -> None:
     model, given = (
         tiny.build(name, is_training=True) if name == "oneformer" else tiny.build(name),

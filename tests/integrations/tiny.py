@@ -183,6 +183,20 @@ MASKS = {
 }
 
 
+def maskformer(**options: Any) -> nn.Module:
+    decoder = hf.DetrConfig(
+        d_model=WIDTH, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=WIDTH, num_queries=12
+    )
+    config = hf.MaskFormerConfig(
+        backbone_config=SWIN,
+        decoder_config=decoder,
+        fpn_feature_size=WIDTH,
+        mask_feature_size=WIDTH,
+        **options,
+    )
+    return hf.MaskFormerForInstanceSegmentation(config)
+
+
 def oneformer(**options: Any) -> nn.Module:
     config = {
         "backbone_config": SWIN,
@@ -369,7 +383,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
         oneformer,
     )
 }
-ONLY_LOSSES = {f.__name__: f for f in (detr, table_transformer, conditional_detr, yolos)}
+ONLY_LOSSES = {f.__name__: f for f in (detr, table_transformer, conditional_detr, yolos, maskformer)}
 """Models without deformable attention, of which the loss is replaced."""
 
 
