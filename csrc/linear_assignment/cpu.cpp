@@ -1,14 +1,14 @@
 // Successive shortest augmenting paths with the shorter side (the targets, as a rule) as rows.
 //
-// Why it is exact and why it is fast. A column nobody owns has dual v = 0 all along, and an owned column
-// stays owned. So a shortest path runs over the owned columns only (`slots`, at most one a row), and it
-// ends at the cheapest free column of one of its rows, which is a plain minimum of raw costs and needs no
-// dual: a scan is O(rows), not O(columns). Each path keeps the reduced costs c[i][j] - u[i] - v[j] >= 0,
-// with equality on the matching and v <= 0, which proves the matching optimal at the end. Bidding before
-// the paths keeps the same conditions: a row that takes its best column lowers that column's v until the
-// column is worth as much as the row's second best, so no row that is already matched loses. A lower bound
-// of the second best will do; as v <= 0 the second cheapest raw cost is one, and most rows bid without
-// looking at any dual.
+// Why it is exact and why it is fast. A column nobody owns has dual v = 0 all along (in a large square, where
+// all get an owner, a price that it began with), and an owned column stays owned. So a shortest path runs
+// over the owned columns only (`slots`, at most one a row), and it ends at the cheapest free column of one of
+// its rows, which is a plain minimum of raw costs and needs no dual: a scan is O(rows), not O(columns). Each
+// path keeps the reduced costs c[i][j] - u[i] - v[j] >= 0, with equality on the matching and v <= 0, which
+// proves the matching optimal at the end. Bidding before the paths keeps the same conditions: a row that
+// takes its best column lowers that column's v until the column is worth as much as the row's second best, so
+// no row that is already matched loses. A lower bound of the second best will do; as v <= 0 the second
+// cheapest raw cost is one, and most rows bid without looking at any dual.
 //
 // Duals and path lengths are double whatever the costs are, as in scipy. Every minimum takes the lowest
 // index among equals, so the answer does not depend on the instruction set.
@@ -69,9 +69,9 @@ class Solver {
         const size_t n = padded(costs.rows);
         return 2 * Scratch::bytes<double>(n) + Scratch::bytes<int64_t>(n) + 3 * Scratch::bytes<int>(n) +
                Scratch::bytes<Row>(n) + Scratch::bytes<Scanned>(n) + Scratch::bytes<Cost>(costs.columns) +
-               Scratch::bytes<Cost>(costs.rows * n) +
+               Scratch::bytes<Cost>(costs.rows * n) + is_large_square(costs) * Scratch::bytes<double>(n) +
                (adjacent(costs) ? 0
-                                : Scratch::bytes<Cheapests<Cost>>(n / Simd<Cost>::lanes) +
+                                : Scratch::bytes<Cheapests<Cost>>(n / kMostLanes<Cost>) +
                                       Scratch::bytes<bool>(n) + Scratch::bytes<Cost>(n * costs.columns));
     }
 
@@ -87,39 +87,43 @@ class Solver {
         taken_ = scratch.take<Cost>(costs.columns);
         core_ = scratch.take<Cost>(costs.rows * stride_);
         std::memset(taken_, 0, costs.columns * sizeof(Cost));
+        if (is_large_square(costs)) price_ = scratch.take<double>(stride_);
         for (int64_t s = 0; s < stride_; ++s) v_[s] = -kInf;
         if (adjacent(costs)) return;
-        blocks_ = scratch.take<Cheapests<Cost>>(stride_ / Simd<Cost>::lanes);
+        blocks_ = scratch.take<Cheapests<Cost>>(stride_ / kMostLanes<Cost>);
         packed_ = scratch.take<bool>(stride_);
         packed_rows_ = scratch.take<Cost>(stride_ * costs.columns);
         std::memset(packed_, 0, stride_ * sizeof(bool));
     }
 
-    // Finds the cheapest columns of every row; false where some cost is beyond `largest` or not finite.
+    // Finds the cheapest columns of every row; false where some cost is beyond the range or not finite.
     bool prepare() {
-        constexpr int lanes = Simd<Cost>::lanes;
-        typename Simd<Cost>::Index odd{};
+        constexpr int lanes = kMostLanes<Cost>;
+        Cost spilt = 0;
         if (adjacent(costs_) || costs_.row_stride != 1) {
             for (int i = 0; i < costs_.rows; ++i)
-                rows_[i] = Row{two_cheapest<Cost>(row(i), costs_.columns, nullptr, odd), 0, -1, 0};
+                rows_[i] = Row{two_cheapest<Cost>(costs_.columns, All<Cost>{row(i)}, spilt), 0, -1, 0};
         } else {
             two_cheapest_of_lanes(costs_, blocks_);
             for (int i = 0; i < costs_.rows; ++i)
                 rows_[i] = Row{blocks_[i / lanes].lane(i % lanes), 0, -1, 0};
-            for (int i = 0; i < costs_.rows; i += lanes) odd |= blocks_[i / lanes].odd;
+            for (int i = 0; i < costs_.rows; ++i) spilt += blocks_[i / lanes].spilt[i % lanes];
         }
-        for (int l = 0; l < lanes; ++l)
-            if (odd[l]) return false;
-        return true;
+        const bool good = spilt == 0;
+        if (price_ && good)
+            lower_prices();
+        else
+            price_ = nullptr;
+        return good;
     }
 
     // After `prepare`: false where a row cannot be matched at a finite cost.
     bool run() {
         int waiting = 0;
         for (int i = 0; i < costs_.rows; ++i) {
-            const Cheapest<Cost>& free = rows_[i].free;
+            const Cheapest<double>& free = rows_[i].free;
             if (free.second_at >= 0 && is_free(free.first_at))
-                give(add_slot(free.first_at, static_cast<double>(free.first) - free.second), i);
+                give(add_slot(free.first_at, free.first - free.second), i);
             else
                 waiting_[waiting++] = i;
         }
@@ -145,10 +149,10 @@ class Solver {
     static constexpr int kTile = 4;  // rows copied together: few rows need it, and a cache line holds several
 
     struct Row {
-        Cheapest<Cost> free;
-        double matched;  // cost of its own column
-        int slot;        // its own column's, -1 without one
-        int core;        // slots whose cost is in its row of `core_`
+        Cheapest<double> free;  // less the price of a column
+        double matched;         // cost of its own column
+        int slot;               // its own column's, -1 without one
+        int core;               // slots whose cost is in its row of `core_`
     };
     struct Scanned {
         double length, v;
@@ -159,6 +163,23 @@ class Solver {
     static bool adjacent(const Matrix<Cost>& costs) { return costs.column_stride == 1; }
     bool is_free(int column) const { return taken_[column] == 0; }
     double u(int i) const { return rows_[i].matched - v_[rows_[i].slot]; }
+
+    // Where all columns get an owner, they may begin with any price (v): the least by which a row's cost
+    // exceeds that row's cheapest halves the work that is left.
+    static bool is_large_square(const Matrix<Cost>& costs) {
+        return costs.rows == costs.columns && costs.rows >= 32;
+    }
+    void lower_prices() {
+        for (int j = 0; j < costs_.columns; ++j) price_[j] = kInf;
+        for (int i = 0; i < costs_.rows; ++i) lower_to(price_, row(i), rows_[i].free.first, costs_.columns);
+        for (int i = 0; i < costs_.rows; ++i) rows_[i].free = cheapest_free(i);
+    }
+    Cheapest<double> cheapest_free(int i) {
+        Cost unused;
+        double unused_too;
+        return price_ ? two_cheapest<double>(costs_.columns, Priced<Cost>{row(i), price_}, unused_too)
+                      : two_cheapest<Cost>(costs_.columns, Free<Cost>{row(i), taken_}, unused);
+    }
 
     // Row i with its columns side by side, copied with its neighbours when first needed.
     const Cost* row(int i) {
@@ -172,30 +193,44 @@ class Solver {
 
     void pack(int begin) {
         const int end = begin + kTile < costs_.rows ? begin + kTile : costs_.rows;
-        for (int j0 = 0; j0 < costs_.columns; j0 += kTile) {
-            const int j1 = j0 + kTile < costs_.columns ? j0 + kTile : costs_.columns;
-            for (int i = begin; i < end; ++i)
-                for (int j = j0; j < j1; ++j) packed_rows_[int64_t{i} * costs_.columns + j] = costs_.at(i, j);
+        const bool whole = end - begin == kTile && costs_.row_stride == 1;
+        for (int j = 0; j < costs_.columns; j += 4) {
+            const int columns = j + 4 < costs_.columns ? 4 : costs_.columns - j;
+            for (int i = begin; i < end; i += 4) {
+                Cost* to = packed_rows_ + int64_t{i} * costs_.columns + j;
+                if (whole && columns == 4) {
+                    transpose_4x4(costs_.data + i + j * costs_.column_stride, costs_.column_stride, to,
+                                  costs_.columns);
+                    continue;
+                }
+                for (int k = i; k < i + 4 && k < end; ++k, to += costs_.columns)
+                    for (int l = 0; l < columns; ++l) to[l] = costs_.at(k, j + l);
+            }
         }
     }
 
     // The costs of row i at the owned columns, side by side; a row is filled when first needed.
     const Cost* core(int i) {
         Cost* costs = core_ + i * stride_;
-        for (int& s = rows_[i].core; s < slots_; ++s) costs[s] = costs_.at(i, column_[s]);
+        int& filled = rows_[i].core;
+        if (filled == slots_) return costs;
+        const bool is_packed = adjacent(costs_) || packed_[i / kTile];
+        const Matrix<Cost> from = is_packed ? Matrix<Cost>{row(i), 0, 1, 1, costs_.columns}
+                                            : Matrix<Cost>{&costs_.data[i * costs_.row_stride], 0,
+                                                           costs_.column_stride, 1, costs_.columns};
+        for (; filled < slots_; ++filled) costs[filled] = from.at(0, column_[filled]);
         return costs;
     }
 
     // Brings row i's cheapest free column up to date; of the second one only the bound stays true.
-    void refresh(Cheapest<Cost>& c, int i) {
+    void refresh(Cheapest<double>& c, int i) {
         const auto stale = [&](int at) { return at == kUnknown || (at >= 0 && !is_free(at)); };
         if (!stale(c.first_at)) return;
         if (c.second_at >= 0 && is_free(c.second_at)) {
             c.first = c.second, c.first_at = c.second_at;
             c.second_at = kUnknown;
         } else {
-            typename Simd<Cost>::Index unused{};
-            c = two_cheapest<Cost>(row(i), costs_.columns, taken_, unused);
+            c = cheapest_free(i);
         }
     }
 
@@ -209,13 +244,17 @@ class Solver {
         column_[slots_] = column;
         v_[slots_] = v;
         taken_[column] = static_cast<Cost>(kInf);
+        if (price_) {
+            v_[slots_] += price_[column];
+            price_[column] = -kInf;
+        }
         return slots_++;
     }
 
     // Row i takes its best column and leaves it as dear as its second best. Returns the row that has
     // no column now: the former owner, i itself where nothing was gained, or -1.
     int bid(int i) {
-        Cheapest<Cost>& free = rows_[i].free;
+        Cheapest<double>& free = rows_[i].free;
         refresh(free, i);
         double best = free.first, second = free.second;
         int slot = -1;
@@ -248,7 +287,7 @@ class Solver {
         int last = -1, scanned = 0, i = root;
         double offset = 0;  // length of the path to row i, less u[i]
         for (;;) {
-            Cheapest<Cost>& free = rows_[i].free;
+            Cheapest<double>& free = rows_[i].free;
             if (offset + free.first < shortest) {
                 refresh(free, i);
                 if (offset + free.first < shortest) shortest = offset + free.first, last = i;
@@ -278,13 +317,13 @@ class Solver {
 
     // Shortens the paths to owned columns by way of row i; returns the nearest of those left, or -1.
     int scan(int i, double offset) {
-        constexpr int lanes = Simd<double>::lanes;
+        constexpr int lanes = kMostLanes<double>;
         const Cost* costs = core(i);
         vdouble nearest = vdouble{} + kInf;
         vlong at{}, nearest_at{}, from = vlong{} + i;
         for (int lane = 0; lane < lanes; ++lane) at[lane] = lane;
         for (int s = 0; s < slots_; s += lanes) {
-            const vdouble through = (widen(costs + s) - load_as<vdouble>(v_ + s)) + offset;
+            const vdouble through = (widen<vdouble>(costs + s) - load_as<vdouble>(v_ + s)) + offset;
             const vdouble known = load_as<vdouble>(length_ + s);
             const vlong parent = load_as<vlong>(parent_ + s);
             const vlong shorter = through < known;
@@ -315,6 +354,7 @@ class Solver {
     Row* rows_;
     Scanned* scanned_;
     Cost *taken_, *core_;
+    double* price_ = nullptr;  // of each column, -inf once it is owned; nullptr where all are 0
     Cheapests<Cost>* blocks_ = nullptr;
     bool* packed_ = nullptr;  // of each tile of rows, where their columns are not side by side
     Cost* packed_rows_ = nullptr;
@@ -337,7 +377,7 @@ bool pack_penalised(const Matrix<Cost>& from, double* to) {
         }
     if (low > high) low = high = 0;
     double magnitude = std::fmax(std::fabs(low), std::fabs(high));
-    const double scale = magnitude > Simd<double>::largest ? 0x1p-200 : 1;
+    const double scale = magnitude > 0x1p900 ? 0x1p-200 : 1;
     low *= scale, high *= scale, magnitude *= scale;
     const double penalty = high + from.rows * (high - low) + std::fmax(magnitude, DBL_MIN);
     for (double* x = to; x < out; ++x) {

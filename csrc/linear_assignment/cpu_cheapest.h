@@ -12,25 +12,25 @@ namespace DETR_FAST_ISA {
 
 constexpr double kInf = HUGE_VAL;
 
+// N lanes of costs, and of column numbers as wide as they are.
+template <class Cost, int N>
+struct Lanes;
+template <int N>
+struct Lanes<float, N> {
+    typedef float Value __attribute__((vector_size(4 * N)));
+    typedef int32_t Index __attribute__((vector_size(4 * N)));
+};
+template <int N>
+struct Lanes<double, N> {
+    typedef double Value __attribute__((vector_size(8 * N)));
+    typedef int64_t Index __attribute__((vector_size(8 * N)));
+};
 template <class Cost>
-struct Simd;
-template <>
-struct Simd<float> {
-    typedef vfloat Value;
-    typedef vint Index;
-    typedef int32_t Int;
-    static constexpr int lanes = kLanes;
-    static constexpr float largest = FLT_MAX;
-};
-template <>
-struct Simd<double> {
-    typedef vdouble Value;
-    typedef vlong Index;
-    typedef int64_t Int;
-    static constexpr int lanes = kLanes / 2;
-    // larger costs are scaled down first: their sums and differences would overflow
-    static constexpr double largest = 0x1p900;
-};
+constexpr int kMostLanes = kLanes * 4 / sizeof(Cost);
+
+// Costs times this one must be finite, or their sums and differences may overflow in double.
+template <class Cost>
+constexpr Cost kReach = sizeof(Cost) == 4 ? 1 : 0x1p123;
 
 template <class Vector, class Element>
 inline Vector load_as(const Element* from) {
@@ -39,10 +39,19 @@ inline Vector load_as(const Element* from) {
     return x;
 }
 
-inline vdouble widen(const double* from) { return load_as<vdouble>(from); }
-inline vdouble widen(const float* from) {
-    typedef float vnarrow __attribute__((vector_size(sizeof(vdouble) / 2)));
-    return __builtin_convertvector(load_as<vnarrow>(from), vdouble);
+// As double, or as many of them as a vector of doubles has lanes.
+template <class Doubles>
+inline Doubles widen(const double* from) {
+    return load_as<Doubles>(from);
+}
+template <class Doubles>
+inline Doubles widen(const float* from) {
+    if constexpr (sizeof(Doubles) == sizeof(double)) {
+        return *from;
+    } else {
+        typedef typename Lanes<float, sizeof(Doubles) / sizeof(double)>::Value Floats;
+        return __builtin_convertvector(load_as<Floats>(from), Doubles);
+    }
 }
 
 // A strided [rows, columns] view; `rows` is the shorter side.
@@ -53,6 +62,17 @@ struct Matrix {
     int rows, columns;
     Cost at(int i, int j) const { return data[i * row_stride + j * column_stride]; }
 };
+
+template <class Cost>
+inline void transpose_4x4(const Cost* from, int64_t from_stride, Cost* to, int64_t to_stride) {
+    typedef typename Lanes<Cost, 4>::Value Four;
+    Four rows[4];
+    for (int l = 0; l < 4; ++l) std::memcpy(&rows[l], from + l * from_stride, sizeof(Four));
+    for (int k = 0; k < 4; ++k) {
+        const Four column{rows[0][k], rows[1][k], rows[2][k], rows[3][k]};
+        std::memcpy(to + k * to_stride, &column, sizeof column);
+    }
+}
 
 // A row's two cheapest columns among those free at the time, the lower index first among equals. As free
 // columns only get fewer, `first` bounds the row's cheapest free column from below later on too.
@@ -69,17 +89,19 @@ struct Cheapest {
             second = x, second_at = static_cast<int>(at);
         }
     }
+    operator Cheapest<double>() const { return {first, second, first_at, second_at}; }
 };
 
 // The same for as many rows, or parts of a row, as there are lanes.
-template <class Cost>
+template <class Cost, int N = kMostLanes<Cost>>
 struct Cheapests {
-    typedef typename Simd<Cost>::Value Value;
-    typedef typename Simd<Cost>::Index Index;
+    typedef typename Lanes<Cost, N>::Value Value;
+    typedef typename Lanes<Cost, N>::Index Index;
     Value first = Value{} + static_cast<Cost>(kInf), second = first;
     Index first_at = Index{} - 1, second_at = first_at;
-    Index odd{};  // costs beyond `largest` were seen, or infinities or NaN
+    Value spilt{};  // not 0 where costs were seen that the solver cannot take
 
+    // A column beyond those that were inserted before.
     void insert(Value x, Index at) {
         const Index is_first = x < first, is_second = x < second;
         second = is_first ? first : is_second ? x : second;
@@ -87,72 +109,170 @@ struct Cheapests {
         first = is_first ? x : first;
         first_at = is_first ? at : first_at;
     }
-    void check(Value x) { odd |= ~((x <= Simd<Cost>::largest) & (x >= -Simd<Cost>::largest)); }
+    void spill(Value x) { spilt += x * kReach<Cost> - x * kReach<Cost>; }
+    // Other columns than those that were inserted.
+    void merge(const Cheapests& other) {
+        const Index theirs = (other.first < first) | ((other.first == first) & (other.first_at < first_at));
+        const Value outdone = theirs ? first : other.first, next = theirs ? other.second : second;
+        const Index outdone_at = theirs ? first_at : other.first_at;
+        const Index next_at = theirs ? other.second_at : second_at;
+        first = theirs ? other.first : first;
+        first_at = theirs ? other.first_at : first_at;
+        const Index is_second = (outdone < next) | ((outdone == next) & (outdone_at < next_at));
+        second = is_second ? outdone : next;
+        second_at = is_second ? outdone_at : next_at;
+        spilt += other.spilt;
+    }
+    template <int M, class Of>
+    Cheapests<Cost, M> mapped(const Of& of) const {
+        return {of(first), of(second), of(first_at), of(second_at), of(spilt)};
+    }
     Cheapest<Cost> lane(int l) const {
         return {first[l], second[l], static_cast<int>(first_at[l]), static_cast<int>(second_at[l])};
     }
 };
 
-// Of one row of adjacent costs. `taken` is +inf at columns that are not free, else 0; without it all are
-// free, and lanes of `odd` are set by costs that the solver must not see.
-template <class Cost>
-Cheapest<Cost> two_cheapest(const Cost* costs, int columns, const Cost* taken,
-                            typename Simd<Cost>::Index& odd) {
-    typedef Simd<Cost> S;
-    typedef typename S::Value Value;
-    typedef typename S::Index Index;
-    Cheapests<Cost> lanes;
-    const auto load = [&](int j) {
-        const Value x = load_as<Value>(costs + j);
-        if (taken) return x + load_as<Value>(taken + j);
-        lanes.check(x);
-        return x;
-    };
-    Index at{};
-    for (int l = 0; l < S::lanes; ++l) at[l] = l;
-    int j = 0;
-    for (; j + S::lanes <= columns; j += S::lanes, at += S::lanes) lanes.insert(load(j), at);
-    if (j > 0 && j < columns) {  // the last vector overlaps the one before
-        at += columns - S::lanes - j;
-        lanes.insert(at < j ? Value{} + static_cast<Cost>(kInf) : load(columns - S::lanes), at);
-        j = columns;
-    }
-    Cheapest<Cost> cheapest;
-    for (int l = 0; l < S::lanes; ++l) cheapest.insert(lanes.first[l], lanes.first_at[l]);
-    for (int l = 0; l < S::lanes; ++l) cheapest.insert(lanes.second[l], lanes.second_at[l]);
-    for (; j < columns; ++j) {
-        if (!taken) lanes.check(Value{} + costs[j]);
-        cheapest.insert(taken ? costs[j] + taken[j] : costs[j], j);
-    }
-    odd |= lanes.odd;
-    return cheapest;
+// Half `h` of a vector, and a vector of 16 bytes with its lanes moved round by `by`.
+template <int h, class Vector>
+inline auto half_of(Vector whole) {
+    typedef __typeof__(whole[0] + 0) Element;
+    typedef Element Half __attribute__((vector_size(sizeof whole / 2)));
+    Half halves[2];
+    std::memcpy(halves, &whole, sizeof halves);
+    return halves[h];
+}
+template <int by, class Vector>
+inline Vector rotated(Vector x) {
+    if constexpr (sizeof x / sizeof x[0] == 2)
+        return Vector{x[1], x[0]};
+    else
+        return Vector{x[by % 4], x[(by + 1) % 4], x[(by + 2) % 4], x[(by + 3) % 4]};
 }
 
-// Of all rows where the rows lie side by side: `lanes` rows at a time, and a few columns for all of them
-// before the next, so that the costs are read once and in order.
+// Of all lanes together, in each lane of the result.
+template <class Cost, int N>
+inline auto joined(Cheapests<Cost, N> lanes) {
+    if constexpr (N * sizeof(Cost) > 16) {
+        auto low = lanes.template mapped<N / 2>([](auto x) { return half_of<0>(x); });
+        low.merge(lanes.template mapped<N / 2>([](auto x) { return half_of<1>(x); }));
+        return joined<Cost, N / 2>(low);
+    } else {
+        if constexpr (N == 4) lanes.merge(lanes.template mapped<N>([](auto x) { return rotated<2>(x); }));
+        lanes.merge(lanes.template mapped<N>([](auto x) { return rotated<1>(x); }));
+        return lanes;
+    }
+}
+
+// What is compared of a row of adjacent costs: all of them, ...
+template <class Cost>
+struct All {
+    const Cost* costs;
+    template <class Numbers>
+    Numbers load(int j) const {
+        return load_as<Numbers>(costs + j);
+    }
+};
+// ... those of free columns, `taken` being +inf at the others and 0 at these, ...
+template <class Cost>
+struct Free {
+    const Cost *costs, *taken;
+    template <class Numbers>
+    Numbers load(int j) const {
+        return load_as<Numbers>(costs + j) + load_as<Numbers>(taken + j);
+    }
+};
+// ... or what they are beyond their columns' prices, -inf at columns that are not free.
+template <class Cost>
+struct Priced {
+    const Cost* costs;
+    const double* price;
+    template <class Numbers>
+    Numbers load(int j) const {
+        return widen<Numbers>(costs + j) - load_as<Numbers>(price + j);
+    }
+};
+
+// Of one row. `spilt` is no longer 0 where the solver cannot take a cost.
+template <class Number, class Row, int N = kMostLanes<Number>>
+Cheapest<Number> two_cheapest(int columns, const Row& row, Number& spilt) {
+    if constexpr (N * sizeof(Number) > 16)
+        if (columns < N) return two_cheapest<Number, Row, N / 2>(columns, row, spilt);
+    if (columns < N) {
+        Cheapest<Number> cheapest;
+        for (int j = 0; j < columns; ++j) {
+            const Number x = row.template load<Number>(j);
+            spilt += x * kReach<Number> - x * kReach<Number>;
+            cheapest.insert(x, j);
+        }
+        return cheapest;
+    }
+    typedef Cheapests<Number, N> Parts;
+    const auto insert = [&](Parts& parts, int j, typename Parts::Index at) {
+        const auto x = row.template load<typename Parts::Value>(j);
+        parts.spill(x);
+        parts.insert(x, at);
+    };
+    Parts parts;
+    typename Parts::Index at{};
+    for (int l = 0; l < N; ++l) at[l] = l;
+    int j = 0;
+    if (columns >= 4 * N) {  // two chains of dependent comparisons side by side
+        Parts others;
+        for (; j + 2 * N <= columns; j += 2 * N, at += 2 * N) {
+            insert(parts, j, at);
+            insert(others, j + N, at + N);
+        }
+        parts.merge(others);
+    }
+    for (; j + N <= columns; j += N, at += N) insert(parts, j, at);
+    if (j < columns) {  // the last vector overlaps the one before
+        at += columns - N - j;
+        const auto x = row.template load<typename Parts::Value>(columns - N);
+        parts.spill(x);
+        parts.insert(at < j ? typename Parts::Value{} + static_cast<Number>(kInf) : x, at);
+    }
+    const auto all = joined<Number, N>(parts);
+    spilt += all.spilt[0];
+    return all.lane(0);
+}
+
+// price[j] = min(price[j], costs[j] - least), for at least a vector of columns.
+template <class Cost>
+void lower_to(double* price, const Cost* costs, double least, int columns) {
+    constexpr int N = kMostLanes<double>;
+    for (int j = 0; j < columns; j += N) {
+        const int at = j + N <= columns ? j : columns - N;
+        const vdouble beyond = widen<vdouble>(costs + at) - least, known = load_as<vdouble>(price + at);
+        const vdouble lower = beyond < known ? beyond : known;
+        std::memcpy(price + at, &lower, sizeof lower);
+    }
+}
+
+// Of all rows where the rows lie side by side: as many at a time as there are lanes, and a few columns for
+// all of them before the next, so that the costs are read once and in order.
 template <class Cost>
 void two_cheapest_of_lanes(const Matrix<Cost>& costs, Cheapests<Cost>* blocks) {
-    typedef Simd<Cost> S;
-    typedef typename S::Value Value;
-    constexpr int kColumns = 16;
+    typedef typename Cheapests<Cost>::Value Value;
+    typedef typename Cheapests<Cost>::Index Index;
+    constexpr int kColumns = 16, N = kMostLanes<Cost>;
     const Cost* end = &costs.data[(costs.columns - 1) * costs.column_stride + costs.rows];
-    for (int i = 0; i < costs.rows; i += S::lanes) blocks[i / S::lanes] = {};
+    for (int i = 0; i < costs.rows; i += N) blocks[i / N] = {};
     for (int j0 = 0; j0 < costs.columns; j0 += kColumns) {
         const int j1 = j0 + kColumns < costs.columns ? j0 + kColumns : costs.columns;
-        for (int i = 0; i < costs.rows; i += S::lanes) {
-            Cheapests<Cost> block = blocks[i / S::lanes];
-            typename S::Index at = typename S::Index{} + j0;
+        for (int i = 0; i < costs.rows; i += N) {
+            Cheapests<Cost> block = blocks[i / N];
+            Index at = Index{} + j0;
             for (int j = j0; j < j1; ++j, at += 1) {
                 const Cost* from = costs.data + j * costs.column_stride + i;
                 Value x{};
-                if (end - from >= S::lanes)
+                if (end - from >= N)
                     x = load_as<Value>(from);
                 else  // a full vector would reach beyond the costs
                     for (int l = 0; from + l < end; ++l) x[l] = from[l];
-                block.check(x);
+                block.spill(x);
                 block.insert(x, at);
             }
-            blocks[i / S::lanes] = block;
+            blocks[i / N] = block;
         }
     }
 }
