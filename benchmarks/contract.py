@@ -6,7 +6,7 @@ Results come in canonical forms: mappings of named tensors, or the query of each
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,20 @@ class Contract:
 # Locations are multiplied by the level's size before they are rounded, and their gradients see it.
 TOLERANCES = {"grad_locations": 5e-4, "grad_offsets": 5e-4}
 TOLERANCE = 5e-5
+
+
+def in_float64(value: Any) -> Any:
+    """The very numbers, every floating tensor widened: in dataclasses, mappings and sequences too."""
+    if isinstance(value, Tensor):
+        return value.double() if value.is_floating_point() else value
+    if isinstance(value, Mapping):
+        return {name: in_float64(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(in_float64, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = {field.name: in_float64(getattr(value, field.name)) for field in fields(value)}
+        return replace(value, **parts)
+    return value
 
 
 def compare(expected: Mapping[str, Tensor], result: Mapping[str, Tensor]) -> None:

@@ -20,6 +20,7 @@ import os
 import re
 import shlex
 import shutil
+import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from functools import partial
@@ -108,6 +109,12 @@ def install(archives: dict[str, str], run: Run) -> list[Command]:
     return [*commands, Command([PYTHON, "-c", COMPILE_BIRDER], environment)] if with_birder else commands
 
 
+def deformops(run: Run) -> list[Command]:
+    if sys.version_info < (3, 12):
+        raise Skip("needs Python 3.12")
+    return install({DEFORMOPS: "deformops-*"}, run)
+
+
 def pytest(arguments: str, run: Run, *, workers: int = WORKERS, all_must_run: bool = False) -> list[Command]:
     """arguments: words, a last one in quotes. all_must_run: a test that is skipped fails the step."""
     options = ["-q", "-rs", "-p", "no:cacheprovider", "--no-header"]
@@ -190,7 +197,7 @@ PARTS: dict[str, Rounds] = {
         (
             BUILD,
             Step("peers", partial(install, PEERS), 120, required=False),
-            Step("deformops", partial(install, {DEFORMOPS: "deformops-*"}), 120, required=False),
+            Step("deformops", deformops, 120, required=False),
         ),
         (Step("attention", partial(benchmark, "attention", "ms_deform_attn", 190), 190),),
         (Step("matching", partial(benchmark, "matching", MATCHING, 110), 110),),

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine_code import find_tool
+from detr_fast import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 TIME_WAS_UP = 124  # the exit code of a command that was stopped
@@ -158,7 +159,7 @@ class Run:
     def write(self) -> None:
         """The part's JSON and log, also into $OUT."""
         reports = [self.work / f"{entry['step']}.report" for entry in self.steps]
-        content: dict[str, Any] = {"part": self.part, "commit": commit(), "sources": self.sources}
+        content: dict[str, Any] = {"part": self.part, "commit": machine.commit(), "sources": self.sources}
         content |= {"seed": self.seed, "steps": self.steps}
         content["reports"] = [json.loads(path.read_text()) for path in reports if path.is_file()]
         ran = [entry["step"] for entry in self.steps if "earlier" not in entry]
@@ -192,15 +193,6 @@ def fingerprint() -> str:
             if path.suffix in (".py", ".h", ".cpp", ".cu"):
                 digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def commit() -> str | None:
-    """Of the clone, or DETR_FAST_COMMIT where there is no .git."""
-    if named := os.environ.get("DETR_FAST_COMMIT"):
-        return named
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
-    done = subprocess.run(git, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
 
 
 def execute(command: Command, environment: dict[str, str], limit_s: float, log: Path) -> int:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Generator, Tensor
 
-from benchmarks.contract import Contract, losses_and_gradients
+from benchmarks.contract import Contract, in_float64, losses_and_gradients
 from detr_fast.ops import OPERATORS, use_backend
 from detr_fast.ops.operator import ORDER
 from detr_fast.structures import PackedTargets
@@ -112,7 +112,7 @@ class Suite:
     tiny: cases that take milliseconds, in place of both in the tests.
     gpu_contenders: (case, device) -> those on a GPU; default: ours once for each backend, and the peers.
     contract: what every result must meet. work: (inputs, pass) -> the floor.
-    parts: the names of the operators in it.
+    parts: the names of the operators in it, by default its own.
     to_check: (case, inputs, generator, queries) -> the inputs of the call whose result is compared; queries:
         of how many, where that is cheaper (None: all).
     goal: (case, pass, peer, threads) -> the least ratio on a CPU, or None. gpu_goals: of a GPU run's rows.
@@ -126,7 +126,7 @@ class Suite:
     contenders: Callable[[Any], list[Contender]]
     contract: Contract
     work: Callable[[Any, str], Work]
-    parts: Sequence[str]
+    parts: Sequence[str] = ()
     cases: Sequence[Case] = ()
     gpu_cases: Sequence[Case] = ()
     tiny: Sequence[Case] = ()
@@ -156,7 +156,10 @@ class Suite:
         if self.gpu_contenders is not None:
             return self.gpu_contenders(case, device)
         ours, *peers = self.contenders(case)
-        return [*pinned(ours, self.parts, device), *(peer for peer in peers if not peer.ours)]
+        return [
+            *pinned(ours, self.parts or (self.operator,), device),
+            *(peer for peer in peers if not peer.ours),
+        ]
 
 
 @cache
@@ -237,17 +240,16 @@ def differentiable(name: str, bind: Callable[[Any], Callable[..., Tensor]], **op
 
 
 def criterion(
-    name: str, losses_of: Callable[..., Any], weights: Mapping[str, float], pack: bool = False, **options: Any
+    name: str, losses_of: Callable[..., Any], weights: Mapping[str, float], **options: Any
 ) -> Contender:
     """Losses of all layers, `losses_of(inputs, targets, **leaves)`, and gradients of their weighted sum.
 
-    In a forward pass the losses alone, with what their gradients need. pack: whether the targets are packed
-    before.
+    In a forward pass the losses alone, with what their gradients need.
     """
 
     def prepare(inputs: Any, pass_: str) -> Call:
         leaves = dict(zip(inputs.leaves, leaves_of(*inputs.leaves.values()), strict=True))
-        targets = PackedTargets.from_list(inputs.targets) if pack else inputs.targets
+        targets = targets_of(inputs) if options.get("ours") else inputs.targets
 
         def step() -> Any:
             losses = losses_of(inputs, targets, **leaves)
@@ -258,10 +260,21 @@ def criterion(
     return Contender(name, prepare, **options)
 
 
-def reference(contender: Contender, inputs: Any, pass_: str) -> Any:
-    """The canonical result of one call, made with the operators' references."""
-    with use_backend("reference"):
-        return contender.canonical(contender.prepare(inputs, pass_)(), inputs)
+def targets_of(inputs: Any) -> Any:
+    """The list, which our call packs; on a GPU they are packed before, as a loader does."""
+    first, *_ = inputs.leaves.values()
+    return PackedTargets.from_list(inputs.targets) if first.is_cuda else inputs.targets
+
+
+def by_reference(contender: Contender) -> Callable[[Any, str], Any]:
+    """What a contender makes of the same inputs in float64, with the operators' references."""
+
+    def expected(inputs: Any, pass_: str) -> Any:
+        exact = in_float64(inputs)
+        with use_backend("reference"):
+            return contender.canonical(contender.prepare(exact, pass_)(), exact)
+
+    return expected
 
 
 def leaves_of(*tensors: Tensor) -> list[Tensor]:

@@ -49,7 +49,7 @@ def describe_machine() -> dict[str, Any]:
         "load_average": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.release()}",
         "versions": {"python": platform.python_version(), **_versions()},
-        "commit": _commit(),
+        "commit": commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 
@@ -107,12 +107,15 @@ def _versions() -> dict[str, str]:
     return {package: installed[package] for package in PACKAGES if package in installed}
 
 
-def _commit() -> str | None:
-    """The commit of the checkout that this package runs from, `-dirty` with local changes; None elsewhere."""
+def commit() -> str | None:
+    """The commit of the checkout that this package runs from, `-dirty` with local changes.
+
+    Elsewhere the one that DETR_FAST_COMMIT names, or None.
+    """
     root = Path(__file__).resolve().parents[1]
     git = shutil.which("git")
     if git is None or not (root / ".git").exists():
-        return None
+        return os.environ.get("DETR_FAST_COMMIT")
     command = [git, "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or None

@@ -24,6 +24,7 @@ from benchmarks.suite import (
     Row,
     Suite,
     Work,
+    by_reference,
     criterion,
     drawn_from,
     leaves_of,
@@ -31,6 +32,7 @@ from benchmarks.suite import (
     pinned,
     ratio,
     size_of,
+    targets_of,
 )
 from detr_fast.criterion import SetCriterion
 from detr_fast.matcher import HungarianMatcher
@@ -137,10 +139,7 @@ def _costs(result: Tensor, inputs: Inputs) -> dict[str, Tensor]:
     return {"costs": result}
 
 
-def _expected_costs(inputs: Inputs, pass_: str) -> dict[str, Tensor]:
-    logits, boxes = inputs.predictions.logits.double(), inputs.predictions.boxes.double()
-    targets = (inputs.labels, inputs.boxes.double(), inputs.num_targets)
-    return {"costs": box_match_cost(logits, boxes, *targets, backend="reference")}
+_expected_costs = by_reference(Contender(OURS, _ours_cost, _costs))
 
 
 def _cost_work(inputs: Inputs, pass_: str) -> Work:
@@ -157,14 +156,11 @@ def _cost_contenders(case: Detection) -> list[Contender]:
 
 
 def _ours_match(inputs: Inputs, pass_: str) -> Call:
-    """Packing included."""
-    matcher = HungarianMatcher(1, 5, 2)
-    return lambda: matcher.match(inputs.predictions, PackedTargets.from_list(inputs.targets))
-
-
-def _ours_match_packed(inputs: Inputs, pass_: str) -> Call:
-    matcher, targets = HungarianMatcher(1, 5, 2), PackedTargets.from_list(inputs.targets)
-    return lambda: matcher.match(inputs.predictions, targets)
+    """Packing included, but on a GPU."""
+    matcher, targets = HungarianMatcher(1, 5, 2), targets_of(inputs)
+    if isinstance(targets, PackedTargets):
+        return lambda: matcher.match(inputs.predictions, targets)
+    return lambda: matcher.match(inputs.predictions, PackedTargets.from_list(targets))
 
 
 def _ours_drop_in(inputs: Inputs, pass_: str) -> Call:
@@ -230,9 +226,9 @@ def _gpu_match_contenders(case: Detection, device: torch.device) -> list[Contend
     def by_layer(result: Tensor, inputs: Inputs) -> list[Tensor]:
         return inputs.by_image(list(result.long().cpu()))
 
-    ours = Contender("", _ours_match_packed, _from_matches, ours=True)
+    ours, _, official, _ = _match_contenders(case)
     solvers = gpu_solvers(OUR_COSTS, padded_match, by_layer, device)
-    return [*pinned(ours, MATCHER_PARTS, device), *solvers, _match_contenders(case)[2]]
+    return [*pinned(ours, MATCHER_PARTS, device), *solvers, official]
 
 
 def _ours_losses(inputs: Inputs, targets: Any, logits: Tensor, boxes: Tensor) -> dict[str, Tensor]:
@@ -245,24 +241,11 @@ def _official_losses(inputs: Inputs, targets: Any, logits: Tensor, boxes: Tensor
     return official_detr.criterion(Predictions(logits, boxes).as_dict(), targets, logits.shape[-1] - 1)
 
 
-def _criterion_contenders(case: Detection, pack: bool = False) -> list[Contender]:
+def _criterion_contenders(case: Detection) -> list[Contender]:
     return [
-        criterion(OURS, _ours_losses, WEIGHTS, pack, ours=True),
+        criterion(OURS, _ours_losses, WEIGHTS, ours=True),
         criterion(OFFICIAL, _official_losses, WEIGHTS, quick=False, waits=True),
     ]
-
-
-def _expected_criterion(inputs: Inputs, pass_: str) -> dict[str, Tensor]:
-    exact = Predictions(inputs.predictions.logits.double(), inputs.predictions.boxes.double())
-    targets = [{**target, "boxes": target["boxes"].double()} for target in inputs.targets]
-    exact_inputs = replace(inputs, predictions=exact, targets=targets)
-    losses: dict[str, Tensor] = criterion("", _official_losses, WEIGHTS).prepare(exact_inputs, pass_)()
-    return losses
-
-
-def _gpu_criterion_contenders(case: Detection, device: torch.device) -> list[Contender]:
-    ours, official = _criterion_contenders(case, pack=True)
-    return [*pinned(ours, CRITERION_PARTS, device), official]
 
 
 @dataclass(frozen=True)
@@ -329,13 +312,6 @@ def _plain_loss(inputs: LossInputs, pass_: str) -> Call:
     return plain
 
 
-def _expected_loss(inputs: LossInputs, pass_: str) -> dict[str, Tensor]:
-    targets = inputs.targets.double() if inputs.loss == "boxes" else inputs.targets
-    exact = replace(inputs, predictions=inputs.predictions.double(), targets=targets)
-    losses: dict[str, Tensor] = _plain_loss(exact, pass_)()
-    return losses
-
-
 def _loss_work(inputs: LossInputs, pass_: str) -> Work:
     return Work(2 * size_of(inputs.predictions) + size_of(inputs.targets, inputs.query))
 
@@ -390,7 +366,6 @@ SUITES = [
         _cost_contenders,
         Contract(_expected_costs, compare),
         _cost_work,
-        parts=("box_match_cost",),
         cases=(Detection("smallest", 1, (1,), layers=1, classes=2), *_CASES),
         gpu_cases=_GPU_CASES,
         tiny=(_TINY,),
@@ -411,22 +386,20 @@ SUITES = [
     Suite(
         "criterion",
         _criterion_contenders,
-        Contract(_expected_criterion, compare),
+        Contract(by_reference(criterion("", _official_losses, WEIGHTS)), compare),
         _match_work,
         parts=CRITERION_PARTS,
         cases=_with_gradients(_CASES),
         gpu_cases=_with_gradients(_GPU_CASES),
         tiny=_with_gradients([_TINY]),
-        gpu_contenders=_gpu_criterion_contenders,
         gpu_goals=_gpu_criterion_goals,
     ),
     *(
         Suite(
             operator,
             _loss_contenders,
-            Contract(_expected_loss, compare),
+            Contract(by_reference(Contender(OURS, _loss)), compare),
             _loss_work,
-            parts=(operator,),
             cases=tuple(Loss(case, loss) for case in _CASES for loss in losses),
             tiny=tuple(Loss(_TINY, loss) for loss in losses),
             gpu_cases=tuple(Loss(case, loss, quick=case.quick) for case in _GPU_CASES[:2] for loss in losses),

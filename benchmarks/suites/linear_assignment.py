@@ -290,7 +290,6 @@ SUITES = [
         _contenders,
         Contract(_expected, verify_matching),
         _work,
-        parts=(OPERATOR,),
         cases=(SMALLEST, *BATCHES, *STEPS, *SQUARES),
         gpu_cases=(
             *(

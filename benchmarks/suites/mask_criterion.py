@@ -19,9 +19,9 @@ from benchmarks.suite import (
     Contender,
     Suite,
     Work,
+    by_reference,
     criterion,
     drawn_from,
-    pinned,
     size_of,
 )
 from benchmarks.suites.detection import COCO_COUNTS, random_boxes
@@ -106,20 +106,11 @@ def _official(inputs: Inputs, targets: Any, logits: Tensor, masks: Tensor) -> di
     return official_mask2former.criterion(outputs, targets, logits.shape[-1] - 1, inputs.draws)
 
 
-def contenders(case: Masks, pack: bool = False) -> list[Contender]:
+def contenders(case: Masks) -> list[Contender]:
     return [
-        criterion(OURS, _ours, WEIGHTS, pack, ours=True),
+        criterion(OURS, _ours, WEIGHTS, ours=True),
         criterion(OFFICIAL, _official, WEIGHTS, quick=False, waits=True),
     ]
-
-
-def _expected(inputs: Inputs, pass_: str) -> dict[str, Tensor]:
-    assert inputs.draws is not None
-    drawn = (x.double() for x in (inputs.draws.match, inputs.draws.candidates, inputs.draws.extra))
-    exact = MaskPredictions(inputs.predictions.logits.double(), inputs.predictions.masks.double())
-    exact_inputs = replace(inputs, predictions=exact, draws=PointDraws(*drawn))
-    losses: dict[str, Tensor] = criterion("", _official, WEIGHTS).prepare(exact_inputs, pass_)()
-    return losses
 
 
 def _verify(expected: Mapping[str, Tensor], result: Mapping[str, Tensor]) -> None:
@@ -135,11 +126,6 @@ def _work(inputs: Inputs, pass_: str) -> Work:
     return Work((1 if pass_ == FORWARD else 2) * predictions + targets)
 
 
-def _gpu_contenders(case: Masks, device: torch.device) -> list[Contender]:
-    ours, official = contenders(case, pack=True)
-    return [*pinned(ours, PARTS, device), official]
-
-
 PARTS = ("mask_match_cost", "linear_assignment", "point_sample", "class_loss")
 # the most targets of one image, whose memory is measured
 MOST_MASKS = Masks("B=1 T=100 1024x1024", (100,))
@@ -147,7 +133,7 @@ SUITES = [
     Suite(
         "mask_criterion",
         contenders,
-        Contract(_expected, _verify),
+        Contract(by_reference(criterion("", _official, WEIGHTS)), _verify),
         _work,
         parts=PARTS,
         cases=(Masks("B=2 T=20 1024x1024", (14, 6)),),
@@ -156,7 +142,6 @@ SUITES = [
             Masks("L=10 B=16 Q=100 1024x1024", COCO_COUNTS, checked_at=256, quick=False),
         ),
         tiny=(Masks("tiny", (2, 3), 6, 2, 5, size=64), Masks("checked smaller", (2, 3), 6, 2, 5, 64, 32)),
-        gpu_contenders=_gpu_contenders,
         to_check=_to_check,
     )
 ]

@@ -18,9 +18,9 @@ from benchmarks.suite import (
     Contender,
     Suite,
     Work,
+    by_reference,
     differentiable,
     drawn_from,
-    reference,
     size_of,
 )
 from detr_fast.ops import point_sample
@@ -93,14 +93,6 @@ def _contenders(case: Any) -> list[Contender]:
     return [ours, differentiable("grid_sample", _grid_sample, quick=False)]
 
 
-def _expected(inputs: Inputs, pass_: str) -> dict[str, Tensor]:
-    exact = Inputs(
-        inputs.maps.double(), inputs.points.double(), inputs.map_index, inputs.grad_output.double()
-    )
-    values: dict[str, Tensor] = reference(differentiable("", _ours), exact, pass_)
-    return values
-
-
 def _work(inputs: Inputs, pass_: str) -> Work:
     """Each chosen map once, or four values a point where those are fewer."""
     chosen = size_of(inputs.maps[:1]) * len(inputs.points)
@@ -121,9 +113,8 @@ SUITES = [
     Suite(
         OPERATOR,
         _contenders,
-        Contract(_expected, compare),
+        Contract(by_reference(differentiable(OURS, _ours)), compare),
         _work,
-        parts=(OPERATOR,),
         cases=(PointSample("smallest", (1, 1, 2, 2), points=1), *_CASES),
         tiny=(
             PointSample("rows", (6, 1, 8, 8), rows=4, points=9, passes=_BOTH),

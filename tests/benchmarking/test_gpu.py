@@ -77,7 +77,7 @@ def test_parts_are_joined_and_handed_out(tmp_path: Path, monkeypatch: pytest.Mon
     out = tmp_path / "out"
     out.mkdir()
     monkeypatch.setenv("OUT", str(out))
-    monkeypatch.setenv("DETR_FAST_COMMIT", "abc123")
+    monkeypatch.setattr(steps.machine, "commit", lambda: "abc123")
     for part in gpu.PARTS:
         Run(part, "cpu", 5.0, tmp_path).perform([[Step(f"of {part}", python("print(1)"), 1)]])
         paths = gpu.join(tmp_path, "2026-01-01-GPU", tmp_path / "results")
@@ -92,6 +92,13 @@ def test_parts_are_joined_and_handed_out(tmp_path: Path, monkeypatch: pytest.Mon
     Run("tests", "cpu", 5.0, tmp_path).perform([[Step("of tests", python("print(1)"), 1)]])
     _, changed = gpu.join(tmp_path, "2026-01-01-GPU", tmp_path / "results")
     assert "Of other sources, left out: sanitize, bench." in changed.read_text()
+
+
+def test_a_copy_without_git_is_told_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps.machine, "__file__", str(tmp_path / "detr_fast" / "machine.py"))
+    assert steps.machine.commit() is None
+    monkeypatch.setenv("DETR_FAST_COMMIT", "abc123")
+    assert steps.machine.commit() == "abc123"
 
 
 def test_parts_are_planned_within_their_time(capsys: pytest.CaptureFixture[str]) -> None:
