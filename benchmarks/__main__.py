@@ -22,12 +22,13 @@ from pathlib import Path
 import torch
 
 # The package is imported by the commands that need it: `gpu` builds its extension first.
-COMMANDS = ("memory", "resources", "gpu", "sanitize", "plot")
+COMMANDS = {name: f"benchmarks.{name}" for name in ("memory", "resources", "gpu", "plot")}
+COMMANDS["sanitize"] = "tests.ops.sanitized"
 
 
 def main(arguments: Sequence[str]) -> int:
     if arguments and arguments[0] in COMMANDS:
-        command = importlib.import_module(f"benchmarks.{arguments[0]}")
+        command = importlib.import_module(COMMANDS[arguments[0]])
         code: int = command.main(arguments[1:])
         return code
     return merge_files(arguments[1:]) if arguments[:1] == ["merge"] else run(arguments)
@@ -61,6 +62,7 @@ def run(arguments: Sequence[str]) -> int:
     except ValueError as error:
         parser.error(str(error))
     changes = {"threads": options.threads, "deadline_s": options.deadline}
+    changes["budget_s"] = 0.0 if options.tiny else None
     plan = dataclasses.replace(plan, **{name: value for name, value in changes.items() if value is not None})
     suites = [suite.at_tiny_sizes() if options.tiny else suite for suite in all_suites()]
     report = run_benchmarks(plan, options.json, suites=suites)

@@ -104,7 +104,7 @@ def install(archives: dict[str, str], run: Run) -> list[Command]:
     commands = [
         Command([*pip, str(paths[-1])], {**environment, **only} if module in (CLASSIC, DEFORMOPS) else None)
         for module, paths in found.items()
-        if paths and not (run.packages / module.replace(".", "/")).exists()
+        if paths and not (run.packages / module).exists()
     ]
     return [*commands, Command([PYTHON, "-c", COMPILE_BIRDER], environment)] if with_birder else commands
 

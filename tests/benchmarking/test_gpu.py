@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, sanitize, steps
+from benchmarks import gpu, steps
 from benchmarks.steps import Command, Run, Skip, Step
 from detr_fast.ops import OPERATORS
+from tests.ops import sanitized
 from tests.ops.test_contract import CONTRACTS
 
 
@@ -190,7 +191,7 @@ def test_sanitized_cases_are_right_on_the_cpu() -> None:
     served = [
         name for name, why in OPERATORS[0].explain(torch.device("cpu"), torch.float32).items() if not why
     ]
-    errors = dict(sanitize.errors("cpu", 2000, served))
+    errors = dict(sanitized.errors("cpu", 2000, served))
     assert max(errors.values()) <= 1, errors
     assert {name.split()[0] for name in errors} >= {operator.name for operator in OPERATORS}
-    assert sanitize.main(["--device", "cpu", "--backend", "cuda"]) == 1  # nothing ran
+    assert sanitized.main(["--device", "cpu", "--backend", "cuda"]) == 1  # nothing ran
