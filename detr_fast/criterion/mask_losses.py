@@ -152,10 +152,9 @@ class MapLosses(torch.autograd.Function):
         size = masks.shape[1:]
         for rows in _chunks(len(map_index), masks[0:1].numel() or 1, maps.device):
             x, t = _upsampled(maps, masks, map_index[rows], target_index[rows])
-            grad_up = _gradient(x, t, grad_mask[rows], grad_dice[rows], ctx.focal).view(-1, 1, *size)
-            shape = [len(grad_up), 1, *maps.shape[1:]]
-            grad_rows = torch.ops.aten.upsample_bilinear2d_backward(grad_up, size, shape, False)
-            grad.index_add_(0, map_index[rows], grad_rows[:, 0].to(grad.dtype))
+            grad_up = _gradient(x, t, grad_mask[rows], grad_dice[rows], ctx.focal).view(-1, *size)
+            grad_rows = _upsampling_backward(grad_up, maps.shape[1:])
+            grad.index_add_(0, map_index[rows], grad_rows.to(grad.dtype))
         return grad, None, None, None, None
 
 
@@ -165,6 +164,19 @@ def _upsampled(maps: Tensor, masks: Tensor, map_index: Tensor, target_index: Ten
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     x = F.interpolate(x, size=masks.shape[1:], mode="bilinear", align_corners=False)
     return x.flatten(1), masks.index_select(0, target_index).flatten(1).to(x.dtype)
+
+
+def _upsampling_backward(grad: Tensor, size: torch.Size) -> Tensor:
+    """The gradient [r, h, w] of maps of `size` from that of the upsampled ones, [r, H, W]."""
+    if grad.device.type != "cpu":
+        shape = [len(grad), 1, *size]
+        return torch.ops.aten.upsample_bilinear2d_backward(grad[:, None], grad.shape[1:], shape, False)[:, 0]
+    # torch's CPU kernel takes its time; two products with the weights of rows and columns do not
+    rows, columns = (
+        F.interpolate(torch.eye(n, dtype=grad.dtype)[None], size=to, mode="linear", align_corners=False)[0]
+        for n, to in zip(size, grad.shape[1:], strict=True)
+    )
+    return rows @ grad @ columns.mT
 
 
 def _losses(x: Tensor, t: Tensor, focal: Focal | None) -> tuple[Tensor, Tensor]:
