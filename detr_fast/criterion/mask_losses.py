@@ -2,7 +2,7 @@
 
 A *row* is one target in one layer: the map of its query beside its mask. Letters as in
 `detr_fast.structures`; R rows = L * sumT, X values of a row. Full-resolution maps are never kept: they are
-made a few rows at a time, forward and again backward. Nothing waits for a GPU.
+made a few rows at a time. Nothing waits for a GPU.
 """
 
 from __future__ import annotations
@@ -114,15 +114,16 @@ class RowLosses(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, t: Tensor, focal: Focal | None) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x, t)
         ctx.focal = focal
-        parts = [_losses(x[rows], t[rows], focal) for rows in _chunks(len(x), x.shape[1], x.device)]
-        return _joined(parts, x)
+        chunks = _chunks(len(x), x.shape[1], x.device)
+        return _joined([Compared.of(x[rows], t[rows]).losses(focal) for rows in chunks], x)
 
     @staticmethod
     def backward(ctx: Any, grad_mask: Tensor, grad_dice: Tensor) -> tuple[Tensor | None, ...]:
         x, t = ctx.saved_tensors
         grad = torch.empty_like(x)
         for rows in _chunks(len(x), x.shape[1], x.device):
-            grad[rows] = _gradient(x[rows], t[rows], grad_mask[rows], grad_dice[rows], ctx.focal)
+            by_mask, by_dice = Compared.of(x[rows], t[rows]).slopes(ctx.focal)
+            grad[rows] = by_mask * grad_mask[rows, None] + by_dice * grad_dice[rows, None]
         return grad, None, None
 
 
@@ -137,24 +138,28 @@ class MapLosses(torch.autograd.Function):
     def forward(
         ctx: Any, maps: Tensor, masks: Tensor, map_index: Tensor, target_index: Tensor, focal: Focal
     ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(maps, masks, map_index, target_index)
-        ctx.focal = focal
-        parts = [
-            _losses(*_upsampled(maps, masks, map_index[rows], target_index[rows]), focal)
-            for rows in _chunks(len(map_index), masks[0:1].numel() or 1, maps.device)
-        ]
+        parts, slopes = [], []
+        for rows in _chunks(len(map_index), masks[0:1].numel() or 1, maps.device):
+            x, t = _upsampled(maps, masks, map_index[rows], target_index[rows])
+            compared = Compared.of(x, t)
+            parts.append(compared.losses(focal))
+            if ctx.needs_input_grad[0]:
+                full = torch.stack(compared.slopes(focal)).unflatten(-1, masks.shape[1:])
+                slopes.append(_upsampling_backward(full, maps.shape[1:]))
+        # the slopes of small maps, rather than all that they are made of once more
+        ctx.save_for_backward(map_index, *slopes)
+        ctx.shape, ctx.dtype = maps.shape, maps.dtype
         return _joined(parts, maps)
 
     @staticmethod
     def backward(ctx: Any, grad_mask: Tensor, grad_dice: Tensor) -> tuple[Tensor | None, ...]:
-        maps, masks, map_index, target_index = ctx.saved_tensors
-        grad = torch.zeros_like(maps)
-        size = masks.shape[1:]
-        for rows in _chunks(len(map_index), masks[0:1].numel() or 1, maps.device):
-            x, t = _upsampled(maps, masks, map_index[rows], target_index[rows])
-            grad_up = _gradient(x, t, grad_mask[rows], grad_dice[rows], ctx.focal).view(-1, *size)
-            grad_rows = _upsampling_backward(grad_up, maps.shape[1:])
-            grad.index_add_(0, map_index[rows], grad_rows.to(grad.dtype))
+        map_index, *slopes = ctx.saved_tensors
+        grad = torch.zeros(ctx.shape, dtype=ctx.dtype, device=map_index.device)
+        first = 0
+        for by_mask, by_dice in slopes:
+            rows = slice(first, first := first + len(by_mask))
+            found = by_mask * grad_mask[rows, None, None] + by_dice * grad_dice[rows, None, None]
+            grad.index_add_(0, map_index[rows], found.to(grad.dtype))
         return grad, None, None, None, None
 
 
@@ -167,49 +172,66 @@ def _upsampled(maps: Tensor, masks: Tensor, map_index: Tensor, target_index: Ten
 
 
 def _upsampling_backward(grad: Tensor, size: torch.Size) -> Tensor:
-    """The gradient [r, h, w] of maps of `size` from that of the upsampled ones, [r, H, W]."""
+    """The gradient [2, r, h, w] of maps of `size` from that of the upsampled ones, [2, r, H, W]."""
     if grad.device.type != "cpu":
-        shape = [len(grad), 1, *size]
-        return torch.ops.aten.upsample_bilinear2d_backward(grad[:, None], grad.shape[1:], shape, False)[:, 0]
+        flat, to = grad.flatten(0, 1)[:, None], grad.shape[2:]
+        shape = [len(flat), 1, *size]
+        found = torch.ops.aten.upsample_bilinear2d_backward(flat, to, shape, False)
+        return found.view(*grad.shape[:2], *size)
     # torch's CPU kernel takes its time; two products with the weights of rows and columns do not
     rows, columns = (
         F.interpolate(torch.eye(n, dtype=grad.dtype)[None], size=to, mode="linear", align_corners=False)[0]
-        for n, to in zip(size, grad.shape[1:], strict=True)
+        for n, to in zip(size, grad.shape[2:], strict=True)
     )
     return rows @ grad @ columns.mT
 
 
-def _losses(x: Tensor, t: Tensor, focal: Focal | None) -> tuple[Tensor, Tensor]:
-    p = x.sigmoid()
-    mask = F.binary_cross_entropy_with_logits(x, t, reduction="none")
-    if focal is not None:
-        mask = mask * (p + t - 2 * p * t) ** focal.gamma * _balance(t, focal)
-    numerator, denominator = _dice_sums(p, t)
-    return mask.mean(1), 1 - (numerator / denominator)[:, 0]
+class Compared(NamedTuple):
+    """Logits beside targets, [r, X] each.
 
+    Args:
+        t: targets, in 0..1.
+        p: probabilities.
+        entropy: binary cross-entropies.
+    """
 
-def _gradient(x: Tensor, t: Tensor, grad_mask: Tensor, grad_dice: Tensor, focal: Focal | None) -> Tensor:
-    """The gradient of `_losses` with respect to x; grad_mask, grad_dice: [r]."""
-    p = x.sigmoid()
-    slope = p * (1 - p)
-    if focal is None:
-        of_mask = p - t
-    else:
-        # cross-entropy times m^gamma, where m is the probability of the wrong answer
-        m = p + t - 2 * p * t
-        entropy = F.binary_cross_entropy_with_logits(x, t, reduction="none")
-        of_power = focal.gamma * m.clamp(min=torch.finfo(m.dtype).tiny) ** (focal.gamma - 1)
-        of_mask = (p - t) * m**focal.gamma + entropy * of_power * slope * (1 - 2 * t)
-        of_mask = of_mask * _balance(t, focal)
-    numerator, denominator = _dice_sums(p, t)
-    of_dice = slope * (numerator / denominator - 2 * t) / denominator
-    return of_mask * (grad_mask[:, None] / x.shape[1]) + of_dice * grad_dice[:, None]
+    t: Tensor
+    p: Tensor
+    entropy: Tensor
 
+    @classmethod
+    def of(cls, x: Tensor, t: Tensor) -> Compared:
+        return cls(t, x.sigmoid(), F.binary_cross_entropy_with_logits(x, t, reduction="none"))
 
-def _dice_sums(p: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """[r, 1] twice the overlap and the sum of both areas, plus one."""
-    numerator = 2 * (p * t).sum(1, keepdim=True) + 1
-    return numerator, p.sum(1, keepdim=True) + t.sum(1, keepdim=True) + 1
+    def losses(self, focal: Focal | None) -> tuple[Tensor, Tensor]:
+        """[r] mean cross-entropy or focal loss, and dice loss."""
+        mask = self.entropy
+        if focal is not None:
+            mask = mask * self._wrong() ** focal.gamma * _balance(self.t, focal)
+        numerator, denominator = self._dice_sums()
+        return mask.mean(1), 1 - (numerator / denominator)[:, 0]
+
+    def slopes(self, focal: Focal | None) -> tuple[Tensor, Tensor]:
+        """[r, X] each: the derivatives of `losses` by the logits."""
+        t, p, entropy = self
+        slope = p * (1 - p)
+        by_mask = p - t
+        if focal is not None:
+            wrong = self._wrong()
+            of_power = focal.gamma * wrong.clamp(min=torch.finfo(p.dtype).tiny) ** (focal.gamma - 1)
+            by_mask = by_mask * wrong**focal.gamma + entropy * of_power * slope * (1 - 2 * t)
+            by_mask = by_mask * _balance(t, focal)
+        numerator, denominator = self._dice_sums()
+        return by_mask / p.shape[1], slope * (numerator / denominator - 2 * t) / denominator
+
+    def _wrong(self) -> Tensor:
+        """Probabilities of the wrong answer."""
+        return self.p + self.t - 2 * self.p * self.t
+
+    def _dice_sums(self) -> tuple[Tensor, Tensor]:
+        """[r, 1] twice the overlap and the sum of both areas, plus one."""
+        numerator = 2 * (self.p * self.t).sum(1, keepdim=True) + 1
+        return numerator, self.p.sum(1, keepdim=True) + self.t.sum(1, keepdim=True) + 1
 
 
 def _balance(t: Tensor, focal: Focal) -> Tensor | float:

@@ -164,12 +164,14 @@ def _packed(masks: Sequence[Tensor], labels: Sequence[Tensor]) -> PackedTargets 
     """The targets packed; None where masks are soft or of several sizes."""
     if len({mask.shape[1:] for mask in masks}) != 1:
         return None
-    if any(x.is_floating_point() and not x.is_cuda and not ((x == 0) | (x == 1)).all() for x in masks):
+    inside = [mask != 0 for mask in masks]
+    pairs = zip(masks, inside, strict=True)
+    if any(x.is_floating_point() and not x.is_cuda and not torch.equal(x, y.to(x.dtype)) for x, y in pairs):
         return None
     return PackedTargets.from_list(
         [
-            {"labels": label, "boxes": torch.zeros(len(label), 4, device=label.device), "masks": mask != 0}
-            for label, mask in zip(labels, masks, strict=True)
+            {"labels": label, "boxes": torch.zeros(len(label), 4, device=label.device), "masks": mask}
+            for label, mask in zip(labels, inside, strict=True)
         ]
     )
 
