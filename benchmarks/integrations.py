@@ -2,7 +2,7 @@
 
     python -m benchmarks.integrations [--threads 2] [--only inference] [--only step] [--only loss] [name ...]
 
-Models are random and of their default size. "inference" is one image; the share printed is the time that, before,
+Models are random and of their default size. "inference" is one image; the share is the time that, before,
 the modules take which are replaced. "step" is a training step, loss and backward, of one image of 20 targets.
 "loss" is the loss with its gradients alone, of 4 images of 20 targets, on what the model predicts for small
 images: queries, layers, groups and classes are those of the model.
@@ -173,7 +173,7 @@ def loss(name: str, model: Model) -> None:
     def call(function: Any) -> None:
         torch.manual_seed(0)
         found = function(**arguments)
-        total = sum(found.values()) if isinstance(found, dict) else found[0]
+        total: Any = sum(found.values()) if isinstance(found, dict) else found[0]
         torch.autograd.grad(total, leaves, allow_unused=True)
 
     compare(f"{name} loss", lambda: call(original), {"accelerate": lambda: call(fast)})

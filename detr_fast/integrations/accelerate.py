@@ -119,7 +119,8 @@ def why_not_served(operator: Operator, like: Tensor) -> str | None:
 
 
 def _first(*modules: nn.Module) -> Tensor:
-    tensors = (x for module in modules for x in chain(module.parameters(), module.buffers()))
+    # buffers first: OneFormer's criterion has its class weights there, and a temperature in float64
+    tensors = (x for module in modules for x in chain(module.buffers(), module.parameters()))
     return next((x for x in tensors if x.is_floating_point()), torch.empty(0))
 
 
