@@ -117,12 +117,14 @@ def test_whole_models_train(name: str) -> None:
     given |= {"mask_labels": masks, "class_labels": [torch.arange(len(x)) % 2 for x in masks]}
     if name == "oneformer":
         given["text_inputs"] = torch.randint(0, 200, (tiny.BATCH, 8, 8))
+    torch.manual_seed(0)  # dropout
     before = copy.deepcopy(model)(**given).loss
     report = detr_fast.accelerate(model)
     assert ("criterion", "the whole mask loss, all decoder layers at once") in report.replaced
+    torch.manual_seed(0)
     loss = model(**given).loss
     loss.backward()
-    torch.testing.assert_close(loss, before, rtol=0.2, atol=0)
+    torch.testing.assert_close(loss, before, rtol=1e-5 if name == "maskformer" else 0.2, atol=0)
 
 
 def test_a_changed_criterion_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
