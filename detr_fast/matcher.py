@@ -193,7 +193,7 @@ class MaskMatcher(SetMatcher):
             if points is None:
                 found = masks[some].flatten(3)
             else:
-                found, wanted = _sampled(predictions, targets, some, points[some])
+                found, wanted = sampled_masks(predictions, targets, some, points[some])
             costs.append(
                 mask_match_cost(
                     logits[some],
@@ -212,7 +212,7 @@ class MaskMatcher(SetMatcher):
         return Matches(linear_assignment(torch.cat(costs), targets.num_targets))
 
 
-def _sampled(
+def sampled_masks(
     predictions: MaskPredictions, targets: PackedTargets, some: slice, points: Tensor
 ) -> tuple[Tensor, Tensor]:
     """[L, B, Q, P] logits and [L, sumT, P] targets of some layers at points [L, B, P, 2]."""

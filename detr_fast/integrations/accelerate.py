@@ -17,6 +17,7 @@ from detr_fast.integrations import (
     losses,
     mask_losses,
     official_criterion,
+    official_masks,
     official_matcher,
 )
 from detr_fast.integrations import inference as folding
@@ -166,18 +167,25 @@ def _criteria(model: nn.Module, report: Report) -> None:
         official_matcher.OfficialMatcher,
         official_criterion.MatchedTogether,
         official_criterion.WholeCriterion,
+        official_masks.OfficialMaskMatcher,
+        official_masks.WholeMaskCriterion,
     )
     kinds: tuple[tuple[Any, Operator], ...] = (
         (mask_losses, MASK_MATCH_COST),
         (official_matcher, BOX_MATCH_COST),
-        (official_criterion, BOX_MATCH_COST),  # after its matcher
+        (official_criterion, BOX_MATCH_COST),
+        (official_masks, MASK_MATCH_COST),
     )
-    report.skipped += [(path, _DONE) for path, module in model.named_modules() if isinstance(module, done)]
-    for kind, operator in kinds:
-        for path, module in model.named_modules():
-            if not isinstance(module, done) and kind.known(module):
-                reason = why_not_served(operator, _first(module, model))
+    for path, module in reversed(list(model.named_modules())):  # a criterion after its matcher
+        if isinstance(module, done):
+            report.skipped.append((path, _DONE))
+            continue
+        for kind, operator in kinds:
+            if kind.known(module):
+                like = getattr(module, "empty_weight", None)
+                reason = why_not_served(operator, _first(module, model) if like is None else like)
                 _replace(path, module, reason or kind.choose(module), report)
+                break
 
 
 def _assigners(model: nn.Module, report: Report) -> None:

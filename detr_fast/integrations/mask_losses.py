@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,9 +51,9 @@ class StackedMaskLoss(Replacement):
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         given = dict(zip(self.positions, args, strict=False)) | kwargs
         layers = [*(given.get("auxiliary_predictions") or ()), given]
-        targets = _packed(given["mask_labels"], given["class_labels"])
-        fits = targets is not None and all(_fits(x["masks_queries_logits"], targets, given) for x in layers)
-        if not fits:
+        targets = packed(given["mask_labels"], given["class_labels"])
+        shape = given["masks_queries_logits"].shape
+        if targets is None or not all(fits(x["masks_queries_logits"], targets, shape) for x in layers):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         logits, masks = (
             torch.stack([layer[key] for layer in layers])
@@ -123,16 +123,13 @@ def choose(module: Any) -> type[Any] | str:
         if _at_points(twin):
             twin.num_points = twin.matcher.num_points = 4096
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            given = _example(twin)
+            given = example(twin)
             expected = twin(**given)
             twin.__class__ = fast
             got = twin(**given)
     except Exception as error:  # whatever a criterion of an unknown version does, it is left alone
         return f"it could not be tried: {type(error).__name__}: {error}"
-    noisy = ("loss_mask", "loss_dice") if _at_points(twin) else ()
-    if expected.keys() != got.keys() or not all(
-        _close(x, got[key], 0.05 if key.startswith(noisy) else 1e-4) for key, x in expected.items()
-    ):
+    if not same_losses(expected, got, at_points=_at_points(twin)):
         family = "Mask2Former" if _at_points(twin) else "MaskFormer"
         return f"on a random input its losses are not those of {family} as we know them"
     return fast
@@ -160,7 +157,9 @@ def _criterion(module: Any, num_masks: Tensor) -> _AtPoints | _OfMaps:
     return criterion
 
 
-def _packed(masks: Sequence[Tensor], labels: Sequence[Tensor]) -> PackedTargets | None:
+def packed(
+    masks: Sequence[Tensor], labels: Sequence[Tensor], boxes: Sequence[Tensor] | None = None
+) -> PackedTargets | None:
     """The targets packed; None where masks are soft or of several sizes."""
     if len({mask.shape[1:] for mask in masks}) != 1:
         return None
@@ -168,25 +167,24 @@ def _packed(masks: Sequence[Tensor], labels: Sequence[Tensor]) -> PackedTargets 
     pairs = zip(masks, inside, strict=True)
     if any(x.is_floating_point() and not x.is_cuda and not torch.equal(x, y.to(x.dtype)) for x, y in pairs):
         return None
+    boxes = boxes or [torch.zeros(len(label), 4, device=label.device) for label in labels]
     return PackedTargets.from_list(
         [
-            {"labels": label, "boxes": torch.zeros(len(label), 4, device=label.device), "masks": mask}
-            for label, mask in zip(labels, inside, strict=True)
+            {"labels": label, "boxes": box, "masks": mask}
+            for label, box, mask in zip(labels, boxes, inside, strict=True)
         ]
     )
 
 
-def _fits(masks: Tensor, targets: PackedTargets, last: dict[str, Any]) -> bool:
+def fits(masks: Tensor, targets: PackedTargets, last: torch.Size) -> bool:
     """Whether masks [B, Q, h, w] have the last layer's shape, a whole number of times that of the targets."""
     assert targets.masks is not None
     (height, width), (h, w) = targets.masks.shape[1:], masks.shape[-2:]
     stride = max(-(-height // h), -(-width // w))
-    return masks.shape == last["masks_queries_logits"].shape and (
-        (-(-height // stride), -(-width // stride)) == (h, w)
-    )
+    return masks.shape == last and ((-(-height // stride), -(-width // stride)) == (h, w))
 
 
-def _example(module: Any) -> dict[str, Any]:
+def example(module: Any) -> dict[str, Any]:
     """Random predictions whose matching leaves no doubt, and targets."""
     generator = torch.Generator().manual_seed(0)
     classes, targets, queries = module.empty_weight.numel(), (3, 4), 9
@@ -207,6 +205,14 @@ def _example(module: Any) -> dict[str, Any]:
         given["contrastive_queries_logits"] = torch.randn(2, queries, 8, generator=generator)
         given["text_queries"] = torch.randn(2, queries, 8, generator=generator)
     return given
+
+
+def same_losses(expected: Mapping[str, Tensor], got: Mapping[str, Tensor], at_points: bool) -> bool:
+    """Whether losses are equal, those of masks at random points but for the noise of their draws."""
+    noisy = ("loss_mask", "loss_dice") if at_points else ()
+    return expected.keys() == got.keys() and all(
+        _close(x, got[key], 0.05 if key.startswith(noisy) else 1e-4) for key, x in expected.items()
+    )
 
 
 def _close(x: Tensor, y: Tensor, tolerance: float) -> bool:
