@@ -105,4 +105,17 @@ inline Half from_float<Half>(float x) {
 
 #endif
 
+// Calls use(a number of the type).
+template <class Use>
+void with_float_type(FloatType type, const Use& use) {
+    switch (type) {
+        case FloatType::f32:
+            return use(float{});
+        case FloatType::bf16:
+            return use(BFloat16{});
+        case FloatType::f16:
+            return use(Half{});
+    }
+}
+
 }  // namespace detr_fast

@@ -100,6 +100,16 @@ def calls(**extents: int) -> dict[str, Call]:
         Call("linear_assignment_cpu", packed | problems | {"threads": 2}, ("query", "status")),
         *_point_sample(e, out),
     ]
+    by_boxes = {**packed, **losses}
+    functions += [
+        Call("box_loss_cuda_fwd", by_boxes | {"losses": out(2, layers)} | on_gpu, ("losses",), simt_module),
+        Call(
+            "box_loss_cuda_bwd",
+            by_boxes | {"grad_losses": torch.rand(2, layers), "grad_boxes": out(*boxes.shape)} | on_gpu,
+            ("grad_boxes",),
+            simt_module,
+        ),
+    ]
     flags = simt_module().box_match_cost_cuda_flags(layers, images, queries)
     functions.append(
         Call(

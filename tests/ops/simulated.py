@@ -3,7 +3,7 @@ backend of its kind and serves tensors on the CPU."""
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ import torch
 from detr_fast.ops.operator import Backend, Operator
 from tests.ops import interpreter
 from tests.ops.contract import Case, Contract
+from tests.paths import ROOT
 
 
 @dataclass(frozen=True)
@@ -75,20 +76,21 @@ def _host(operator: str) -> Callable[[], Any]:
     return implementation
 
 
+def _triton(operator: str) -> Simulated:
+    if operator == "ms_deform_attn":
+        return Simulated("triton", interpreter.WideTiles, slow=True)
+    backend = partial(interpreter.backend, f"detr_fast.ops.{operator}.triton")
+    return Simulated("triton", backend, slow=True, without=("large",))
+
+
+def _with(file: str) -> list[str]:
+    """The operators that have such a file."""
+    return sorted(path.parent.name for path in (ROOT / "detr_fast" / "ops").glob(f"*/{file}"))
+
+
+SLOW_ON_HOST = ("linear_assignment",)
 SIMULATED = {
-    ("host", "ms_deform_attn"): Simulated("cuda", _host("ms_deform_attn")),
-    ("host", "box_match_cost"): Simulated("cuda", _host("box_match_cost")),
-    ("host", "linear_assignment"): Simulated("cuda", _host("linear_assignment"), slow=True),
+    ("host", name): Simulated("cuda", _host(name), slow=name in SLOW_ON_HOST) for name in _with("cuda.py")
 }
 if interpreter.why_not() is None:
-    SIMULATED["triton", "ms_deform_attn"] = Simulated("triton", interpreter.WideTiles, slow=True)
-    for name in (
-        "box_match_cost",
-        "linear_assignment",
-        "mask_match_cost",
-        "class_loss",
-        "box_loss",
-        "point_sample",
-    ):
-        backend = partial(interpreter.backend, f"detr_fast.ops.{name}.triton")
-        SIMULATED["triton", name] = Simulated("triton", backend, slow=True, without=("large",))
+    SIMULATED |= {("triton", name): _triton(name) for name in _with("triton.py")}
