@@ -25,6 +25,7 @@ struct Half {
 };
 
 DETR_FAST_BOTH float to_float(float x) { return x; }
+DETR_FAST_BOTH float to_float(uint8_t x) { return x; }
 
 // bfloat16 is the upper half of a float32.
 DETR_FAST_BOTH float to_float(BFloat16 x) {

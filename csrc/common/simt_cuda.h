@@ -76,7 +76,10 @@ SIMT_DEVICE V bits_as(const void* from) {
 // Read-only loads: the array must not be written during the kernel.
 template <class T>
 SIMT_DEVICE T load(Global<const T> from, int64_t i) {
-    if constexpr (sizeof(T) == 2) {
+    if constexpr (sizeof(T) == 1) {
+        const unsigned char bits = __ldg(reinterpret_cast<const unsigned char*>(from.data + i));
+        return bits_as<T>(&bits);
+    } else if constexpr (sizeof(T) == 2) {
         const unsigned short bits = __ldg(reinterpret_cast<const unsigned short*>(from.data + i));
         return bits_as<T>(&bits);
     } else if constexpr (sizeof(T) == 4) {
@@ -86,7 +89,7 @@ SIMT_DEVICE T load(Global<const T> from, int64_t i) {
         const unsigned long long bits = __ldg(reinterpret_cast<const unsigned long long*>(from.data + i));
         return bits_as<T>(&bits);
     } else {
-        static_assert(sizeof(T) == 16, "load: 2, 4, 8 or 16 bytes");
+        static_assert(sizeof(T) == 16, "load: 1, 2, 4, 8 or 16 bytes");
         const uint4 bits = __ldg(reinterpret_cast<const uint4*>(from.data + i));
         return bits_as<T>(&bits);
     }

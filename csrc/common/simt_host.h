@@ -226,8 +226,8 @@ Shared<T> dynamic_shared_array(const char* name) {
 
 template <class T>
 T load(Global<const T> from, int64_t i, Site site = caller()) {
-    static_assert(sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16,
-                  "load: 2, 4, 8 or 16 bytes");
+    static_assert(sizeof(T) == 1 || sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16,
+                  "load: 1, 2, 4, 8 or 16 bytes");
     const T* address = from.vector_at(i, 1, site);
     host::access_all(address, host::Access::read_only, from.element(i, site));
     return *address;

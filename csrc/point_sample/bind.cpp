@@ -5,34 +5,34 @@
 #include "common/in_range.h"
 #include "operators.h"
 #include "point_sample/cpu.h"
+#include "point_sample/cuda.h"
 
 namespace detr_fast {
 namespace {
 
 struct Call {
     PointSampleRows at{};
-    int64_t maps_size, out_size, sets;
+    int64_t maps_size, out_size;
     bool chooses_maps;  // by map_index, whose address is null where it is empty
 
     // (maps, channels, height, width, sets, points_of_set, rows, points, map_index or None, point_index or
-    // None, threads, ...)
+    // None, ...)
     explicit Call(Arguments& in) {
         at.maps = in.integer("maps");
         at.channels = in.integer("channels");
         at.height = in.integer("height");
         at.width = in.integer("width");
-        sets = in.integer("sets");
+        at.sets = in.integer("sets");
         at.points_of_set = in.integer("points_of_set");
         at.rows = in.integer("rows");
-        at.points = in.array<const float>("points", 2 * sets * at.points_of_set);
+        at.points = in.array<const float>("points", 2 * at.sets * at.points_of_set);
         chooses_maps = !in.skip_none();
         if (chooses_maps) at.map_index = in.array<const int64_t>("map_index", at.rows);
         const bool chooses_sets = !in.skip_none();
         if (chooses_sets) at.point_index = in.array<const int64_t>("point_index", at.rows);
-        at.threads = static_cast<int>(in.integer("threads"));
         maps_size = at.maps * at.channels * at.height * at.width;
         out_size = at.rows * at.channels * at.points_of_set;
-        if ((!chooses_maps && at.rows != at.maps) || (!chooses_sets && at.rows != sets))
+        if ((!chooses_maps && at.rows != at.maps) || (!chooses_sets && at.rows != at.sets))
             throw py::type_error("rows: expected one for each map and set without an index");
     }
 
@@ -40,42 +40,51 @@ struct Call {
     int64_t bad_row() const {
         const int64_t map = at.map_index ? first_out_of_range(at.map_index, at.rows, 0, at.maps) : -1;
         if (map >= 0) return map;
-        const int64_t set = at.point_index ? first_out_of_range(at.point_index, at.rows, 0, sets) : -1;
+        const int64_t set = at.point_index ? first_out_of_range(at.point_index, at.rows, 0, at.sets) : -1;
         return set >= 0 ? at.rows + set : -1;
     }
 };
 
+PointSampleForward read_forward(Arguments& in, const Call& call) {
+    PointSampleForward args{};
+    args.at = call.at;
+    Strides strides;
+    const Elements maps = in.elements("maps", call.maps_size, &strides);
+    args.maps = maps.data;
+    args.type = maps.type;
+    args.map_stride = strides.of[0];
+    args.channel_stride = strides.of[1];
+    args.row_stride = strides.of[2];
+    args.column_stride = strides.of[3];
+    const Floats out = in.floats("out", call.out_size);
+    args.out = out.data;
+    args.out_type = out.type;
+    return args;
+}
+
 }  // namespace
 
+#if DETR_FAST_WITH_CPU
 void bind_point_sample_cpu(py::module_& m) {
-    // (..., maps, out) -> the first row whose entry of map_index is
-    // out of range or, counted on, of point_index, before any work; or -1
+    // (..., threads, maps, out) -> the first row whose entry of map_index is out of range or, counted on, of
+    // point_index, before any work; or -1
     m.def("point_sample_cpu_fwd", [](const py::args& arguments) {
         Arguments in(arguments);
-        const Call call(in);
-        PointSampleForward args{};
-        args.at = call.at;
-        Strides strides;
-        const Elements maps = in.elements("maps", call.maps_size, &strides);
-        if (strides.of[3] != 1 && call.at.width > 1) not_ready("maps", "adjacent columns");
-        args.maps = maps.data;
-        args.type = maps.type;
-        args.map_stride = strides.of[0];
-        args.channel_stride = strides.of[1];
-        args.row_stride = strides.of[2];
-        const Floats out = in.floats("out", call.out_size);
-        args.out = out.data;
-        args.out_type = out.type;
+        Call call(in);
+        call.at.threads = static_cast<int>(in.integer("threads"));
+        const PointSampleForward args = read_forward(in, call);
+        if (args.column_stride != 1 && call.at.width > 1) not_ready("maps", "adjacent columns");
         in.end();
         const py::gil_scoped_release release;
         const int64_t bad = call.bad_row();
         if (bad < 0) DETR_FAST_CPU(point_sample_cpu_fwd)(args);
         return bad;
     });
-    // (..., grad_out, grad_maps) -> the same
+    // (..., threads, grad_out, grad_maps) -> the same
     m.def("point_sample_cpu_bwd", [](const py::args& arguments) {
         Arguments in(arguments);
-        const Call call(in);
+        Call call(in);
+        call.at.threads = static_cast<int>(in.integer("threads"));
         const PointSampleRows& at = call.at;
         PointSampleBackward args{};
         args.at = at;
@@ -101,5 +110,32 @@ void bind_point_sample_cpu(py::module_& m) {
         return bad;
     });
 }
+#endif
+
+#if DETR_FAST_WITH_CUDA
+void bind_point_sample_cuda(py::module_& m) {
+    // (..., maps, out, device, stream)
+    m.def("point_sample_cuda_fwd", [](const py::args& arguments) {
+        Arguments in(arguments);
+        const Call call(in);
+        const PointSampleForward args = read_forward(in, call);
+        const Queue queue = in.queue();
+        in.end();
+        const py::gil_scoped_release release;
+        point_sample_cuda_fwd(args, queue);
+    });
+    // (..., grad_out, grad_maps, device, stream)
+    m.def("point_sample_cuda_bwd", [](const py::args& arguments) {
+        Arguments in(arguments);
+        const Call call(in);
+        const Floats grad_out = in.floats("grad_out", call.out_size);
+        float* const grad_maps = in.array<float>("grad_maps", call.maps_size);
+        const Queue queue = in.queue();
+        in.end();
+        const py::gil_scoped_release release;
+        point_sample_cuda_bwd(call.at, grad_out.data, grad_out.type, grad_maps, queue);
+    });
+}
+#endif
 
 }  // namespace detr_fast

@@ -145,14 +145,22 @@ def _point_sample(e: dict[str, int], out: _Poisoned) -> list[Call]:
     tensor = torch.randn(maps, channels, height, width)
     first = {"M": maps, "C": channels, "h": height, "w": width, "sets": sets, "P": points, "rows": rows}
     first |= {"points": torch.rand(sets, points, 2), "map_index": chosen, "point_index": chosen % 2}
-    first |= {"threads": 2}
-    samples = (rows, channels, points)
+    samples, on_gpu = (rows, channels, points), {"device": 0, "stream": 0}
+    forward = {"maps": tensor, "out": out(*samples)}
+    grad_out, zeros = torch.rand(samples), torch.zeros_like(tensor)
     return [
-        Call("point_sample_cpu_fwd", {**first, "maps": tensor, "out": out(*samples)}, ("out",)),
+        Call("point_sample_cpu_fwd", {**first, "threads": 2, **forward}, ("out",)),
+        Call("point_sample_cuda_fwd", {**first, **forward, **on_gpu}, ("out",), simt_module),
         Call(
             "point_sample_cpu_bwd",
-            {**first, "grad_out": torch.rand(samples), "grad_maps": out(*tensor.shape)},
+            {**first, "threads": 2, "grad_out": grad_out, "grad_maps": out(*tensor.shape)},
             ("grad_maps",),
+        ),
+        Call(
+            "point_sample_cuda_bwd",
+            {**first, "grad_out": grad_out, "grad_maps": zeros, **on_gpu},
+            (),
+            simt_module,
         ),
     ]
 

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detr_fast.ops.available import on_cpu, on_triton
+from detr_fast.ops.available import on_cpu, on_cuda, on_triton
 from detr_fast.ops.operator import Backend, Operator
-from detr_fast.ops.point_sample import cpu, reference, triton
+from detr_fast.ops.point_sample import cpu, cuda, reference, triton
 from detr_fast.ops.point_sample.checks import result_dtype, rows
 from detr_fast.ops.register import Registered
 
 OPERATOR = Operator(
     "point_sample",
+    Backend("cuda", cuda.BACKEND, on_cuda(also=(torch.bool, torch.uint8))),
     Backend("triton", triton, on_triton(also=(torch.bool, torch.uint8))),
     Backend("cpu", cpu, on_cpu(also=(torch.bool, torch.uint8))),
     Backend("reference", reference),
