@@ -6,9 +6,9 @@
 #include <stdexcept>
 
 #include "box_match_cost/cuda.h"
-#include "common/cuda_first_targets.h"
+#include "common/cuda_match_cost.h"
+#include "common/cuda_scores.h"
 #include "common/cuda_wide_or_narrow.h"
-#include "common/penalty.h"
 #include "common/simt.h"
 
 namespace detr_fast {
@@ -16,38 +16,13 @@ namespace {
 
 constexpr int kChunk = 32;  // queries of a block: a lane each
 constexpr int kWarps = 4;
-constexpr int kRepairThreads = 256;
 constexpr float kEps = 1e-8f;
 constexpr float kTiny = FLT_MIN;  // smaller areas count as zero
 
-// One launch: up to kMostImages images, from first_image on.
-struct Launch {
-    FirstTargets first;
-    int64_t targets, queries, classes;  // targets: of the whole batch
-    int images, first_image, all_images, chunks;
+struct Weights {
     bool focal;
     float w_class, w_l1, w_giou, alpha, gamma;
 };
-
-// The layer and image that a block works for, and the chunk of queries.
-struct Problem {
-    int64_t index;  // layer * all_images + image
-    int64_t layer;
-    int begin, end, chunk;  // its targets
-};
-
-SIMT_DEVICE Problem find_problem(const Launch& launch, int chunks) {
-    const int64_t block = simt::block_x();
-    const int64_t problem = block / chunks;
-    const int image = static_cast<int>(problem % launch.images);
-    const int64_t layer = problem / launch.images;
-    return {layer * launch.all_images + launch.first_image + image, layer, launch.first.of[image],
-            launch.first.of[image + 1], static_cast<int>(block % chunks)};
-}
-
-SIMT_DEVICE float power(float base, float exponent) {
-    return exponent == 2 ? base * base : powf(base, exponent);
-}
 
 SIMT_DEVICE float focal_term(float logit, float alpha, float gamma) {
     const float small = expf(-fabsf(logit)), inverse = 1 / (1 + small);
@@ -69,112 +44,53 @@ SIMT_DEVICE float giou(const simt::Vec<float, 4>& a, const simt::Vec<float, 4>& 
     return intersection / fmaxf(together, kTiny) - (hull - together) / fmaxf(hull, kTiny);
 }
 
-SIMT_DEVICE bool is_finite(float x) { return x - x == 0; }
-
-// Writes the largest logit of a row, and -w_class over the sum of exp(logit - largest).
-template <class T>
-SIMT_DEVICE void softmax_statistics(simt::Global<const T> logits, int64_t row, const Launch& launch,
-                                    simt::Shared<float> largest, simt::Shared<float> factor, int to) {
-    float most = -INFINITY, total = 0;
-    for (int64_t k = simt::lane(); k < launch.classes; k += 32)
-        most = fmaxf(most, to_float(simt::load(logits, row * launch.classes + k)));
-    SIMT_UNROLL
-    for (int lanes = 16; lanes > 0; lanes /= 2) most = fmaxf(most, simt::shuffle_xor(most, lanes));
-    for (int64_t k = simt::lane(); k < launch.classes; k += 32)
-        total += expf(to_float(simt::load(logits, row * launch.classes + k)) - most);
-    SIMT_UNROLL
-    for (int lanes = 16; lanes > 0; lanes /= 2) total += simt::shuffle_xor(total, lanes);
-    if (simt::lane() == 0) {
-        largest[to] = most;
-        factor[to] = -launch.w_class / total;
-    }
-}
-
 template <class T>
 SIMT_KERNEL(32 * kWarps)
-void box_match_cost_kernel(const Launch launch, simt::Global<const T> logits, WideOrNarrow<T> boxes,
-                           simt::Global<const int64_t> labels, simt::Global<const float> target_boxes,
-                           simt::Global<float> costs, simt::Global<int32_t> non_finite) {
+void box_match_cost_kernel(const MatchLaunch launch, const Weights weights, simt::Global<const T> logits,
+                           WideOrNarrow<T> boxes, simt::Global<const int64_t> labels,
+                           simt::Global<const float> target_boxes, simt::Global<float> costs,
+                           simt::Global<int32_t> non_finite) {
     SIMT_SHARED(float, largest, kChunk);
     SIMT_SHARED(float, factor, kChunk);
-    const Problem problem = find_problem(launch, launch.chunks);
+    const MatchProblem problem = find_problem(launch, launch.chunks);
     if (problem.begin == problem.end) return;
     const int64_t first_query = static_cast<int64_t>(problem.chunk) * kChunk;
     const int64_t first_row = problem.index * launch.queries + first_query;
     const int64_t left = launch.queries - first_query;
     const int n = left < kChunk ? static_cast<int>(left) : kChunk;
-    if (!launch.focal)
-        for (int row = simt::warp(); row < n; row += kWarps)
-            softmax_statistics(logits, first_row + row, launch, largest, factor, row);
+    if (!weights.focal)
+        for (int row = simt::warp(); row < n; row += kWarps) {
+            const Softmax softmax = softmax_of_row(logits, first_row + row, launch.classes);
+            if (simt::lane() != 0) continue;
+            largest[row] = softmax.largest;
+            factor[row] = -weights.w_class / softmax.total;
+        }
     simt::sync_block();
 
     const int lane = simt::lane();
     bool all_finite = true;
     if (lane < n) {
         const simt::Vec<float, 4> box = boxes.template group<4>(first_row + lane);
-        const float most = launch.focal ? 0 : static_cast<float>(largest[lane]);
-        const float scale = launch.focal ? launch.w_class : static_cast<float>(factor[lane]);
+        const float most = weights.focal ? 0 : static_cast<float>(largest[lane]);
+        const float scale = weights.focal ? weights.w_class : static_cast<float>(factor[lane]);
         for (int t = problem.begin + simt::warp(); t < problem.end; t += kWarps) {
             const int64_t label = simt::load(labels, t);
             float term = NAN;
             if (label >= 0 && label < launch.classes) {
                 const float logit = to_float(simt::load(logits, (first_row + lane) * launch.classes + label));
                 term = scale *
-                       (launch.focal ? focal_term(logit, launch.alpha, launch.gamma) : expf(logit - most));
+                       (weights.focal ? focal_term(logit, weights.alpha, weights.gamma) : expf(logit - most));
             }
             const simt::Vec<float, 4> target = simt::load_vec<4>(target_boxes, 4 * static_cast<int64_t>(t));
             const float dx = fabsf(box[0] - target[0]), dy = fabsf(box[1] - target[1]);
             const float l1 = dx + dy + fabsf(box[2] - target[2]) + fabsf(box[3] - target[3]);
-            const float cost = term + launch.w_l1 * l1 - launch.w_giou * giou(box, target, dx, dy);
+            const float cost = term + weights.w_l1 * l1 - weights.w_giou * giou(box, target, dx, dy);
             all_finite = all_finite && is_finite(cost);
             costs[(problem.layer * launch.targets + t) * launch.queries + first_query + lane] = cost;
         }
     }
     const bool any = simt::sync_block_or(!all_finite);
     if (simt::thread() == 0) non_finite[problem.index * launch.chunks + problem.chunk] = any;
-}
-
-// One block a layer and image: leaves at once unless a cost there is not finite, and else replaces these.
-SIMT_KERNEL(kRepairThreads)
-void box_match_cost_repair_kernel(const Launch launch, simt::Global<const int32_t> non_finite,
-                                  simt::Global<float> costs) {
-    SIMT_SHARED(float, lows, kRepairThreads / 32);
-    SIMT_SHARED(float, highs, kRepairThreads / 32);
-    const Problem problem = find_problem(launch, 1);
-    if (problem.begin == problem.end) return;
-    bool found = false;
-    for (int c = simt::thread(); c < launch.chunks; c += kRepairThreads)
-        found = found || simt::load(non_finite, problem.index * launch.chunks + c) != 0;
-    if (!simt::sync_block_or(found)) return;
-
-    const int64_t first = (problem.layer * launch.targets + problem.begin) * launch.queries;
-    const int64_t count = (problem.end - problem.begin) * launch.queries;
-    float low = INFINITY, high = -INFINITY;
-    for (int64_t i = simt::thread(); i < count; i += kRepairThreads) {
-        const float cost = costs[first + i];
-        if (!is_finite(cost)) continue;
-        low = fminf(low, cost);
-        high = fmaxf(high, cost);
-    }
-    SIMT_UNROLL
-    for (int lanes = 16; lanes > 0; lanes /= 2) {
-        low = fminf(low, simt::shuffle_xor(low, lanes));
-        high = fmaxf(high, simt::shuffle_xor(high, lanes));
-    }
-    if (simt::lane() == 0) {
-        lows[simt::warp()] = low;
-        highs[simt::warp()] = high;
-    }
-    simt::sync_block();
-    for (int w = 0; w < kRepairThreads / 32; ++w) {
-        low = fminf(low, lows[w]);
-        high = fmaxf(high, highs[w]);
-    }
-    const float penalty = low <= high ? non_finite_penalty(low, high, problem.end - problem.begin) : 0;
-    for (int64_t i = simt::thread(); i < count; i += kRepairThreads) {
-        const float cost = costs[first + i];
-        if (!is_finite(cost)) costs[first + i] = penalty;
-    }
 }
 
 int64_t chunks_of(int64_t queries) { return (queries + kChunk - 1) / kChunk; }
@@ -193,30 +109,14 @@ void launch_all(const BoxMatchCost& args, int32_t* non_finite, const Queue& queu
     const int64_t flags = box_match_cost_cuda_flags(args.layers, args.images, args.queries);
     if (targets > INT32_MAX || args.layers * kMostImages * chunks > INT32_MAX)
         throw std::invalid_argument("box_match_cost: sumT or L * Q too large for one launch");
-    for (int64_t image = 0; image < args.images; image += kMostImages) {
-        const int64_t left = args.images - image, images = left < kMostImages ? left : kMostImages;
-        const Launch launch{first_targets(args.first_target, image, images),
-                            targets,
-                            args.queries,
-                            args.classes,
-                            static_cast<int>(images),
-                            static_cast<int>(image),
-                            static_cast<int>(args.images),
-                            static_cast<int>(chunks),
-                            args.focal,
-                            args.w_class,
-                            args.w_l1,
-                            args.w_giou,
-                            args.alpha,
-                            args.gamma};
-        const unsigned problems = static_cast<unsigned>(args.layers * images);
-        simt::launch("box_match_cost", box_match_cost_kernel<T>,
-                     simt::Grid(problems * static_cast<unsigned>(chunks)), 32 * kWarps, 0, stream, launch,
-                     logits, boxes, labels, target_boxes, costs, simt::global(non_finite, flags));
-        simt::launch("box_match_cost_repair", box_match_cost_repair_kernel, simt::Grid(problems),
-                     kRepairThreads, 0, stream, launch,
-                     simt::global(static_cast<const int32_t*>(non_finite), flags), costs);
-    }
+    const Weights weights{args.focal, args.w_class, args.w_l1, args.w_giou, args.alpha, args.gamma};
+    for_each_match_launch(args, chunks, [&](const MatchLaunch& launch) {
+        const unsigned blocks = static_cast<unsigned>(args.layers * launch.images * chunks);
+        simt::launch("box_match_cost", box_match_cost_kernel<T>, simt::Grid(blocks), 32 * kWarps, 0, stream,
+                     launch, weights, logits, boxes, labels, target_boxes, costs,
+                     simt::global(non_finite, flags));
+        repair_match_costs(launch, args.layers, non_finite, costs, stream);
+    });
 }
 
 }  // namespace
@@ -227,14 +127,7 @@ int64_t box_match_cost_cuda_flags(int64_t layers, int64_t images, int64_t querie
 
 void box_match_cost_cuda(const BoxMatchCost& args, int32_t* non_finite, const Queue& queue) {
     if (args.layers == 0 || args.queries == 0 || args.first_target[args.images] == 0) return;
-    switch (args.logits_type) {
-        case FloatType::f32:
-            return launch_all<float>(args, non_finite, queue);
-        case FloatType::bf16:
-            return launch_all<BFloat16>(args, non_finite, queue);
-        case FloatType::f16:
-            return launch_all<Half>(args, non_finite, queue);
-    }
+    with_float_type(args.logits_type, [&](auto x) { launch_all<decltype(x)>(args, non_finite, queue); });
 }
 
 }  // namespace detr_fast

@@ -1,6 +1,7 @@
 #include "common/arguments.h"
 #include "common/in_range.h"
 #include "mask_match_cost/cpu.h"
+#include "mask_match_cost/cuda.h"
 #include "operators.h"
 
 namespace detr_fast {
@@ -34,12 +35,12 @@ MaskMatchCost read(Arguments& in, const Targets& targets) {
     args.alpha = in.number("alpha");
     args.gamma = in.number("gamma");
     args.costs = in.array<float>("costs", args.layers * targets.count() * args.queries);
-    args.threads = static_cast<int>(in.integer("threads"));
     return args;
 }
 
 }  // namespace
 
+#if DETR_FAST_WITH_CPU
 void bind_mask_match_cost_cpu(py::module_& m) {
     // (sizes, layers, queries, classes, points, target_values_of_layers, logits, mask_values, target_labels,
     // target_values, focal, w_class, w_mask, w_dice, alpha, gamma, costs, threads) -> the first target whose
@@ -47,7 +48,8 @@ void bind_mask_match_cost_cpu(py::module_& m) {
     m.def("mask_match_cost_cpu", [](const py::args& call) {
         Arguments in(call);
         const Targets targets = in.targets("sizes");
-        const MaskMatchCost args = read(in, targets);
+        MaskMatchCost args = read(in, targets);
+        args.threads = static_cast<int>(in.integer("threads"));
         in.end();
         bool ok = true;
         const int64_t bad = first_out_of_range(args.target_labels, targets.count(), 0, args.classes);
@@ -60,5 +62,24 @@ void bind_mask_match_cost_cpu(py::module_& m) {
         return bad;
     });
 }
+#endif
+
+#if DETR_FAST_WITH_CUDA
+void bind_mask_match_cost_cuda(py::module_& m) {
+    m.def("mask_match_cost_cuda_flags", mask_match_cost_cuda_flags);
+    // (sizes, ..., costs, non_finite, device, stream)
+    m.def("mask_match_cost_cuda", [](const py::args& call) {
+        Arguments in(call);
+        const Targets targets = in.targets("sizes");
+        const MaskMatchCost args = read(in, targets);
+        int32_t* const non_finite = in.array<int32_t>(
+            "non_finite", mask_match_cost_cuda_flags(args.layers, args.images, args.queries));
+        const Queue queue = in.queue();
+        in.end();
+        const py::gil_scoped_release release;
+        mask_match_cost_cuda(args, non_finite, queue);
+    });
+}
+#endif
 
 }  // namespace detr_fast

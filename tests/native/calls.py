@@ -74,7 +74,7 @@ def calls(**extents: int) -> dict[str, Call]:
     mask_costs |= {"mask_values": torch.randn(layers, images, queries, e["X"]), "target_labels": labels}
     mask_costs |= {"target_values": torch.rand(targets, e["X"]), "focal": False, "w_class": 2.0}
     mask_costs |= {"w_mask": 5.0, "w_dice": 5.0, "alpha": 0.25, "gamma": 2.0}
-    mask_costs |= {"costs": out(layers, targets, queries), "threads": 2}
+    mask_costs |= {"costs": out(layers, targets, queries)}
     costs = torch.rand(layers, targets, queries)
     problems = {
         "costs": costs,
@@ -96,7 +96,7 @@ def calls(**extents: int) -> dict[str, Call]:
             ("grad_logits",),
         ),
         Call("box_match_cost_cpu", packed | box_costs | {"threads": 2}, ("costs",)),
-        Call("mask_match_cost_cpu", packed | mask_costs, ("costs",)),
+        Call("mask_match_cost_cpu", packed | mask_costs | {"threads": 2}, ("costs",)),
         Call("linear_assignment_cpu", packed | problems | {"threads": 2}, ("query", "status")),
         *_point_sample(e, out),
     ]
@@ -115,6 +115,14 @@ def calls(**extents: int) -> dict[str, Call]:
         Call(
             "box_match_cost_cuda",
             packed | box_costs | {"non_finite": out(flags, dtype=torch.int32)} | on_gpu,
+            ("costs",),
+            simt_module,
+        )
+    )
+    functions.append(
+        Call(
+            "mask_match_cost_cuda",
+            packed | mask_costs | {"non_finite": out(flags, dtype=torch.int32)} | on_gpu,
             ("costs",),
             simt_module,
         )

@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from detr_fast.ops.available import on_cpu, on_triton
+from detr_fast.ops.available import on_cpu, on_cuda, on_triton
 from detr_fast.ops.checks import FLOATS, check_devices, check_floats
-from detr_fast.ops.mask_match_cost import cpu, reference, triton
+from detr_fast.ops.mask_match_cost import cpu, cuda, reference, triton
 from detr_fast.ops.mask_match_cost.arguments import MaskCosts
 from detr_fast.ops.match_cost import check_packing, fake_costs
 from detr_fast.ops.operator import Backend, Operator
@@ -21,6 +21,7 @@ MaskCost = Literal["bce", "focal"]
 
 OPERATOR = Operator(
     "mask_match_cost",
+    Backend("cuda", cuda.BACKEND, on_cuda()),
     Backend("triton", triton, on_triton()),
     Backend("cpu", cpu, on_cpu()),
     Backend("reference", reference),
