@@ -9,9 +9,9 @@
         use(ms_deform_attn) use(point_sample)
 
 // ... and bind_<operator>_cuda, where it is compiled with DETR_FAST_WITH_CUDA.
-#define DETR_FAST_CUDA_OPERATORS(use)                                                                 \
-    use(box_loss) use(box_match_cost) use(linear_assignment) use(mask_match_cost) use(ms_deform_attn) \
-        use(point_sample)
+#define DETR_FAST_CUDA_OPERATORS(use)                                                             \
+    use(box_loss) use(box_match_cost) use(class_loss) use(linear_assignment) use(mask_match_cost) \
+        use(ms_deform_attn) use(point_sample)
 
 namespace detr_fast {
 

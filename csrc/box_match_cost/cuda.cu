@@ -46,13 +46,13 @@ SIMT_DEVICE float giou(const simt::Vec<float, 4>& a, const simt::Vec<float, 4>& 
 
 template <class T>
 SIMT_KERNEL(32 * kWarps)
-void box_match_cost_kernel(const MatchLaunch launch, const Weights weights, simt::Global<const T> logits,
+void box_match_cost_kernel(const ProblemLaunch launch, const Weights weights, simt::Global<const T> logits,
                            WideOrNarrow<T> boxes, simt::Global<const int64_t> labels,
                            simt::Global<const float> target_boxes, simt::Global<float> costs,
                            simt::Global<int32_t> non_finite) {
     SIMT_SHARED(float, largest, kChunk);
     SIMT_SHARED(float, factor, kChunk);
-    const MatchProblem problem = find_problem(launch, launch.chunks);
+    const Problem problem = find_problem(launch, launch.chunks);
     if (problem.begin == problem.end) return;
     const int64_t first_query = static_cast<int64_t>(problem.chunk) * kChunk;
     const int64_t first_row = problem.index * launch.queries + first_query;
@@ -110,7 +110,7 @@ void launch_all(const BoxMatchCost& args, int32_t* non_finite, const Queue& queu
     if (targets > INT32_MAX || args.layers * kMostImages * chunks > INT32_MAX)
         throw std::invalid_argument("box_match_cost: sumT or L * Q too large for one launch");
     const Weights weights{args.focal, args.w_class, args.w_l1, args.w_giou, args.alpha, args.gamma};
-    for_each_match_launch(args, chunks, [&](const MatchLaunch& launch) {
+    for_each_launch(args, chunks, [&](const ProblemLaunch& launch) {
         const unsigned blocks = static_cast<unsigned>(args.layers * launch.images * chunks);
         simt::launch("box_match_cost", box_match_cost_kernel<T>, simt::Grid(blocks), 32 * kWarps, 0, stream,
                      launch, weights, logits, boxes, labels, target_boxes, costs,

@@ -45,9 +45,10 @@ SIMT_DEVICE float sum_of_warp(float x) {
     return x;
 }
 
+// Without a number of blocks to aim at, registers are spent on reading ahead in shared memory.
 template <class T, int kPer>
-SIMT_KERNEL(kThreads)
-void mask_match_cost_kernel(const MatchLaunch launch, const Masks masks, AnyNumbers logits,
+SIMT_KERNEL(kThreads, kPer == 4 ? 5 : 4)
+void mask_match_cost_kernel(const ProblemLaunch launch, const Masks masks, AnyNumbers logits,
                             simt::Global<const T> mask_values, simt::Global<const int64_t> labels,
                             AnyNumbers target_values, simt::Global<float> costs,
                             simt::Global<int32_t> non_finite) {
@@ -62,7 +63,7 @@ void mask_match_cost_kernel(const MatchLaunch launch, const Masks masks, AnyNumb
     SIMT_SHARED(float, values_of, kTargets);
     SIMT_SHARED(float, largest, kQueries);
     SIMT_SHARED(float, scale, kQueries);
-    const MatchProblem problem = find_problem(launch, launch.chunks);
+    const Problem problem = find_problem(launch, launch.chunks);
     if (problem.begin == problem.end) return;
     const int lane = simt::lane(), warp = simt::warp();
     const int64_t first_query = static_cast<int64_t>(problem.chunk) * kQueries;
@@ -198,7 +199,7 @@ void launch_all(const MaskMatchCost& args, int32_t* non_finite, const Queue& que
                       args.gamma};
     const simt::Stream stream = static_cast<simt::Stream>(queue.stream);
     const auto costs = simt::global(args.costs, args.layers * targets * args.queries);
-    for_each_match_launch(args, chunks, [&](const MatchLaunch& launch) {
+    for_each_launch(args, chunks, [&](const ProblemLaunch& launch) {
         const unsigned blocks = static_cast<unsigned>(args.layers * launch.images * chunks);
         simt::launch(
             "mask_match_cost", kernel, simt::Grid(blocks), kThreads, 0, stream, launch, masks,

@@ -66,7 +66,7 @@ def calls(**extents: int) -> dict[str, Call]:
     losses = {"boxes": boxes, "target_boxes": target_boxes, "query": query}
     classify = {"classes": classes, "logits": logits, "labels": labels, "query": query}
     classify |= {"target_weights": torch.rand(layers, targets, 2), "focal": True, "constant": False}
-    classify |= {"eos_coef": 0.1, "alpha": 0.25, "gamma": 2.0, "threads": 2}
+    classify |= {"eos_coef": 0.1, "alpha": 0.25, "gamma": 2.0}
     box_costs = {"classes": classes, "logits": logits, "boxes": boxes, "target_labels": labels}
     box_costs |= {"target_boxes": target_boxes, "focal": True, "w_class": 1.0, "w_l1": 5.0, "w_giou": 2.0}
     box_costs |= {"alpha": 0.25, "gamma": 2.0, "costs": out(layers, targets, queries)}
@@ -81,7 +81,8 @@ def calls(**extents: int) -> dict[str, Call]:
         "query": out(layers, targets, dtype=torch.int64),
         "status": _status(layers, images),
     }
-    on_gpu = {"device": 0, "stream": 0}
+    on_gpu, threads = {"device": 0, "stream": 0}, {"threads": 2}
+    gradients = {"grad_loss": torch.rand(layers), "grad_logits": out(*logits.shape)}
     functions = [
         Call("box_loss_cpu_fwd", packed | losses | {"losses": out(2, layers)}, ("losses",)),
         Call(
@@ -89,16 +90,26 @@ def calls(**extents: int) -> dict[str, Call]:
             packed | losses | {"grad_losses": torch.rand(2, layers), "grad_boxes": torch.zeros_like(boxes)},
             (),
         ),
-        Call("class_loss_cpu_fwd", packed | classify | {"loss": out(layers)}, ("loss",)),
+        Call("class_loss_cpu_fwd", packed | classify | threads | {"loss": out(layers)}, ("loss",)),
         Call(
             "class_loss_cpu_bwd",
-            packed | classify | {"grad_loss": torch.rand(layers), "grad_logits": out(*logits.shape)},
+            packed | classify | threads | gradients,
             ("grad_logits",),
         ),
         Call("box_match_cost_cpu", packed | box_costs | {"threads": 2}, ("costs",)),
         Call("mask_match_cost_cpu", packed | mask_costs | {"threads": 2}, ("costs",)),
         Call("linear_assignment_cpu", packed | problems | {"threads": 2}, ("query", "status")),
         *_point_sample(e, out),
+    ]
+    sums = simt_module().class_loss_cuda_sums(images, queries)
+    functions += [
+        Call(
+            "class_loss_cuda_fwd",
+            packed | classify | {"sums": out(layers, sums)} | on_gpu,
+            ("sums",),
+            simt_module,
+        ),
+        Call("class_loss_cuda_bwd", packed | classify | gradients | on_gpu, ("grad_logits",), simt_module),
     ]
     by_boxes = {**packed, **losses}
     functions += [

@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from detr_fast.ops.available import on_cpu, on_triton
+from detr_fast.ops.available import on_cpu, on_cuda, on_triton
 from detr_fast.ops.checks import check_devices, check_floats, widened
-from detr_fast.ops.class_loss import cpu, reference, triton
+from detr_fast.ops.class_loss import cpu, cuda, reference, triton
 from detr_fast.ops.class_loss.arguments import ClassLoss
 from detr_fast.ops.matched import check_matched
 from detr_fast.ops.operator import Backend, Operator
@@ -19,6 +19,7 @@ from detr_fast.ops.register import differentiable
 
 OPERATOR = Operator(
     "class_loss",
+    Backend("cuda", cuda.BACKEND, on_cuda()),
     Backend("triton", triton, on_triton()),
     Backend("cpu", cpu, on_cpu()),
     Backend("reference", reference),
