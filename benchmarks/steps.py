@@ -112,11 +112,11 @@ class Run:
             if entry["state"] == PASSED and entry["step"] != "build":
                 self.steps.append({**entry, "earlier": True})
         kept = {entry["step"] for entry in self.steps}
-        for number, steps in enumerate(rounds):
-            later_s = sum(map(predicted_s, rounds[number + 1 :]))
-            with ThreadPoolExecutor(len(steps)) as pool:
-                todo = [step for step in steps if step.name not in kept]
-                self.steps += pool.map(partial(self.step, limit_s=self.remaining_s() - later_s), todo)
+        todo = [[step for step in steps if step.name not in kept] for steps in rounds]
+        for number, steps in enumerate(todo):
+            limit_s = self.remaining_s() - sum(map(predicted_s, todo[number + 1 :]))
+            with ThreadPoolExecutor(len(steps) or 1) as pool:
+                self.steps += pool.map(partial(self.step, limit_s=limit_s), steps)
             self.write()
 
     def earlier(self) -> list[dict[str, Any]]:
@@ -136,7 +136,8 @@ class Run:
             for command in step.commands(self):
                 before, left = log.stat().st_size, limit_s - (time.monotonic() - started)
                 code = execute(command, self.environment(), left, log)
-                why = command.wrong(_text(log)[before:]) if code == 0 else f"exit code {code}"
+                output = log.read_bytes()[before:].decode(errors="replace")
+                why = command.wrong(output) if code == 0 else f"exit code {code}"
                 if code == TIME_WAS_UP:
                     why = f"time was up after {max(0.0, left):.0f} s"
                 if why:
@@ -237,4 +238,4 @@ def details(entry: dict[str, Any]) -> str:
 
 
 def predicted_s(round_: Sequence[Step]) -> float:
-    return max(step.predicted_s for step in round_)
+    return max((step.predicted_s for step in round_), default=0.0)
