@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +61,12 @@ Rounds = Sequence[Sequence[Step]]  # one after the other; the steps of a round b
 
 
 class Run:
-    """One part: where it works, what it has found so far."""
+    """One part: where it works, what it has found so far. limit_s: of each step of the round at hand."""
 
     def __init__(self, part: str, device: str, minutes: float, work: Path) -> None:
         self.part, self.device, self.work = part, device, work
-        self.ends = time.monotonic() + 60 * minutes
+        self.limit_s = 60 * minutes
+        self.ends = time.monotonic() + self.limit_s
         self.packages, self.sources = work / "packages", fingerprint()
         self.steps: list[dict[str, Any]] = []
         self.seed = os.environ.get("DETR_FAST_SEED") or str(random.SystemRandom().randrange(2**31))
@@ -75,9 +75,6 @@ class Run:
     @property
     def rehearsal(self) -> bool:
         return self.device == "cpu"
-
-    def remaining_s(self) -> float:
-        return self.ends - time.monotonic()
 
     def architecture(self) -> str:
         """The GPU's compute capability as CMake writes it."""
@@ -114,9 +111,9 @@ class Run:
         kept = {entry["step"] for entry in self.steps}
         todo = [[step for step in steps if step.name not in kept] for steps in rounds]
         for number, steps in enumerate(todo):
-            limit_s = self.remaining_s() - sum(map(predicted_s, todo[number + 1 :]))
+            self.limit_s = self.ends - time.monotonic() - sum(map(predicted_s, todo[number + 1 :]))
             with ThreadPoolExecutor(len(steps) or 1) as pool:
-                self.steps += pool.map(partial(self.step, limit_s=limit_s), steps)
+                self.steps += pool.map(self.step, steps)
             self.write()
 
     def earlier(self) -> list[dict[str, Any]]:
@@ -126,7 +123,7 @@ class Run:
         steps: list[dict[str, Any]] = earlier.get("steps", [])
         return steps if earlier.get("sources") == self.sources else []
 
-    def step(self, step: Step, limit_s: float) -> dict[str, Any]:
+    def step(self, step: Step) -> dict[str, Any]:
         """Runs one step; its state, seconds and, where it failed, the end of its output."""
         started = time.monotonic()
         entry: dict[str, Any] = {"step": step.name, "state": PASSED, "required": step.required}
@@ -134,7 +131,7 @@ class Run:
         log.write_text("")
         try:
             for command in step.commands(self):
-                before, left = log.stat().st_size, limit_s - (time.monotonic() - started)
+                before, left = log.stat().st_size, self.limit_s - (time.monotonic() - started)
                 code = execute(command, self.environment(), left, log)
                 output = log.read_bytes()[before:].decode(errors="replace")
                 why = command.wrong(output) if code == 0 else f"exit code {code}"

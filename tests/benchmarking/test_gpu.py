@@ -131,7 +131,10 @@ def test_rehearsal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     collected = {step: int(text.partition("/")[0]) for step, text in counted.items()}
     assert collected.keys() == {"large", "contract", "device", "golden"}
     assert 2 * len(CONTRACTS) < collected["contract"] < 2000
-    assert "reference-cuda" not in (tmp_path / "contract.log").read_text()
+    references = [
+        line for line in (tmp_path / "contract.log").read_text().splitlines() if "reference-cuda" in line
+    ]
+    assert 0 < len(references) < collected["contract"] / 4
     assert {"ms_deform_attn", "matcher", "model"} <= {row["operator"] for row in content["rows"]}
     assert not [row for row in content["rows"] if "failed" in row]
     assert content["machine"]["commit"] == content["commit"]
