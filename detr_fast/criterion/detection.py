@@ -120,27 +120,19 @@ class SetCriterion(StackedCriterion):
         """Losses [L] of matched classes and boxes, normalised."""
         losses: dict[str, Tensor] = {}
         if "labels" in self.losses:
-            losses["loss_ce"] = self._classification_loss(
-                predictions, targets, query, num_boxes, class_weight
-            )
+            options = self._classification(predictions, targets, query)
+            sums = class_loss(predictions.logits, targets.labels, query, targets.num_targets, **options)
+            losses["loss_ce"] = sums / (class_weight if self.extra_logits else num_boxes)
         if "boxes" in self.losses:
             pairs = box_loss(predictions.boxes, targets.boxes, query, targets.num_targets) / num_boxes
             losses["loss_bbox"], losses["loss_giou"] = pairs.unbind()
         return losses
 
-    def _classification_loss(
-        self,
-        predictions: Predictions,
-        targets: PackedTargets,
-        query: Tensor,
-        num_boxes: Tensor | float,
-        class_weight: Tensor | float,
-    ) -> Tensor:
-        """[L], normalised; boxes are at hand for losses that weigh a class by the quality of its box."""
-        sums = class_loss(
-            predictions.logits, targets.labels, query, targets.num_targets, eos_coef=self.eos_coef
-        )
-        return sums / class_weight
+    def _classification(
+        self, predictions: Predictions, targets: PackedTargets, query: Tensor
+    ) -> dict[str, Any]:
+        """Options of `class_loss`; boxes are at hand for losses that weigh a class by their quality."""
+        return {"eos_coef": self.eos_coef}
 
     def _check(self, predictions: Predictions, targets: PackedTargets) -> None:
         self._check_classes(predictions.logits, targets)

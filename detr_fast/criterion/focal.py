@@ -12,7 +12,6 @@ from torch import Tensor
 from detr_fast.criterion.detection import LOSSES, SetCriterion, detection_weights
 from detr_fast.criterion.losses import matched_iou, varifocal_weights
 from detr_fast.matcher import HungarianMatcher
-from detr_fast.ops.class_loss import class_loss
 from detr_fast.structures import PackedTargets, Predictions
 
 
@@ -76,24 +75,10 @@ class FocalSetCriterion(SetCriterion):
             losses |= {f"{name}_enc": loss for name, loss in proposed.items() if name != "class_error"}
         return losses
 
-    def _classification_loss(
-        self,
-        predictions: Predictions,
-        targets: PackedTargets,
-        query: Tensor,
-        num_boxes: Tensor | float,
-        class_weight: Tensor | float,
-    ) -> Tensor:
-        sums = class_loss(
-            predictions.logits,
-            targets.labels,
-            query,
-            targets.num_targets,
-            classification="focal",
-            alpha=self.alpha,
-            gamma=self.gamma,
-        )
-        return sums / num_boxes
+    def _classification(
+        self, predictions: Predictions, targets: PackedTargets, query: Tensor
+    ) -> dict[str, Any]:
+        return {"classification": "focal", "alpha": self.alpha, "gamma": self.gamma}
 
 
 class VarifocalSetCriterion(FocalSetCriterion):
@@ -121,23 +106,9 @@ class VarifocalSetCriterion(FocalSetCriterion):
     ) -> None:
         super().__init__(num_classes, matcher, weight_dict, alpha, gamma, losses)
 
-    def _classification_loss(
-        self,
-        predictions: Predictions,
-        targets: PackedTargets,
-        query: Tensor,
-        num_boxes: Tensor | float,
-        class_weight: Tensor | float,
-    ) -> Tensor:
-        quality = matched_iou(predictions.boxes, targets, query)
-        sums = class_loss(
-            predictions.logits,
-            targets.labels,
-            query,
-            targets.num_targets,
-            classification="varifocal",
-            target_weights=varifocal_weights(quality),
-            alpha=1 - self.alpha,
-            gamma=self.gamma,
-        )
-        return sums / num_boxes
+    def _classification(
+        self, predictions: Predictions, targets: PackedTargets, query: Tensor
+    ) -> dict[str, Any]:
+        weights = varifocal_weights(matched_iou(predictions.boxes, targets, query))
+        options = {"classification": "varifocal", "target_weights": weights}
+        return options | {"alpha": 1 - self.alpha, "gamma": self.gamma}

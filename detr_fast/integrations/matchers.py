@@ -37,24 +37,28 @@ _TAKEN_BY = {
 }
 
 
-class DETRMatcher(HungarianMatcher):
+class _Official(HungarianMatcher):
+    """Takes three costs."""
+
+    kind: Literal["softmax", "focal"]
+
+    def __init__(
+        self, cost_class: float = 1, cost_bbox: float = 1, cost_giou: float = 1, **foreign: Any
+    ) -> None:
+        _refuse(self, foreign)
+        super().__init__(cost_class, cost_bbox, cost_giou, self.kind)
+
+
+class DETRMatcher(_Official):
     """`models.matcher.HungarianMatcher` of facebookresearch/detr: softmax costs."""
 
-    def __init__(
-        self, cost_class: float = 1, cost_bbox: float = 1, cost_giou: float = 1, **foreign: Any
-    ) -> None:
-        _refuse(self, foreign)
-        super().__init__(cost_class, cost_bbox, cost_giou)
+    kind = "softmax"
 
 
-class DeformableDETRMatcher(HungarianMatcher):
+class DeformableDETRMatcher(_Official):
     """`models.matcher.HungarianMatcher` of fundamentalvision/Deformable-DETR: focal costs."""
 
-    def __init__(
-        self, cost_class: float = 1, cost_bbox: float = 1, cost_giou: float = 1, **foreign: Any
-    ) -> None:
-        _refuse(self, foreign)
-        super().__init__(cost_class, cost_bbox, cost_giou, "focal")
+    kind = "focal"
 
 
 class DINOMatcher(HungarianMatcher):

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from detr_fast.ops.triton_launch import launch
+
+_BLOCK = 1024
 HUGE = tl.constexpr(3.4028234663852886e38)
 
 
@@ -44,3 +48,17 @@ def repair_kernel(
             mask = first + lanes < count
             cost = tl.load(block_ptr + first + lanes, mask, 0.0)
             tl.store(block_ptr + first + lanes, penalty, mask & ((cost - cost) != 0))
+
+
+def repair(costs: Tensor, non_finite: Tensor, first_target: Tensor) -> None:
+    """Replaces costs that are not finite, as the public functions promise, where any chunk has one.
+
+    Args:
+        costs: [..., sumT, Q], changed in place.
+        non_finite: [L * B * chunks], whether a chunk of queries has one.
+        first_target: [B + 1], where each image's targets begin.
+    """
+    images, (targets, queries) = first_target.numel() - 1, costs.shape[-2:]
+    problems = costs.numel() // (targets * queries) * images
+    numbers = (images, queries, targets, non_finite.numel() // problems)
+    launch(repair_kernel, problems, 4, (costs, non_finite, first_target, *numbers, _BLOCK))

@@ -32,3 +32,18 @@ def softmax_statistics(logits_ptr, row, valid, classes, BLOCK_K: tl.constexpr):
         logits = tl.load(logits_ptr + row[:, None] * classes + (first + k)[None, :], mask, float("-inf"))
         total += tl.sum(tl.exp(logits.to(tl.float32) - largest[:, None]), 1)
     return largest, total
+
+
+@triton.jit
+def query_block(first_target_ptr, images, queries, BLOCK_Q: tl.constexpr):
+    """What a program of BLOCK_Q queries of a (layer, image) works on.
+
+    The layer; where the image's targets begin and end; [BLOCK_Q] queries, whether they exist, and their rows
+    in [L, B, Q, ...].
+    """
+    chunks = tl.cdiv(queries, BLOCK_Q)
+    problem = (tl.program_id(0) // chunks).to(tl.int64)
+    begin = tl.load(first_target_ptr + problem % images)
+    end = tl.load(first_target_ptr + problem % images + 1)
+    query = (tl.program_id(0) % chunks) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    return problem // images, begin, end, query, query < queries, problem * queries + query

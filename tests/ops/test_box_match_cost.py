@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -11,21 +9,11 @@ from torch import Tensor
 from detr_fast.ops import box_match_cost, linear_assignment
 from detr_fast.ops.box_match_cost import OPERATOR
 from tests.ops.cases.box_match_cost import make
-from tests.ops.simulated import labels, simulated
+from tests.ops.simulated import labels
 
 BACKENDS = [n for n, why in OPERATOR.explain(torch.device("cpu"), torch.float32).items() if why is None]
 backends = pytest.mark.parametrize("backend", [*BACKENDS, *labels(OPERATOR)], indirect=True)
 class_costs = pytest.mark.parametrize("classification", ["softmax", "focal"])
-
-
-@pytest.fixture
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The backend to pin; a simulated one takes the place of the one it simulates."""
-    if request.param in BACKENDS:
-        yield request.param
-    else:
-        with simulated(OPERATOR, request.param) as name:
-            yield name
 
 
 def corners(boxes: Tensor) -> Tensor:

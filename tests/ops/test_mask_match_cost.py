@@ -2,42 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from detr_fast.extension import extension
 from detr_fast.ops import linear_assignment, mask_match_cost
 from detr_fast.ops.mask_match_cost import OPERATOR
 from tests.ops.cases.mask_match_cost import make
 from tests.ops.contract import Inputs, to_float64
-from tests.ops.simulated import labels, simulated
+from tests.ops.simulated import labels
 
 BACKENDS = [n for n, why in OPERATOR.explain(torch.device("cpu"), torch.float32).items() if why is None]
 backends = pytest.mark.parametrize("backend", [*BACKENDS, *labels(OPERATOR)], indirect=True)
 mask_costs = pytest.mark.parametrize("mask_cost", ["bce", "focal"])
-
-
-@pytest.fixture
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The backend to pin; a simulated one takes the place of the one it simulates."""
-    if request.param in BACKENDS:
-        yield request.param
-    else:
-        with simulated(OPERATOR, request.param) as name:
-            yield name
-
-
-@pytest.fixture(params=extension().isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each instruction set of this machine in turn."""
-    before = extension().isa()
-    extension().set_isa(request.param)
-    yield request.param
-    extension().set_isa(before)
 
 
 def narrow(inputs: Inputs) -> Inputs:

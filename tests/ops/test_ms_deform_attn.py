@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from detr_fast.extension import extension
 from detr_fast.integrations.ms_deform_attn import MSDeformAttnFunction
 from detr_fast.ops import ms_deform_attn, ms_deform_attn_classic, ms_deform_attn_fused
 from detr_fast.ops.ms_deform_attn import cpu
@@ -25,14 +23,6 @@ from tests.ops.cases.ms_deform_attn import (
 )
 
 SHAPES = ((4, 8), (2, 4))  # powers of two: pixel coordinates are exact in float32
-
-
-@pytest.fixture(params=extension().isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = extension().isa()
-    extension().set_isa(request.param)
-    yield request.param
-    extension().set_isa(before)
 
 
 def at_pixels(x: Tensor, y: Tensor) -> Tensor:

@@ -3,38 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from detr_fast.extension import extension
 from detr_fast.ops import point_sample
 from detr_fast.ops.point_sample import OPERATOR, triton
 from tests.ops import interpreter
 from tests.ops.cases.point_sample import SHAPES, edges
-from tests.ops.simulated import simulated
+from tests.ops.simulated import labels
 
-BACKENDS = ["cpu", *(["triton"] if interpreter.why_not() is None else [])]
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "cpu":
-        yield request.param
-    else:
-        with simulated(OPERATOR, request.param) as name:
-            yield name
-
-
-@pytest.fixture(params=extension().isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = extension().isa()
-    extension().set_isa(request.param)
-    yield request.param
-    extension().set_isa(before)
+backends = pytest.mark.parametrize("backend", ["cpu", *labels(OPERATOR)], indirect=True)
 
 
 def with_gradient(maps: Tensor, points: Tensor, grad_out: Tensor, backend: str) -> tuple[Tensor, Tensor]:
@@ -70,6 +51,7 @@ def test_reference_differentiates_twice(name: str, rng: torch.Generator) -> None
     assert torch.autograd.gradgradcheck(function, maps)
 
 
+@backends
 def test_every_backend_differentiates_twice(backend: str, rng: torch.Generator) -> None:
     maps, points = torch.randn(2, 1, 5, 6, generator=rng), torch.rand(2, 7, 2, generator=rng)
     leaf = maps.requires_grad_()
@@ -105,6 +87,7 @@ def test_every_instruction_set(isa: str, name: str, dtype: torch.dtype, rng: tor
         assert (actual - wanted).abs().max() <= tolerance * wanted.abs().max()
 
 
+@backends
 def test_edges_corners_outside_and_nan(backend: str, rng: torch.Generator) -> None:
     maps = torch.tensor([[1.0, 2.0], [3.0, 4.0]])[None, None]
     points = [
@@ -118,6 +101,7 @@ def test_edges_corners_outside_and_nan(backend: str, rng: torch.Generator) -> No
     torch.testing.assert_close(out, torch.tensor(expected), rtol=0, atol=0)
 
 
+@backends
 def test_what_is_not_finite_stays_where_it_belongs(backend: str, rng: torch.Generator) -> None:
     given = edges(rng)  # a map's sides are powers of two: pixel coordinates are exact
     maps, points = given["maps"].float(), given["points"].float()
@@ -131,6 +115,7 @@ def test_what_is_not_finite_stays_where_it_belongs(backend: str, rng: torch.Gene
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bool], ids=str)
+@backends
 def test_parts_of_maps_are_read_in_place(backend: str, dtype: torch.dtype, rng: torch.Generator) -> None:
     """Rows and channels cut out of larger maps, and planes in another order."""
     whole = torch.randn(3, 4, 12, 16, generator=rng) > 0

@@ -24,7 +24,7 @@ from unittest.mock import patch
 
 import torch
 
-from detr_fast.ops import triton_launch
+from detr_fast.ops import triton_launch, triton_match_cost
 from detr_fast.ops.box_loss import triton as box_loss
 from detr_fast.ops.box_match_cost import triton as match_cost
 from detr_fast.ops.box_match_cost.arguments import BoxCosts
@@ -178,6 +178,7 @@ def recorded(call: Callable[[], None]) -> list[tuple[Any, int, tuple[Any, ...]]]
             triton_launch,
             attention,
             match_cost,
+            triton_match_cost,
             mask_match,
             assignment,
             class_loss,

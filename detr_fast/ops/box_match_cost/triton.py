@@ -12,7 +12,6 @@ from detr_fast.ops.triton_launch import launch, power_of_two, target_starts
 
 # eight numbers a lane of four warps at most; many short programs, as a batch has many chunks
 _BLOCK_Q, _BLOCK_T, _BLOCK_K = 32, 8, 32
-_BLOCK_REPAIR = 1024
 
 
 def forward(call: BoxCosts) -> Tensor:
@@ -24,7 +23,7 @@ def forward(call: BoxCosts) -> Tensor:
     if costs.numel() == 0:
         return costs
     from detr_fast.ops.box_match_cost.triton_kernels import cost_kernel
-    from detr_fast.ops.triton_match_cost import repair_kernel
+    from detr_fast.ops.triton_match_cost import repair
 
     problems, chunks = (layers[0] if layers else 1) * images, -(-queries // _BLOCK_Q)
     non_finite = empty((problems * chunks,), logits, torch.int32)
@@ -41,10 +40,5 @@ def forward(call: BoxCosts) -> Tensor:
             *(call.focal, call.gamma == 2, _BLOCK_Q, _BLOCK_T, min(_BLOCK_K, power_of_two(classes))),
         ),
     )
-    launch(
-        repair_kernel,
-        problems,
-        4,
-        (costs, non_finite, first_target, images, queries, targets, chunks, _BLOCK_REPAIR),
-    )
+    repair(costs, non_finite, first_target)
     return costs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from detr_fast.ops.triton_math import TINY, power, softmax_statistics
+from detr_fast.ops.triton_math import TINY, power, query_block, softmax_statistics
 
 EPS = tl.constexpr(1e-8)
 
@@ -45,15 +45,7 @@ def cost_kernel(
     FOCAL: tl.constexpr, SQUARE: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    program = tl.program_id(0)
-    chunks = tl.cdiv(queries, BLOCK_Q)
-    problem = (program // chunks).to(tl.int64)
-    layer = problem // images
-    begin = tl.load(first_target_ptr + problem % images)
-    end = tl.load(first_target_ptr + problem % images + 1)
-    query = (program % chunks) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    valid = query < queries
-    row = problem * queries + query
+    layer, begin, end, query, valid, row = query_block(first_target_ptr, images, queries, BLOCK_Q)
     largest = tl.zeros((BLOCK_Q,), tl.float32)
     scale = tl.full((BLOCK_Q,), 1.0, tl.float32) * w_class
     if not FOCAL:
@@ -91,4 +83,4 @@ def cost_kernel(
         mask = exists[:, None] & valid[None, :]
         bad += (mask & ((cost - cost) != 0)).to(tl.int32)
         tl.store(costs_ptr + (layer * targets + target)[:, None] * queries + query[None, :], cost, mask)
-    tl.store(non_finite_ptr + program, tl.max(tl.max(bad, 1), 0))
+    tl.store(non_finite_ptr + tl.program_id(0), tl.max(tl.max(bad, 1), 0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from detr_fast.ops.triton_math import power, softmax_statistics
+from detr_fast.ops.triton_math import power, query_block, softmax_statistics
 
 
 @triton.jit
@@ -15,12 +15,7 @@ def _rows(
 ):  # fmt: skip
     """The program's layer and, [BLOCK_Q], its rows of logits, which exist, and the class that each wants,
     `objects` for none, and its target, -1 for none; how many of the image's labels are no class."""
-    chunks = tl.cdiv(queries, BLOCK_Q)
-    problem = (tl.program_id(0) // chunks).to(tl.int64)
-    layer = problem // images
-    begin = tl.load(first_target_ptr + problem % images)
-    end = tl.load(first_target_ptr + problem % images + 1)
-    query = (tl.program_id(0) % chunks) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    layer, begin, end, query, valid, row = query_block(first_target_ptr, images, queries, BLOCK_Q)
     chosen = tl.full(query.shape, -1, tl.int64)
     bad = tl.zeros((BLOCK_T,), tl.int32)
     for first in range(begin, end, BLOCK_T):
@@ -33,7 +28,7 @@ def _rows(
         chosen = tl.maximum(chosen, tl.max(tl.where(here, target[:, None], -1), 0))
     wanted = tl.load(labels_ptr + chosen, chosen >= 0, -1)
     wanted = tl.where(wanted < 0, objects, wanted)
-    return layer, problem * queries + query, query < queries, wanted, chosen, tl.sum(bad, 0)
+    return layer, row, valid, wanted, chosen, tl.sum(bad, 0)
 
 
 @triton.jit

@@ -12,7 +12,6 @@ from detr_fast.ops.triton_launch import launch, power_of_two, target_starts
 
 _BLOCK_Q, _BLOCK_X, _BLOCK_K = 32, 16, 32
 _LEAST_T, _MOST_T = 16, 32  # what a product takes, and what registers hold
-_BLOCK_REPAIR = 1024
 
 
 def forward(call: MaskCosts) -> Tensor:
@@ -24,7 +23,7 @@ def forward(call: MaskCosts) -> Tensor:
     if costs.numel() == 0:
         return costs
     from detr_fast.ops.mask_match_cost.triton_kernels import cost_kernel
-    from detr_fast.ops.triton_match_cost import repair_kernel
+    from detr_fast.ops.triton_match_cost import repair
 
     problems, chunks = (layers[0] if layers else 1) * images, -(-queries // _BLOCK_Q)
     non_finite = empty((problems * chunks,), logits, torch.int32)
@@ -54,10 +53,5 @@ def forward(call: MaskCosts) -> Tensor:
             *(_BLOCK_Q, block_t, _BLOCK_X, min(_BLOCK_K, power_of_two(classes))),
         ),
     )
-    launch(
-        repair_kernel,
-        problems,
-        4,
-        (costs, non_finite, first_target, images, queries, targets, chunks, _BLOCK_REPAIR),
-    )
+    repair(costs, non_finite, first_target)
     return costs

@@ -9,9 +9,9 @@ import torch
 
 from detr_fast.ops import box_loss as function
 from detr_fast.ops.box_loss import OPERATOR
-from tests.ops.cases.box_match_cost import with_
 from tests.ops.cases.class_loss import matching, query
 from tests.ops.contract import BadInput, Case, Contract, Inputs, Tolerance
+from tests.ops.packed import with_
 
 
 def make(

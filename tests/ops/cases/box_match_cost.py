@@ -7,11 +7,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from detr_fast.ops import box_match_cost as function
 from detr_fast.ops.box_match_cost import OPERATOR
-from tests.ops.contract import BadInput, Case, Contract, Inputs, Tolerance
+from tests.ops.contract import BadInput, Case, Contract, Inputs
+from tests.ops.packed import bad_packing, costs_contract, with_
 
 
 def make(
@@ -78,52 +78,17 @@ def cases(**options: Any) -> list[Case]:
     ]
 
 
-def with_(**changes: Any) -> Callable[[Inputs], Inputs]:
-    """Replaces arguments; a function gets the argument's value."""
-
-    def change(inputs: Inputs) -> Inputs:
-        changed = {k: v(inputs[k]) if callable(v) else v for k, v in changes.items()}
-        return {**inputs, **changed}
-
-    return change
-
-
-def label(value: int) -> Callable[[Tensor], Tensor]:
-    def change(labels: Tensor) -> Tensor:
-        labels = labels.clone()
-        labels[3] = value
-        return labels
-
-    return change
-
-
 BAD_INPUTS = [
+    *bad_packing("target_labels", 92),
     BadInput("logits_2d", with_(logits=lambda x: x[0, 0]), ValueError, r"logits: expected \[L, B, Q, K\]"),
-    BadInput("no_classes", with_(logits=lambda x: x[..., :0]), ValueError, "logits: .* K >= 1"),
     BadInput("boxes_other_queries", with_(boxes=lambda x: x[:, :, 1:]), ValueError, "boxes: expected"),
     BadInput(
         "boxes_5_numbers", with_(boxes=lambda x: x[..., [0, 1, 2, 3, 3]]), ValueError, "boxes: expected"
     ),
-    BadInput("labels_2d", with_(target_labels=lambda x: x[None]), ValueError, "target_labels: .*sumT"),
-    BadInput("labels_int32", with_(target_labels=lambda x: x.int()), TypeError, "target_labels: .*int32"),
-    BadInput(
-        "label_K",
-        with_(target_labels=label(92)),
-        ValueError,
-        "target_labels: .*K = 92; got 92 at packed target 3",
-    ),
-    BadInput("label_negative", with_(target_labels=label(-1)), ValueError, "target_labels: .*got -1"),
     BadInput(
         "target_boxes_short", with_(target_boxes=lambda x: x[1:]), ValueError, "target_boxes: .*sumT, 4"
     ),
     BadInput("integer_boxes", with_(boxes=lambda x: x.int()), TypeError, "boxes: .*int32"),
-    BadInput("integer_logits", with_(logits=lambda x: x.int()), TypeError, "logits: .*int32"),
-    BadInput("sizes_sum", with_(num_targets=(7, 1, 13)), ValueError, "num_targets: .*sumT = 20"),
-    BadInput(
-        "sizes_negative", with_(num_targets=(9, -2, 13)), ValueError, "num_targets: expected counts >= 0"
-    ),
-    BadInput("sizes_length", with_(num_targets=(7, 13)), ValueError, "num_targets: .*B = 3 images; got 2"),
-    BadInput("sizes_tensor", with_(num_targets=torch.tensor([7, 0, 13])), TypeError, "num_targets: .*Tensor"),
     BadInput("device", with_(boxes=lambda x: x.to("meta")), ValueError, "boxes: .*cpu.*meta"),
     BadInput("classification", with_(classification="sigmoid"), ValueError, "classification: .*'sigmoid'"),
     BadInput("weight_nan", with_(w_l1=float("nan")), ValueError, "w_l1"),
@@ -132,15 +97,7 @@ BAD_INPUTS = [
 
 
 def contract(cast: tuple[str, ...], **options: Any) -> Contract:
-    tolerance = Tolerance(forward=1e-6)  # half inputs are widened exactly, so they get no more
-    return Contract(
-        operator=OPERATOR,
-        function=function,
-        cases=cases(**options),
-        dtypes={torch.float32: tolerance, torch.bfloat16: tolerance, torch.float16: tolerance},
-        cast=cast,
-        bad_inputs=BAD_INPUTS,
-    )
+    return costs_contract(OPERATOR, function, cases(**options), cast, BAD_INPUTS)
 
 
 WEIGHTS = {"w_l1": 5.0, "w_giou": 2.0}

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from detr_fast.ops import class_loss as function
 from detr_fast.ops.class_loss import OPERATOR
-from tests.ops.cases.box_match_cost import label, with_
 from tests.ops.contract import BadInput, Case, Contract, Inputs, Tolerance
+from tests.ops.packed import bad_packing, with_
 
 
 def matching(rng: torch.Generator, num_targets: tuple[int, ...], queries: int, layers: int) -> Tensor:
@@ -89,23 +89,12 @@ def query(value: int) -> Callable[[Tensor], Tensor]:
 
 _WEIGHTS = torch.rand(3, 20, 2)
 BAD_INPUTS = [
+    *bad_packing("labels", 91),
     BadInput("logits_3d", with_(logits=lambda x: x[0]), ValueError, r"logits: expected \[L, B, Q"),
-    BadInput("no_classes", with_(logits=lambda x: x[..., :0]), ValueError, "logits: .* K >= 1"),
-    BadInput("labels_2d", with_(labels=lambda x: x[None]), ValueError, "labels: .*sumT"),
-    BadInput("labels_int32", with_(labels=lambda x: x.int()), TypeError, "labels: .*int32"),
-    BadInput("label_K", with_(labels=label(91)), ValueError, r"labels: .*K = 91; got 91 at packed target 3"),
-    BadInput("label_negative", with_(labels=label(-1)), ValueError, "labels: .*got -1"),
     BadInput("query_1d", with_(query=lambda x: x[0]), ValueError, "query: expected"),
     BadInput("query_int32", with_(query=lambda x: x.int()), TypeError, "query: .*int32"),
     BadInput("query_Q", with_(query=query(40)), ValueError, r"query: expected values in \[-1, 40\); got 40"),
     BadInput("query_negative", with_(query=query(-2)), ValueError, "query: .*got -2"),
-    BadInput("integer_logits", with_(logits=lambda x: x.int()), TypeError, "logits: .*int32"),
-    BadInput("sizes_sum", with_(num_targets=(7, 1, 13)), ValueError, "num_targets: .*sumT = 20"),
-    BadInput(
-        "sizes_negative", with_(num_targets=(9, -2, 13)), ValueError, "num_targets: expected counts >= 0"
-    ),
-    BadInput("sizes_length", with_(num_targets=(7, 13)), ValueError, "num_targets: .*B = 3 images; got 2"),
-    BadInput("sizes_tensor", with_(num_targets=torch.tensor([7, 0, 13])), TypeError, "num_targets: .*Tensor"),
     BadInput("device", with_(query=lambda x: x.to("meta")), ValueError, "query: .*cpu.*meta"),
     BadInput("classification", with_(classification="sigmoid"), ValueError, "classification: .*'sigmoid'"),
     BadInput(

@@ -10,8 +10,8 @@ import torch
 
 from detr_fast.ops import mask_match_cost as function
 from detr_fast.ops.mask_match_cost import OPERATOR
-from tests.ops.cases.box_match_cost import label, with_
-from tests.ops.contract import BadInput, Case, Contract, Inputs, Tolerance
+from tests.ops.contract import BadInput, Case, Contract, Inputs
+from tests.ops.packed import bad_packing, costs_contract, with_
 
 
 def make(
@@ -93,29 +93,18 @@ def cases(**options: Any) -> list[Case]:
 
 
 BAD_INPUTS = [
+    *bad_packing("target_labels", 81),
     BadInput("logits_2d", with_(logits=lambda x: x[0, 0]), ValueError, r"logits: expected \[L, B, Q, K\]"),
-    BadInput("no_classes", with_(logits=lambda x: x[..., :0]), ValueError, "logits: .* K >= 1"),
     BadInput("masks_other_queries", with_(mask_values=lambda x: x[:, :, 1:]), ValueError, "mask_values: exp"),
     BadInput("masks_one_layer", with_(mask_values=lambda x: x[0]), ValueError, "mask_values: expected"),
     BadInput("no_points", with_(mask_values=lambda x: x[..., :0]), ValueError, "mask_values: .* X >= 1"),
-    BadInput("labels_2d", with_(target_labels=lambda x: x[None]), ValueError, "target_labels: .*sumT"),
-    BadInput("labels_int32", with_(target_labels=lambda x: x.int()), TypeError, "target_labels: .*int32"),
-    BadInput("label_K", with_(target_labels=label(81)), ValueError, "target_labels: .*K = 81; got 81 at"),
-    BadInput("label_negative", with_(target_labels=label(-1)), ValueError, "target_labels: .*got -1"),
     BadInput(
         "targets_short", with_(target_values=lambda x: x[:, 1:]), ValueError, "target_values: .*sumT, X"
     ),
     BadInput("targets_other_layers", with_(target_values=lambda x: x[1:]), ValueError, "or .*L, sumT, X"),
     BadInput("targets_other_points", with_(target_values=lambda x: x[..., 1:]), ValueError, "target_values:"),
     BadInput("integer_masks", with_(mask_values=lambda x: x.int()), TypeError, "mask_values: .*int32"),
-    BadInput("integer_logits", with_(logits=lambda x: x.int()), TypeError, "logits: .*int32"),
     BadInput("integer_targets", with_(target_values=lambda x: x.int()), TypeError, "target_values: .*int32"),
-    BadInput("sizes_sum", with_(num_targets=(7, 1, 13)), ValueError, "num_targets: .*sumT = 20"),
-    BadInput(
-        "sizes_negative", with_(num_targets=(9, -2, 13)), ValueError, "num_targets: expected counts >= 0"
-    ),
-    BadInput("sizes_length", with_(num_targets=(7, 13)), ValueError, "num_targets: .*B = 3 images; got 2"),
-    BadInput("sizes_tensor", with_(num_targets=torch.tensor([7, 0, 13])), TypeError, "num_targets: .*Tensor"),
     BadInput("device", with_(mask_values=lambda x: x.to("meta")), ValueError, "mask_values: .*cpu.*meta"),
     BadInput("mask_cost", with_(mask_cost="dice"), ValueError, "mask_cost: .*'dice'"),
     BadInput("weight_nan", with_(w_mask=float("nan")), ValueError, "w_mask"),
@@ -124,15 +113,7 @@ BAD_INPUTS = [
 
 
 def contract(cast: tuple[str, ...], **options: Any) -> Contract:
-    tolerance = Tolerance(forward=1e-6)  # half inputs are widened exactly, so they get no more
-    return Contract(
-        operator=OPERATOR,
-        function=function,
-        cases=cases(**options),
-        dtypes={torch.float32: tolerance, torch.bfloat16: tolerance, torch.float16: tolerance},
-        cast=cast,
-        bad_inputs=BAD_INPUTS,
-    )
+    return costs_contract(OPERATOR, function, cases(**options), cast, BAD_INPUTS)
 
 
 MASK2FORMER = {"w_class": 2.0, "w_mask": 5.0, "w_dice": 5.0, "alpha": 0.25, "gamma": 2.0}
