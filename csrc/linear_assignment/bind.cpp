@@ -92,9 +92,12 @@ void bind_linear_assignment_cpu(py::module_& m) {
             int64_t *const row = rows.mutable_data(), *const column = columns.mutable_data();
             std::vector<int64_t> of_row(n > pairs ? n : 0);
             batch.query = n > pairs ? of_row.data() : column;
-            {
+            const auto solve = [&] { DETR_FAST_CPU(linear_assignment_cpu)(batch, nullptr, 1); };
+            if (n * batch.queries < 1000) {  // as fast as handing the GIL over
+                solve();
+            } else {
                 const py::gil_scoped_release release;
-                DETR_FAST_CPU(linear_assignment_cpu)(batch, nullptr, 1);
+                solve();
             }
             if (status == static_cast<int32_t>(AssignmentStatus::out_of_memory)) throw std::bad_alloc();
             if (status == static_cast<int32_t>(AssignmentStatus::refused))

@@ -336,13 +336,10 @@ class Solver {
             nearest_at = nearer ? at : nearest_at;
             at += lanes;
         }
-        double best = kInf;
-        int64_t best_at = -1;
-        for (int lane = 0; lane < lanes; ++lane)
-            if (nearest[lane] < kInf &&
-                (nearest[lane] < best || (nearest[lane] == best && nearest_at[lane] < best_at)))
-                best = nearest[lane], best_at = nearest_at[lane];
-        return static_cast<int>(best_at);
+        double best;
+        int64_t best_at;
+        least_of_lanes(nearest, nearest_at, best, best_at);
+        return best < kInf ? static_cast<int>(best_at) : -1;
     }
 
     Matrix<Cost> costs_;

@@ -149,6 +149,21 @@ inline Vector rotated(Vector x) {
         return Vector{x[by % 4], x[(by + 1) % 4], x[(by + 2) % 4], x[(by + 3) % 4]};
 }
 
+// The least of `values` and its number, the lower one among equals.
+template <class Value, class Index>
+inline void least_of_lanes(Value values, Index numbers, double& least, int64_t& number) {
+    if constexpr (sizeof values > 16) {
+        const auto value = half_of<0>(values), other = half_of<1>(values);
+        const auto at = half_of<0>(numbers), other_at = half_of<1>(numbers);
+        const auto is_other = (other < value) | ((other == value) & (other_at < at));
+        least_of_lanes(is_other ? other : value, is_other ? other_at : at, least, number);
+    } else {
+        const bool is_other = values[1] < values[0] || (values[1] == values[0] && numbers[1] < numbers[0]);
+        least = is_other ? values[1] : values[0];
+        number = is_other ? numbers[1] : numbers[0];
+    }
+}
+
 // Of all lanes together, in each lane of the result.
 template <class Cost, int N>
 inline auto joined(Cheapests<Cost, N> lanes) {
@@ -195,8 +210,11 @@ struct Priced {
 // Of one row. `spilt` is no longer 0 where the solver cannot take a cost.
 template <class Number, class Row, int N = kMostLanes<Number>>
 Cheapest<Number> two_cheapest(int columns, const Row& row, Number& spilt) {
+    // joining the lanes of the widest vectors takes as long as a few of them, and those are slower on some
+    // CPUs
+    constexpr int kFewest = N * sizeof(Number) == 64 ? 8 * N : N;
     if constexpr (N * sizeof(Number) > 16)
-        if (columns < N) return two_cheapest<Number, Row, N / 2>(columns, row, spilt);
+        if (columns < kFewest) return two_cheapest<Number, Row, N / 2>(columns, row, spilt);
     if (columns < N) {
         Cheapest<Number> cheapest;
         for (int j = 0; j < columns; ++j) {
@@ -216,7 +234,7 @@ Cheapest<Number> two_cheapest(int columns, const Row& row, Number& spilt) {
     typename Parts::Index at{};
     for (int l = 0; l < N; ++l) at[l] = l;
     int j = 0;
-    if (columns >= 4 * N) {  // two chains of dependent comparisons side by side
+    if (kLanes == 16 && columns >= 4 * N) {  // two dependent chains side by side, where registers suffice
         Parts others;
         for (; j + 2 * N <= columns; j += 2 * N, at += 2 * N) {
             insert(parts, j, at);

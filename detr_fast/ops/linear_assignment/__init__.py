@@ -199,12 +199,8 @@ _CALL = Registered(
 
 def _one_matrix(matrix: Any, maximize: bool, method: Method, backend: str | None) -> tuple[Any, Any]:
     """`scipy.optimize.linear_sum_assignment`, its errors included."""
-    if not isinstance(matrix, Tensor):
-        costs = matrix if type(matrix) is np.ndarray else np.asarray(matrix)
-        if costs.dtype not in _NUMPY_FLOATS:
-            if costs.dtype.kind not in "biuf":
-                raise TypeError(f"costs: expected real numbers; got {costs.dtype}")
-            costs = costs.astype(np.float64)
+    if type(matrix) is np.ndarray or not isinstance(matrix, Tensor):
+        costs = _real(matrix)
         if method == "paths" and OPERATOR.select(_HOST, torch.float64, backend) is cpu:
             return cpu.solve_matrix(-costs if maximize else costs)
         # torch takes neither negative strides nor memory that is not writable
@@ -219,6 +215,16 @@ def _one_matrix(matrix: Any, maximize: bool, method: Method, backend: str | None
         rows, columns = _one_matrix(ready(tensor, contiguous=False).numpy(), maximize, method, backend)
         return torch.from_numpy(rows), torch.from_numpy(columns)
     return _one_tensor(tensor, maximize, method, backend)
+
+
+def _real(matrix: ArrayLike) -> np.ndarray:
+    """As an array of float32 or float64."""
+    costs = matrix if type(matrix) is np.ndarray else np.asarray(matrix)
+    if costs.dtype in _NUMPY_FLOATS:
+        return costs
+    if costs.dtype.kind not in "biuf":
+        raise TypeError(f"costs: expected real numbers; got {costs.dtype}")
+    return costs.astype(np.float64)
 
 
 def _one_tensor(costs: Tensor, maximize: bool, method: Method, backend: str | None) -> tuple[Tensor, Tensor]:
