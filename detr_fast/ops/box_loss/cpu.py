@@ -9,7 +9,7 @@ from torch import Tensor
 
 from detr_fast import extension
 from detr_fast.ops.matched import query_error
-from detr_fast.ops.memory import run
+from detr_fast.ops.memory import cast, run
 
 
 def forward(boxes: Tensor, target_boxes: Tensor, query: Tensor, num_targets: Sequence[int]) -> Tensor:
@@ -38,7 +38,7 @@ def _run(
     *tensors: Tensor,
 ) -> None:
     layers, _, queries, _ = boxes.shape
-    boxes, target_boxes = boxes.float(), target_boxes.float()
+    boxes, target_boxes = cast(boxes, torch.float32), cast(target_boxes, torch.float32)
     bad = run(function, num_targets, layers, queries, boxes, target_boxes, query, *tensors)
     if bad >= 0:
         raise query_error(query, bad, queries)

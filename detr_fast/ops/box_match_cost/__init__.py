@@ -11,7 +11,7 @@ from torch import Tensor
 from detr_fast.ops.available import on_cpu, on_cuda, on_triton
 from detr_fast.ops.box_match_cost import cpu, cuda, reference, triton
 from detr_fast.ops.box_match_cost.arguments import BoxCosts
-from detr_fast.ops.checks import check_devices, check_floats
+from detr_fast.ops.checks import FLOATS, check_devices, check_floats
 from detr_fast.ops.match_cost import check_packing, fake_costs
 from detr_fast.ops.operator import Backend, Operator
 from detr_fast.ops.register import Registered
@@ -119,9 +119,16 @@ def _check(call: BoxCosts) -> None:
         )
     if target_boxes.shape != (targets, 4):
         raise ValueError(f"target_boxes: expected [sumT, 4] = {[targets, 4]}; got {list(target_boxes.shape)}")
-    check_floats({"logits": logits, "boxes": boxes, "target_boxes": target_boxes})
-    others = {"boxes": boxes, "target_labels": target_labels, "target_boxes": target_boxes}
-    check_devices("logits", logits, others)
+    device = logits.device
+    if not (  # looked at one by one only to say what is wrong
+        logits.dtype in FLOATS
+        and boxes.dtype in FLOATS
+        and target_boxes.dtype in FLOATS
+        and device == boxes.device == target_labels.device == target_boxes.device
+    ):
+        check_floats({"logits": logits, "boxes": boxes, "target_boxes": target_boxes})
+        others = {"boxes": boxes, "target_labels": target_labels, "target_boxes": target_boxes}
+        check_devices("logits", logits, others)
     if call.classification != "softmax" and call.classification != "focal":
         raise ValueError(f"classification: expected 'softmax' or 'focal'; got {call.classification!r}")
     if not (abs(sum(call.numbers)) < math.inf and call.gamma >= 0):

@@ -9,7 +9,7 @@ from detr_fast import extension
 from detr_fast.ops.available import KERNEL_FLOATS
 from detr_fast.ops.box_match_cost.arguments import BoxCosts
 from detr_fast.ops.checks import label_error
-from detr_fast.ops.memory import empty, run
+from detr_fast.ops.memory import cast, empty, run
 
 
 def forward(call: BoxCosts) -> Tensor:
@@ -28,7 +28,7 @@ def forward(call: BoxCosts) -> Tensor:
         logits,
         boxes,
         target_labels,
-        target_boxes.float(),
+        cast(target_boxes, torch.float32),
         call.focal,
         *call.numbers,
         costs,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from detr_fast import extension
-from detr_fast.ops.memory import empty, run
+from detr_fast.ops.memory import cast, empty, run
 from detr_fast.ops.ms_deform_attn.arguments import DeformAttn
 
 
@@ -38,7 +38,7 @@ def backward(grad_out: Tensor, call: DeformAttn, needs: Sequence[bool]) -> list[
     if gradients[3] is not None:
         parts = empty((*call.weights.shape[:4], call.reference_dims), call.weights, torch.float32)
     function = extension.extension().ms_deform_attn_cpu_bwd
-    run(function, *_inputs(call), grad_out.to(dtype), *gradients, parts)
+    run(function, *_inputs(call), cast(grad_out, dtype), *gradients, parts)
     return call.in_input_dtypes(gradients)
 
 
@@ -59,9 +59,9 @@ def _inputs(call: DeformAttn) -> tuple[Any, ...]:
         value.shape[-1],
         points,
         call.reference_dims,
-        value.to(_dtype(value)),
-        coordinates.float(),
-        weights.float(),
-        None if reference_points is None else reference_points.float(),
+        cast(value, _dtype(value)),
+        cast(coordinates, torch.float32),
+        cast(weights, torch.float32),
+        None if reference_points is None else cast(reference_points, torch.float32),
         torch.get_num_threads(),
     )

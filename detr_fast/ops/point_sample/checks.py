@@ -21,19 +21,22 @@ def result_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def check(maps: Tensor, points: Tensor, map_index: Tensor | None, point_index: Tensor | None) -> None:
     """Raises `ValueError` or `TypeError` where the arguments do not fit each other."""
-    tensors = {"maps": maps, "points": points, "map_index": map_index, "point_index": point_index}
+    tensors = {"maps": maps, "points": points}
+    if map_index is not None:
+        tensors["map_index"] = map_index
+    if point_index is not None:
+        tensors["point_index"] = point_index
     for name, tensor in tensors.items():
-        if tensor is None and name.endswith("index"):
-            continue
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name}: expected a tensor; got {type(tensor).__name__}")
         if tensor.device != maps.device:
             raise ValueError(f"{name}: expected a tensor on {maps.device}, as maps; got {tensor.device}")
-    if maps.ndim != 4 or not all(0 < side <= LARGEST_SIDE for side in maps.shape[2:]):
+    shape = maps.shape
+    if len(shape) != 4 or not (0 < shape[2] <= LARGEST_SIDE and 0 < shape[3] <= LARGEST_SIDE):
         raise ValueError(
             f"maps: expected [M, C, h, w] with h and w from 1 to {LARGEST_SIDE}; got {list(maps.shape)}"
         )
-    if maps.shape[2] * maps.shape[3] >= 2**31:
+    if shape[2] * shape[3] >= 2**31:
         raise ValueError(f"maps: expected fewer than 2**31 pixels a map; got {list(maps.shape)}")
     if maps.dtype not in MAP_DTYPES:
         raise TypeError(

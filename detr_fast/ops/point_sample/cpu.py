@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from detr_fast import extension
-from detr_fast.ops.memory import empty, run
+from detr_fast.ops.memory import cast, empty, run
 from detr_fast.ops.point_sample.checks import range_error, result_dtype, rows
 
 
@@ -52,7 +52,7 @@ def _run(
         sets,
         count,
         total,
-        points.float(),
+        cast(points, torch.float32),
         map_index,
         point_index,
         torch.get_num_threads(),
