@@ -95,7 +95,11 @@ class HungarianMatcher(SetMatcher):
     @torch.no_grad()
     def match(self, predictions: Predictions, targets: PackedTargets) -> Matches:
         """Matches every decoder layer; the result stays on the device of the predictions."""
-        costs = box_match_cost(
+        return Matches(linear_assignment(self.costs(predictions, targets), targets.num_targets))
+
+    def costs(self, predictions: Predictions, targets: PackedTargets) -> Tensor:
+        """[L, sumT, Q], see `detr_fast.ops.box_match_cost`."""
+        return box_match_cost(
             predictions.logits,
             predictions.boxes,
             targets.labels,
@@ -108,7 +112,6 @@ class HungarianMatcher(SetMatcher):
             alpha=self.alpha,
             gamma=self.gamma,
         )
-        return Matches(linear_assignment(costs, targets.num_targets))
 
 
 class MaskMatcher(SetMatcher):

@@ -16,7 +16,6 @@ from detr_fast.criterion import SetCriterion
 from detr_fast.masks import resize_masks
 from detr_fast.matcher import HungarianMatcher
 from detr_fast.models import DETR, DETRConfig, DETRSegm, DETRSegmConfig
-from detr_fast.ops import box_match_cost
 from detr_fast.postprocess import postprocess_detection
 from detr_fast.structures import PackedTargets, PaddedImages, Predictions
 from tests.golden import case as golden
@@ -193,16 +192,7 @@ def test_matches(name: str, group: str) -> None:
     limit, found, targets = tolerance(case, group), predictions_of(name, group), targets_of(case, group)
     packed, matcher = PackedTargets.from_list(targets), matcher_of(case)
     matches = matcher.match(found, packed)
-    costs = box_match_cost(
-        found.logits,
-        found.boxes,
-        packed.labels,
-        packed.boxes,
-        packed.num_targets,
-        w_class=matcher.cost_class,
-        w_l1=matcher.cost_bbox,
-        w_giou=matcher.cost_giou,
-    )
+    costs = matcher.costs(found, packed)
     official = found.as_dict()
     for back, prefix in enumerate(layer_names(case, group, "match", "match_aux"), start=1):
         outputs = official if back == 1 else official["aux_outputs"][-back + 1]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from detr_fast import HungarianMatcher
-from detr_fast.ops import box_match_cost
+from detr_fast.ops import use_backend
 from detr_fast.structures import PackedTargets, Predictions
 from tests.golden.case import Case, find, load
 
@@ -88,17 +88,8 @@ def test_costs_of_stored_outputs(name: str, group: str, backend: str) -> None:
     case = load(name)
     predictions, matcher = predictions_of(case, group), matcher_of(case)
     packed = PackedTargets.from_list(targets_of(case, group))
-    costs = box_match_cost(
-        predictions.logits,
-        predictions.boxes,
-        packed.labels,
-        packed.boxes,
-        packed.num_targets,
-        w_class=matcher.cost_class,
-        w_l1=matcher.cost_bbox,
-        w_giou=matcher.cost_giou,
-        backend=backend,
-    )
+    with use_backend(box_match_cost=backend):
+        costs = matcher.costs(predictions, packed)
     for layer, prefix in enumerate(layers_of(case, group, "match", "match_aux")):
         totals = []
         for image, block in enumerate(costs[layer].split(packed.num_targets)):

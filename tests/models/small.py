@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from detr_fast import models
 
@@ -19,6 +20,7 @@ SIZES: dict[str, Any] = {
     "num_queries": 6,
     "num_classes": 5,
 }
+DETECTOR_SIZES = {**SIZES, "backbone": "resnet18", "hidden_dim": 32, "dim_feedforward": 48}
 MASK_SIZES = {**SIZES, "conv_dim": 64, "mask_dim": 32, "enc_dim_feedforward": 64}
 LEVELS = {**SIZES, "num_feature_levels": 3}
 SMALL: dict[str, Callable[[], nn.Module]] = {
@@ -35,3 +37,7 @@ SMALL: dict[str, Callable[[], nn.Module]] = {
     "maskformer": lambda: models.MaskFormer(models.MaskFormerConfig(**MASK_SIZES)),
     "mask2former": lambda: models.Mask2Former(models.Mask2FormerConfig(**MASK_SIZES)),
 }
+
+
+def images(rng: torch.Generator, *sizes: tuple[int, int]) -> list[Tensor]:
+    return [torch.randn(3, h, w, generator=rng) for h, w in sizes]

@@ -16,20 +16,10 @@ from detr_fast.models import DeformableDETR, DeformableDETRConfig
 from detr_fast.models.deformable_detr import parameter_groups
 from detr_fast.models.deformable_transformer import Levels
 from detr_fast.structures import PaddedImages
+from tests.models.small import DETECTOR_SIZES, images
 from tests.read_back import NoReadBack
 
-SMALL = DeformableDETRConfig(
-    backbone="resnet18",
-    hidden_dim=64,
-    nheads=4,
-    enc_layers=1,
-    dec_layers=2,
-    dim_feedforward=48,
-    num_queries=6,
-    num_classes=5,
-    enc_n_points=2,
-    dec_n_points=3,
-)
+SMALL = DeformableDETRConfig(**{**DETECTOR_SIZES, "hidden_dim": 64, "enc_n_points": 2, "dec_n_points": 3})
 REFINE = replace(SMALL, with_box_refine=True)
 TWO_STAGE = replace(REFINE, two_stage=True)
 KINDS = pytest.mark.parametrize("config", [SMALL, REFINE, TWO_STAGE], ids=["plain", "refine", "two-stage"])
@@ -38,10 +28,6 @@ KINDS = pytest.mark.parametrize("config", [SMALL, REFINE, TWO_STAGE], ids=["plai
 def make(config: DeformableDETRConfig) -> DeformableDETR:
     torch.manual_seed(0)
     return DeformableDETR(config)
-
-
-def images(rng: torch.Generator, *sizes: tuple[int, int]) -> list[torch.Tensor]:
-    return [torch.randn(3, h, w, generator=rng) for h, w in sizes]
 
 
 def stir(model: DeformableDETR, rng: torch.Generator) -> DeformableDETR:

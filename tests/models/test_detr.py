@@ -14,28 +14,16 @@ from detr_fast.criterion import SetCriterion, detection_weights
 from detr_fast.matcher import HungarianMatcher
 from detr_fast.models import DETR, DETRConfig
 from detr_fast.structures import PaddedImages
+from tests.models.small import DETECTOR_SIZES, images
 from tests.read_back import NoReadBack
 
-SMALL = DETRConfig(
-    backbone="resnet18",
-    hidden_dim=32,
-    nheads=4,
-    enc_layers=1,
-    dec_layers=2,
-    dim_feedforward=48,
-    num_queries=6,
-    num_classes=5,
-)
+SMALL = DETRConfig(**DETECTOR_SIZES)
 
 
 @pytest.fixture(scope="module")
 def model() -> DETR:
     torch.manual_seed(0)
     return DETR(SMALL).eval()
-
-
-def images(rng: torch.Generator, *sizes: tuple[int, int]) -> list[torch.Tensor]:
-    return [torch.randn(3, h, w, generator=rng) for h, w in sizes]
 
 
 def test_shapes(model: DETR, rng: torch.Generator) -> None:

@@ -17,28 +17,16 @@ from detr_fast.matcher import HungarianMatcher
 from detr_fast.models import DETR, DETRConfig, DETRSegm, DETRSegmConfig
 from detr_fast.models.detr_segm import CHUNK, AttentionMap, MaskHead
 from detr_fast.structures import PackedTargets, PaddedImages, Predictions
+from tests.models.small import DETECTOR_SIZES, images
 from tests.read_back import NoReadBack
 
-SMALL = DETRSegmConfig(
-    backbone="resnet18",
-    hidden_dim=32,
-    nheads=4,
-    enc_layers=1,
-    dec_layers=2,
-    dim_feedforward=48,
-    num_queries=6,
-    num_classes=5,
-)
+SMALL = DETRSegmConfig(**DETECTOR_SIZES)
 
 
 @pytest.fixture(scope="module")
 def model() -> DETRSegm:
     torch.manual_seed(0)
     return DETRSegm(SMALL).eval()
-
-
-def images(rng: torch.Generator, *sizes: tuple[int, int]) -> list[Tensor]:
-    return [torch.randn(3, h, w, generator=rng) for h, w in sizes]
 
 
 def mask_head_ref(head: MaskHead, image: Tensor, maps: Tensor, finer: list[Tensor]) -> Tensor:

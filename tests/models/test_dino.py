@@ -221,32 +221,6 @@ DETREX = (
 )
 
 
-# official names and those of detrex's `projects/dino`, written down from its modules
-DETREX = (
-    (r"^backbone\.0\.body\.(conv1|bn1)", r"backbone.stem.\1"),
-    *((rf"^backbone\.0\.body\.layer{n}", f"backbone.res{n + 1}") for n in (1, 2, 3, 4)),
-    (r"^(backbone.*)\.bn(\d)\.", r"\1.conv\2.norm."),
-    (r"\.downsample\.0\.", ".shortcut."),
-    (r"\.downsample\.1\.", ".shortcut.norm."),
-    (r"^input_proj\.([012])\.", r"neck.convs.\1."),
-    (r"^input_proj\.3\.", "neck.extra_convs.0."),
-    (r"^(neck\..*)\.0\.(weight|bias)$", r"\1.conv.\2"),
-    (r"^(neck\..*)\.1\.(weight|bias)$", r"\1.norm.\2"),
-    (r"\.level_embed$", ".level_embeds"),
-    (r"encoder(\.layers\.\d)\.self_attn", r"encoder\1.attentions.0"),
-    (r"decoder(\.layers\.\d)\.self_attn", r"decoder\1.attentions.0.attn"),
-    (r"decoder(\.layers\.\d)\.cross_attn", r"decoder\1.attentions.1"),
-    (r"(layers\.\d)\.linear1", r"\1.ffns.0.layers.0.0"),
-    (r"(layers\.\d)\.linear2", r"\1.ffns.0.layers.1"),
-    (r"encoder(\.layers\.\d)\.norm1", r"encoder\1.norms.0"),
-    (r"encoder(\.layers\.\d)\.norm2", r"encoder\1.norms.1"),
-    (r"decoder(\.layers\.\d)\.norm2", r"decoder\1.norms.0"),
-    (r"decoder(\.layers\.\d)\.norm1", r"decoder\1.norms.1"),
-    (r"decoder(\.layers\.\d)\.norm3", r"decoder\1.norms.2"),
-    (r"^transformer\.enc_out_(\w+_embed)", r"\1.2"),
-)
-
-
 def to_detrex(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Of a model with two decoder layers and three levels from the backbone."""
     renamed = {}

@@ -18,6 +18,7 @@ from detr_fast.models import DETR, DETRConfig, Mask2Former, Mask2FormerConfig, M
 from detr_fast.models.mask2former import inside, resize_features
 from detr_fast.models.resnet import ResNet
 from detr_fast.structures import PaddedImages
+from tests.models.small import images
 
 SIZES: dict[str, Any] = {
     "backbone": "conv_stem",
@@ -54,10 +55,6 @@ Model = Mask2Former | MaskFormer
 def make(config: Config) -> Model:
     torch.manual_seed(0)
     return Mask2Former(config) if isinstance(config, Mask2FormerConfig) else MaskFormer(config)
-
-
-def images(rng: torch.Generator, *sizes: tuple[int, int]) -> list[Tensor]:
-    return [torch.randn(3, h, w, generator=rng) for h, w in sizes]
 
 
 def predictions_made(model: Model) -> int:
