@@ -1,4 +1,4 @@
-"""`detr-fast`: train, eval, predict, convert, bench, demo, doctor."""
+"""`detr-fast`: train, eval, predict, export, convert, bench, demo, doctor."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from detr_fast.engine import (
 from detr_fast.engine.demo import run_demo
 from detr_fast.engine.outputs import check_not_inputs
 from detr_fast.engine.recipe import ModelChoice, evaluation_dataset, train_on_coco
+from detr_fast.export import export
 from detr_fast.extras import explain_missing
 from detr_fast.ops import BackendUnavailable
 
@@ -346,6 +347,26 @@ def predict(
     if failures:
         typer.echo(f"{len(failures)} of {len(images)} files could not be used", err=True)
         raise typer.Exit(1)
+
+
+@app.command("export")
+def export_command(
+    checkpoint: Annotated[Path, typer.Argument(help="From `detr-fast train`, or an official one.")],
+    output: Annotated[
+        Path, typer.Option(help="model.onnx, model.xml (OpenVINO) or model.pt2 (torch.export).")
+    ] = Path("model.onnx"),
+    processing: Annotated[bool, typer.Option(help="Normalise pixels and decode detections inside.")] = True,
+    half: Annotated[bool, typer.Option("--half", help="Weights in float16 (OpenVINO).")] = False,
+    model: Model = None,
+    task: TaskName = None,
+) -> None:
+    """Write a file that onnxruntime, OpenVINO, TensorRT or torch run; it is run and compared first."""
+    detector = load_detector(checkpoint, model=model, task=task)
+    _echo_remarks(detector)
+    export(detector, output, processing=processing, half=half)
+    typer.echo(f"written: {output}")
+    if output.suffix == ".onnx":
+        typer.echo(f"for TensorRT: trtexec --onnx={output} --saveEngine={output.with_suffix('.engine')}")
 
 
 @convert.command("yolo")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from detr_fast.checkpoints import describe, load_state_dict, open_checkpoint, options_in
 from detr_fast.data.transforms import MAX_SIZE, SCALES
 from detr_fast.engine.coco_categories import coco_categories
+from detr_fast.engine.exported import OPENERS, ExportedModel, open_file
 from detr_fast.families import FAMILIES, check_task, family_in, family_of, model_config
 from detr_fast.families.results import Geometry, Result, ResultOptions
 from detr_fast.structures import PaddedImages
@@ -133,6 +134,8 @@ def load_detector(
         ValueError: it is no checkpoint of a known family, or of another one than `model`, or the model does
             not do the task.
     """
+    if Path(path).suffix in OPENERS:
+        return _exported(Path(path), model, task)
     checkpoint = open_checkpoint(path, allow_non_finite=allow_non_finite)
     content, remarks = checkpoint.content, checkpoint.remarks
     try:
@@ -149,6 +152,32 @@ def load_detector(
     detector.remarks = tuple(f"{path}: {remark}" for remark in remarks)
     detector.model.to(device).eval()
     return detector
+
+
+def _exported(path: Path, model: str | None, task: str | None) -> Detector:
+    """A detector whose model is an exported file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    run, about = open_file(path)
+    family = about["family"]
+    if model is not None and family_of(model) != family:
+        raise ValueError(f"{path}: model: the file holds {family}; got {model!r}")
+    config = FAMILIES[family].config(**about["config"])
+    network = ExportedModel(run, family, config, about["processing"], about["size_multiple"])
+    return _around(network, about).with_task(task)
+
+
+def _around(network: nn.Module, about: Mapping[str, Any]) -> Detector:
+    """A detector from its `description`."""
+    return Detector(
+        network,
+        {int(label): (category, name) for label, (category, name) in about["categories"].items()},
+        about["image_size"],
+        about["max_size"],
+        about["family"],
+        about["task"],
+        None if about["things"] is None else frozenset(about["things"]),
+    )
 
 
 def _described(about: Mapping[str, Any], state: Mapping[str, Tensor], model: str | None) -> Detector:
@@ -168,15 +197,7 @@ def _described(about: Mapping[str, Any], state: Mapping[str, Tensor], model: str
             raise ValueError(
                 f"model: the checkpoint holds {family.name} with {config.backbone}; got {model!r}"
             )
-    return Detector(
-        family.model(config),
-        {label: (category, name) for label, (category, name) in about["categories"].items()},
-        about["image_size"],
-        about["max_size"],
-        about["family"],
-        about["task"],
-        None if about["things"] is None else frozenset(about["things"]),
-    )
+    return _around(family.model(config), about)
 
 
 def _official(args: Any, state: Mapping[str, Tensor], model: str | None, task: str | None) -> Detector:

@@ -9,13 +9,12 @@ from torch import nn
 
 from detr_fast.criterion import FocalSetCriterion, focal_weights
 from detr_fast.families.family import TINY, Family, Groups, OptimizerSettings
-from detr_fast.families.results import Geometry, ResultOptions, Results
+from detr_fast.families.results import detection_results
 from detr_fast.matcher import HungarianMatcher
 from detr_fast.models import DeformableDETR, DeformableDETRConfig
 from detr_fast.models.decoder_attention import AttentionSource
 from detr_fast.models.deformable_detr import parameter_groups
-from detr_fast.postprocess import postprocess_focal
-from detr_fast.structures import Predictions
+from detr_fast.postprocess.detection import best_pairs
 
 
 def deformable_detr_criterion(config: DeformableDETRConfig) -> FocalSetCriterion:
@@ -34,10 +33,6 @@ def _groups(model: nn.Module, settings: OptimizerSettings) -> Groups:
     return parameter_groups(model, settings.lr, settings.lr_backbone)
 
 
-def _boxes(predictions: Predictions, geometry: Geometry, options: ResultOptions) -> Results:
-    return postprocess_focal(predictions, geometry.target_sizes(predictions.logits.device))
-
-
 FAMILY = Family(
     name="deformable-detr",
     model=DeformableDETR,
@@ -53,7 +48,8 @@ FAMILY = Family(
         "tiny": {**TINY, "num_feature_levels": 3, "with_box_refine": True},
     },
     criterion=deformable_detr_criterion,
-    decode={"detection": _boxes},
+    decode={"detection": detection_results(best_pairs)},
+    detections=best_pairs,
     attention=_attention,
     masks=False,
     contiguous_labels=True,

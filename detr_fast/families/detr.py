@@ -7,12 +7,11 @@ from typing import Any
 
 from detr_fast.criterion import SetCriterion, detection_weights
 from detr_fast.families.family import TINY, Family, Variants
-from detr_fast.families.results import Geometry, ResultOptions, Results
+from detr_fast.families.results import detection_results
 from detr_fast.matcher import HungarianMatcher
 from detr_fast.models import DETR, DETRConfig
 from detr_fast.models.decoder_attention import AttentionSource
-from detr_fast.postprocess import postprocess_detection
-from detr_fast.structures import Predictions
+from detr_fast.postprocess.detection import best_classes
 
 VARIANTS: Variants = {
     "r50": {"backbone": "resnet50"},
@@ -37,10 +36,6 @@ def detr_attention(model: DETR) -> AttentionSource:
     return AttentionSource(layer.multihead_attn, model.transformer)
 
 
-def _boxes(predictions: Predictions, geometry: Geometry, options: ResultOptions) -> Results:
-    return postprocess_detection(predictions, geometry.target_sizes(predictions.logits.device))
-
-
 FAMILY = Family(
     name="detr",
     model=DETR,
@@ -48,7 +43,8 @@ FAMILY = Family(
     signature=re.compile(r"^transformer\.decoder\.layers\.\d+\.multihead_attn\."),
     variants=VARIANTS,
     criterion=detr_criterion,
-    decode={"detection": _boxes},
+    decode={"detection": detection_results(best_classes)},
+    detections=best_classes,
     attention=detr_attention,
     masks=False,
     contiguous_labels=False,

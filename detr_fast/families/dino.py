@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any
 
 from detr_fast.criterion import DINOCriterion, dino_weights
 from detr_fast.families.family import TINY, Family
-from detr_fast.families.results import Geometry, ResultOptions, Results
+from detr_fast.families.results import detection_results
 from detr_fast.matcher import HungarianMatcher
 from detr_fast.models import DINO, DINOConfig
 from detr_fast.models.decoder_attention import AttentionSource
-from detr_fast.postprocess import postprocess_focal
-from detr_fast.structures import Predictions
+from detr_fast.postprocess.detection import best_pairs
 
 FIVE_SCALE = {"backbone_levels": 4, "num_feature_levels": 5}
 
@@ -28,9 +28,7 @@ def _attention(model: DINO) -> AttentionSource:
     return AttentionSource(decoder.layers[-1].cross_attn, decoder)
 
 
-def _boxes(predictions: Predictions, geometry: Geometry, options: ResultOptions) -> Results:
-    return postprocess_focal(predictions, geometry.target_sizes(predictions.logits.device), top=300)
-
+FIND = partial(best_pairs, top=300)
 
 FAMILY = Family(
     name="dino",
@@ -47,7 +45,8 @@ FAMILY = Family(
         "tiny": {**TINY, "num_feature_levels": 3, "dn_number": 50},
     },
     criterion=dino_criterion,
-    decode={"detection": _boxes},
+    decode={"detection": detection_results(FIND)},
+    detections=FIND,
     attention=_attention,
     masks=False,
     contiguous_labels=False,

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from torch import Tensor, nn
 
-from detr_fast.families.results import Decode
+from detr_fast.families.results import Decode, FindDetections
 from detr_fast.models.common import ModelConfig, official_options
 from detr_fast.models.decoder_attention import AttentionSource
 
@@ -77,6 +77,7 @@ class Family:
         variants: the fields that each named variant changes in the configuration; the first is the default.
         criterion: the losses with the official weights, from the configuration.
         decode: for each task of the family, how predictions become results; the first is the default task.
+        detections: how boxes are found, of a family that detects; `decode` has it too.
         attention: where the last decoder layer's attention is, in a model.
         masks: whether it trains on masks.
         contiguous_labels: whether labels are 0, 1, ... in the order of the category ids, not the ids.
@@ -100,6 +101,7 @@ class Family:
     training: Mapping[str, Any] = field(default_factory=dict)
     parameter_groups: Callable[[nn.Module, OptimizerSettings], Groups] = backbone_groups
     frozen: Frozen | None = None
+    detections: FindDetections | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from detr_fast.postprocess import postprocess_instance, postprocess_panoptic, postprocess_semantic_labels
-from detr_fast.structures import MaskPredictions, PaddedImages
+from detr_fast.postprocess.detection import Detections, by_image
+from detr_fast.structures import MaskPredictions, PaddedImages, Predictions
 
 Size: TypeAlias = tuple[int, int]
 Result: TypeAlias = dict[str, Any]
@@ -67,6 +68,17 @@ class ResultOptions:
 
 
 Decode: TypeAlias = Callable[[Any, Geometry, ResultOptions], Results]
+FindDetections: TypeAlias = Callable[[Predictions, Tensor], Detections]
+
+
+def detection_results(find: FindDetections) -> Decode:
+    """The way to decode that `find` is."""
+
+    def decode(predictions: Predictions, geometry: Geometry, options: ResultOptions) -> Results:
+        with torch.no_grad():
+            return by_image(find(predictions, geometry.target_sizes(predictions.logits.device)))
+
+    return decode
 
 
 def mask_segments(

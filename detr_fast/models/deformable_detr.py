@@ -156,7 +156,7 @@ class DeformableDETR(MultiScaleModel):
             queries = self.transformer.proposed_queries(best, memory.dtype)
         else:
             proposals = None
-            queries = self.transformer.learned_queries(self.query_embed.weight, len(memory))
+            queries = self.transformer.learned_queries(self.query_embed.weight, memory.shape[0])
         states, boxes = self.transformer.decoder(*queries, memory, levels, self.bbox_embed)
         scores = torch.stack([head(x) for head, x in zip(self.class_embed, states, strict=False)])
         if not self.config.aux_loss:

@@ -313,8 +313,7 @@ def relative_box(shift: Tensor, reference: Tensor, eps: float = 1e-5) -> Tensor:
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     """log(x / (1 - x)), both at least `eps`."""
-    x = x.clamp(0, 1)
-    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
+    return torch.log(x.clamp(eps, 1.0) / (1 - x).clamp(eps, 1.0))
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -362,7 +362,7 @@ class DINO(MultiScaleModel):
         memory = self.transformer.encode(features, positions, levels)
         best = self.transformer.propose(memory, levels, self.config.num_queries)
         if self.config.embed_init_tgt:
-            content = self.transformer.tgt_embed.weight.expand(len(memory), -1, -1)
+            content = self.transformer.tgt_embed.weight.expand(memory.shape[0], -1, -1)
         else:
             content = best.states.detach()
         reference, groups, attend = best.boxes.detach(), None, None

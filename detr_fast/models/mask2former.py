@@ -138,7 +138,7 @@ class MaskedAttentionDecoder(MaskPredictor):
         values, keys = self.values_and_keys(levels)
         resized = [resize_features(mask_features, x.shape[-2:]) for x in levels]
         query_position = self.query_embed.weight
-        x = self.query_feat.weight.expand(len(mask_features), -1, -1)
+        x = self.query_feat.weight.expand(mask_features.shape[0], -1, -1)
         states = [self.decoder_norm(x)]
         embeddings = [self.mask_embed(states[0])]
         layers = zip(

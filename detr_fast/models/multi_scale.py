@@ -96,7 +96,7 @@ class MultiScaleModel(nn.Module):
         for n in range(len(features), len(self.input_proj)):
             features.append(self.input_proj[n](stages[-1] if n == len(stages) else features[-1]))
         if padding is None:
-            masks = [x.new_zeros((len(x), *x.shape[2:]), dtype=torch.bool) for x in features]
+            masks = [x.new_zeros((x.shape[0], *x.shape[2:]), dtype=torch.bool) for x in features]
         else:
             masks = [resize_masks(padding, x.shape[2:]) for x in features]
         positions = [position_encoding(m).to(x.dtype) for m, x in zip(masks, features, strict=True)]

@@ -87,7 +87,7 @@ class MSDeformAttnPixelDecoder(FeaturePyramid):
         inputs = [project(x) for project, x in zip(self.input_proj, reversed(features[1:]), strict=True)]
         masks = [no_padding(x) for x in inputs]
         positions = [self.position(mask).to(x.dtype) for mask, x in zip(masks, inputs, strict=True)]
-        batch = len(features[0])
+        batch = features[0].shape[0]
         levels = Levels.from_masks([mask.expand(batch, -1, -1) for mask in masks], padded=False)
         memory = self.transformer.encode(inputs, positions, levels)
         sizes = [h * w for h, w in levels.shapes]

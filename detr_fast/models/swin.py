@@ -91,7 +91,7 @@ class WindowAttention(nn.Module):
         bias = self.relative_position_bias_table[self.relative_position_index]
         bias = bias.to(q.dtype).T.reshape(1, self.heads, tokens, tokens)
         if apart is not None:
-            bias = (bias + APART * apart.to(q.dtype)).repeat(len(x) // len(apart), 1, 1, 1)
+            bias = (bias + APART * apart.to(q.dtype)).repeat(x.shape[0] // apart.shape[0], 1, 1, 1)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.proj(y.transpose(1, 2).flatten(2))
 
@@ -132,7 +132,7 @@ class Block(nn.Module):
         """Stochastic depth: in training, whole images skip the branch."""
         if not self.drop or not self.training:
             return x
-        kept = torch.empty((len(x), 1, 1, 1), dtype=x.dtype, device=x.device).bernoulli_(1 - self.drop)
+        kept = torch.empty((x.shape[0], 1, 1, 1), dtype=x.dtype, device=x.device).bernoulli_(1 - self.drop)
         return x * (kept / (1 - self.drop))
 
 
@@ -275,7 +275,7 @@ def shifted_apart(height: int, width: int, window: int, device: torch.device) ->
     regions = []
     for size in (height, width):
         at = torch.arange(-(-size // window) * window, device=device)
-        regions.append((at >= len(at) - window).long() + (at >= len(at) - window // 2).long())
+        regions.append((at >= at.shape[0] - window).long() + (at >= at.shape[0] - window // 2).long())
     region = _to_windows((3 * regions[0][:, None] + regions[1])[None, :, :, None], window)[..., 0]
     return (region[:, :, None] != region[:, None, :])[:, None]
 

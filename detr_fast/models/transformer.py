@@ -65,7 +65,7 @@ class MultiheadAttention(nn.Module):
             weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
             q, k, v = map(F.linear, (query, key, value), weights, biases)
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
-        mask = None if attend is None else attend.view(len(attend), 1, -1, attend.shape[-1])
+        mask = None if attend is None else attend.view(attend.shape[0], 1, -1, attend.shape[-1])
         dropout = self.dropout if self.training else 0.0
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         return self.out_proj(out.transpose(1, 2).flatten(2))
@@ -77,7 +77,7 @@ class MultiheadAttention(nn.Module):
         q, k = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k))
         logits = q @ k.mT * q.shape[-1] ** -0.5
         if attend is not None:
-            mask = attend.view(len(attend), 1, -1, attend.shape[-1])
+            mask = attend.view(attend.shape[0], 1, -1, attend.shape[-1])
             logits = logits.masked_fill(~mask, -math.inf)
         return logits.softmax(-1)
 

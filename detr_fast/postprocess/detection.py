@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,10 +27,7 @@ def postprocess_detection(
     Returns:
         For each image `scores` [Q], `labels` and `queries` [Q] int64 and `boxes` [Q, 4] xyxy in pixels.
     """
-    logits, boxes = _last_layer(predictions, target_sizes)
-    scores, labels = logits.softmax(-1)[..., :-1].max(-1)
-    queries = torch.arange(logits.shape[1], device=logits.device).expand_as(labels)
-    return _detections(scores, labels, queries, boxes)
+    return by_image(best_classes(predictions, target_sizes))
 
 
 @torch.no_grad()
@@ -50,12 +47,41 @@ def postprocess_focal(
         For each image `scores` [X], `labels` and `queries` [X] int64 and `boxes` [X, 4] xyxy in pixels, with
         X = min(top, Q * K).
     """
+    return by_image(best_pairs(predictions, target_sizes, top))
+
+
+class Detections(NamedTuple):
+    """Detections of a batch: `scores`, `labels` and `queries` [B, X], `boxes` [B, X, 4] xyxy in pixels."""
+
+    scores: Tensor
+    labels: Tensor
+    queries: Tensor
+    boxes: Tensor
+
+
+def best_classes(predictions: Predictions | Mapping[str, Any], target_sizes: Tensor) -> Detections:
+    """See `postprocess_detection`."""
+    logits, boxes = _last_layer(predictions, target_sizes)
+    scores, labels = logits.softmax(-1)[..., :-1].max(-1)
+    queries = torch.arange(logits.shape[1], device=logits.device).expand_as(labels)
+    return Detections(scores, labels, queries, boxes)
+
+
+def best_pairs(
+    predictions: Predictions | Mapping[str, Any], target_sizes: Tensor, top: int = 100
+) -> Detections:
+    """See `postprocess_focal`."""
     if top < 1:
         raise ValueError(f"top: expected at least 1; got {top}")
     logits, boxes = _last_layer(predictions, target_sizes)
-    scores, pair = logits.sigmoid().flatten(1).topk(min(top, logits[0].numel()), dim=1)
+    scores, pair = logits.sigmoid().flatten(1).topk(min(top, logits.shape[1] * logits.shape[2]), dim=1)
     query, labels = pair // logits.shape[2], pair % logits.shape[2]
-    return _detections(scores, labels, query, boxes.gather(1, query[..., None].expand(-1, -1, 4)))
+    return Detections(scores, labels, query, boxes.gather(1, query[..., None].expand(-1, -1, 4)))
+
+
+def by_image(detections: Detections) -> list[dict[str, Tensor]]:
+    """Each image's detections by name."""
+    return [dict(zip(Detections._fields, image, strict=True)) for image in zip(*detections, strict=True)]
 
 
 def _last_layer(predictions: Predictions | Mapping[str, Any], target_sizes: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,10 +95,3 @@ def _last_layer(predictions: Predictions | Mapping[str, Any], target_sizes: Tens
     logits, boxes = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (logits, boxes))
     height, width = target_sizes.to(boxes).unbind(1)
     return logits, box_cxcywh_to_xyxy(boxes) * torch.stack((width, height, width, height), dim=1)[:, None]
-
-
-def _detections(scores: Tensor, labels: Tensor, queries: Tensor, boxes: Tensor) -> list[dict[str, Tensor]]:
-    names = ("scores", "labels", "queries", "boxes")
-    return [
-        dict(zip(names, image, strict=True)) for image in zip(scores, labels, queries, boxes, strict=True)
-    ]

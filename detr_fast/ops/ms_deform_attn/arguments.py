@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 LevelShapes = tuple[tuple[int, int], ...]
 
 
@@ -66,6 +68,19 @@ class DeformAttn(NamedTuple):
         ]
 
 
-@lru_cache(maxsize=256)
+def remembered(function: Callable[[Key], Value]) -> Callable[[Key], Value]:
+    """The function with its last results kept, but for symbolic integers, which have no hash."""
+    kept = lru_cache(maxsize=256)(function)
+
+    def call(key: Key) -> Value:
+        try:
+            return kept(key)
+        except TypeError:
+            return function(key)
+
+    return call
+
+
+@remembered
 def _pairs(sides: tuple[int, ...]) -> LevelShapes:
     return tuple(zip(sides[::2], sides[1::2], strict=True))

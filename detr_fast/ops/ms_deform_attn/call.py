@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from detr_fast.ops.available import on_cpu, on_cuda, on_triton
 from detr_fast.ops.ms_deform_attn import cpu, cuda, reference, triton
-from detr_fast.ops.ms_deform_attn.arguments import DeformAttn, LevelShapes
+from detr_fast.ops.ms_deform_attn.arguments import DeformAttn, LevelShapes, remembered
 from detr_fast.ops.ms_deform_attn.checks import check, level_shapes_of
 from detr_fast.ops.operator import Backend, Operator
 from detr_fast.ops.register import differentiable, watched
@@ -46,7 +45,7 @@ def call(
     return _CALL(arguments, backend)
 
 
-@lru_cache(maxsize=256)
+@remembered
 def _sides(level_shapes: LevelShapes) -> tuple[int, ...]:
     return tuple(side for shape in level_shapes for side in shape)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import index
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ def level_shapes_of(spatial_shapes: Tensor | Sequence[Sequence[int]]) -> LevelSh
             raise TypeError(f"spatial_shapes: expected int64; got {spatial_shapes.dtype}")
         rows = spatial_shapes.tolist()
     try:
-        level_shapes = tuple([(index(height), index(width)) for height, width in rows])
+        level_shapes = tuple([(_side(height), _side(width)) for height, width in rows])
     except (TypeError, ValueError):
         shape = list(rows.shape) if isinstance(rows, Tensor) else rows
         raise ValueError(f"spatial_shapes: expected [N, 2] (height, width) integers; got {shape}") from None
@@ -32,6 +33,11 @@ def level_shapes_of(spatial_shapes: Tensor | Sequence[Sequence[int]]) -> LevelSh
                 f"spatial_shapes: expected sides from 1 to {LARGEST_SIDE}; got {list(level_shapes)}"
             )
     return level_shapes
+
+
+def _side(side: Any) -> Any:
+    """An integer of any kind as a Python integer; a symbolic one as it is, which `index` would fix."""
+    return side if isinstance(side, int | torch.SymInt) else index(side)
 
 
 def check(call: DeformAttn) -> None:

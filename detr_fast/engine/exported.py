@@ -1,0 +1,146 @@
+"""Detectors in files that other runtimes run: onnxruntime, OpenVINO, or torch without this package's models.
+
+Such a file takes `images` [B, 3, H, W] float32 and `sizes` [B, 2] int64, the height and width of each image
+in the padded batch, and gives what the last decoder layer predicts: `logits` and, by family, `boxes` and
+`masks`. With processing inside, pixels are RGB in 0..255, and families that detect take `output_sizes` [B, 2]
+and give `scores`, `labels` and `boxes_xyxy`, too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from detr_fast.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from detr_fast.families import FAMILIES
+from detr_fast.structures import MaskPredictions, PaddedImages, Predictions
+
+Arrays: TypeAlias = Mapping[str, np.ndarray]
+Run: TypeAlias = Callable[[Arrays], Arrays]
+
+KEY = "detr_fast"  # of the description in a file's metadata
+
+
+class ExportedModel(nn.Module):
+    """A file in place of the network it was exported from; it takes no part in training.
+
+    Args:
+        run: from named inputs to named outputs.
+        family: of the network.
+        config: of the network.
+        processing: whether the file normalises pixels itself.
+        size_multiple: what height and width of a batch must be a multiple of.
+    """
+
+    def __init__(self, run: Run, family: str, config: Any, processing: bool, size_multiple: int) -> None:
+        super().__init__()
+        self.run = run
+        self.names = input_names(family, processing)
+        self.config = config
+        self.processing = processing
+        self.size_multiple = size_multiple
+        # says where inputs are wanted
+        self.anchor = nn.Parameter(torch.empty(0), requires_grad=False)
+
+    def forward(self, images: PaddedImages) -> Predictions | MaskPredictions:
+        """Predictions of the last decoder layer, on the CPU."""
+        outputs = {name: torch.from_numpy(array) for name, array in self.run(self.inputs(images)).items()}
+        logits = outputs["logits"][None]
+        masks = outputs["masks"][None] if "masks" in outputs else None
+        if "boxes" in outputs:
+            return Predictions(logits, outputs["boxes"][None], masks=masks)
+        assert masks is not None
+        return MaskPredictions(logits, masks)
+
+    def inputs(self, images: PaddedImages) -> dict[str, np.ndarray]:
+        """What the file takes, from normalised images."""
+        pixels, valid = images.tensors, ~images.mask
+        sizes = torch.stack((valid[:, :, 0].sum(1), valid[:, 0].sum(1)), dim=1)
+        if self.processing:
+            pixels = (pixels * _channels(IMAGENET_STD) + _channels(IMAGENET_MEAN)) * 255
+        given = {"images": pixels.float(), "sizes": sizes, "output_sizes": sizes}
+        return {name: given[name].contiguous().numpy() for name in self.names}
+
+
+def input_names(family: str, processing: bool) -> tuple[str, ...]:
+    """What a file takes; sizes of results where detections are decoded inside."""
+    decodes = processing and FAMILIES[family].detections is not None
+    return ("images", "sizes", "output_sizes") if decodes else ("images", "sizes")
+
+
+def normalized(pixels: Tensor) -> Tensor:
+    """RGB pixels in 0..255, [B, 3, H, W], as models take them."""
+    return (pixels / 255 - _channels(IMAGENET_MEAN)) / _channels(IMAGENET_STD)
+
+
+def _channels(values: tuple[float, ...]) -> Tensor:
+    return torch.tensor(values)[:, None, None]
+
+
+def open_file(path: Path) -> tuple[Run, dict[str, Any]]:
+    """How to run an exported file, and the description in it.
+
+    Raises:
+        ValueError: this package did not write it.
+        ImportError: its runtime is not installed.
+    """
+    run, text = OPENERS[path.suffix](path)
+    if not text:
+        raise ValueError(f"{path}: expected a file that `detr-fast export` wrote; it has no description")
+    return run, json.loads(text)
+
+
+def _open_onnx(path: Path) -> tuple[Run, str | None]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    outputs = [output.name for output in session.get_outputs()]
+    names = {wanted.name for wanted in session.get_inputs()}
+
+    def run(inputs: Arrays) -> Arrays:
+        found = session.run(outputs, {name: array for name, array in inputs.items() if name in names})
+        return dict(zip(outputs, found, strict=True))
+
+    return run, session.get_modelmeta().custom_metadata_map.get(KEY)
+
+
+def _open_openvino(path: Path) -> tuple[Run, str | None]:
+    import openvino
+
+    model = openvino.Core().read_model(path)
+    # bfloat16 would be its own choice on CPUs that have it
+    compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    names = {wanted.any_name for wanted in compiled.inputs}
+
+    def run(inputs: Arrays) -> Arrays:
+        found = compiled({name: array for name, array in inputs.items() if name in names})
+        return {output.any_name: found[output] for output in compiled.outputs}
+
+    return run, model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else None
+
+
+def _open_torch(path: Path) -> tuple[Run, str | None]:
+    import detr_fast.ops  # noqa: F401 - registers the operators in the file
+
+    about = {f"{KEY}.json": ""}
+    module: Any = torch.export.load(path, extra_files=about).module()
+
+    def run(inputs: Arrays) -> Arrays:
+        with torch.no_grad():
+            found = module(**{name: torch.from_numpy(array) for name, array in inputs.items()})
+        return {name: tensor.numpy() for name, tensor in found.items()}
+
+    return run, about[f"{KEY}.json"]
+
+
+OPENERS: dict[str, Callable[[Path], tuple[Run, str | None]]] = {
+    ".onnx": _open_onnx,
+    ".xml": _open_openvino,
+    ".pt2": _open_torch,
+}

@@ -1,0 +1,73 @@
+"""A detector as one graph of operators, for any number and size of images."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from detr_fast.engine import FAMILIES, Detector
+from detr_fast.engine.exported import input_names, normalized
+from detr_fast.export.attention import ms_deform_attn_by_grid_sample
+from detr_fast.structures import PaddedImages, Predictions
+
+# what a graph is recorded with: no dimension is 0 or 1, and positions are enough to propose from
+EXAMPLE = (2, 3, 320, 416)
+
+
+class Portable(nn.Module):
+    """The model of a detector from tensors to tensors, as `detr_fast.engine.exported` describes it."""
+
+    def __init__(self, detector: Detector, processing: bool) -> None:
+        super().__init__()
+        self.model = detector.model
+        self.find = FAMILIES[detector.family].detections if processing else None
+        self.processing = processing
+
+    def forward(self, images: Tensor, sizes: Tensor, output_sizes: Tensor | None = None) -> dict[str, Tensor]:
+        height, width = images.shape[2:]
+        rows, columns = (torch.arange(side, device=images.device) for side in (height, width))
+        mask = (rows[:, None] >= sizes[:, 0, None, None]) | (columns >= sizes[:, 1, None, None])
+        if self.processing:
+            images = normalized(images).masked_fill(mask[:, None], 0.0)
+        predictions = self.model(PaddedImages(images, mask))
+        outputs = {"logits": predictions.logits[-1]}
+        if isinstance(predictions, Predictions):
+            outputs["boxes"] = predictions.boxes[-1]
+        if predictions.masks is not None:
+            outputs["masks"] = predictions.masks[-1]
+        if self.find is not None and output_sizes is not None:
+            found = self.find(predictions, output_sizes)
+            outputs |= {"scores": found.scores, "labels": found.labels, "boxes_xyxy": found.boxes}
+        return outputs
+
+
+@torch.no_grad()
+def record(
+    detector: Detector, processing: bool, example: tuple[int, int, int, int] = EXAMPLE
+) -> ExportedProgram:
+    """The graph with this package's operators in it, for any batch, height and width."""
+    batch, _, height, width = example
+    sizes = torch.tensor([[height, width - 32], [height - 32, width]]).repeat(batch, 1)[:batch]
+    inputs = {"images": torch.rand(example), "sizes": sizes, "output_sizes": sizes.clone()}
+    any_batch = {0: Dim.DYNAMIC}
+    dynamic = {
+        "images": {**any_batch, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},
+        "sizes": any_batch,
+        "output_sizes": any_batch,
+    }
+    names = input_names(detector.family, processing)
+    return torch.export.export(
+        Portable(detector, processing).eval(),
+        (),
+        {name: inputs[name] for name in names},
+        dynamic_shapes={name: dynamic[name] for name in names},
+        strict=False,
+    )
+
+
+def in_standard_operators(program: ExportedProgram) -> ExportedProgram:
+    """The same graph without operators that only this package knows."""
+    table = torch.export.default_decompositions()
+    table[torch.ops.detr_fast.ms_deform_attn.default] = ms_deform_attn_by_grid_sample
+    return program.run_decompositions(table)
