@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -86,12 +88,13 @@ def accelerate(model: nn.Module, strict: bool = True, inference: bool = False) -
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
     report = Report(type(model).__name__)
-    _attention(model, report)
-    _losses(model, report)
-    _criteria(model, report)
-    _assigners(model, report)
-    if inference:
-        _norms(model, report)
+    with _plain_defaults():
+        _attention(model, report)
+        _losses(model, report)
+        _criteria(model, report)
+        _assigners(model, report)
+        if inference:
+            _norms(model, report)
     if strict and not report.replaced and not report.skipped:
         hint = ""
         if isinstance(model, (torch.jit.ScriptModule, torch.fx.GraphModule)):
@@ -123,6 +126,18 @@ def _first(*modules: nn.Module) -> Tensor:
     # buffers first: OneFormer's criterion has its class weights there, and a temperature in float64
     tensors = (x for module in modules for x in chain(module.buffers(), module.parameters()))
     return next((x for x in tensors if x.is_floating_point()), torch.empty(0))
+
+
+@contextmanager
+def _plain_defaults() -> Iterator[None]:
+    """Trials make their tensors in float32 on the CPU, whatever defaults a script has set."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def _attention(model: nn.Module, report: Report) -> None:

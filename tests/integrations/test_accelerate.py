@@ -235,6 +235,73 @@ def test_a_model_without_anything_known_raises() -> None:
         detr_fast.accelerate("model")
 
 
+def test_a_part_of_a_model_then_all_of_it_and_back_twice() -> None:
+    model, given = tiny.build(NAME).eval(), tiny.inputs(NAME)
+    expected = logits(model, given)
+    assert len(detr_fast.accelerate(model.model.decoder).replaced) == 2
+    report = detr_fast.accelerate(model)
+    assert [reason for _, reason in report.skipped] == ["already accelerated"] * 2
+    torch.testing.assert_close(logits(model, given), expected, rtol=1e-5, atol=1e-6)
+    detr_fast.restore(model)
+    detr_fast.restore(model)
+    assert torch.equal(logits(model, given), expected)
+
+
+def test_a_compiled_model() -> None:
+    model, given = tiny.build(NAME).eval(), tiny.inputs(NAME)
+    expected = logits(model, given)
+    compiled = torch.compile(model, backend="eager")
+    report = detr_fast.accelerate(compiled)
+    assert all(path.startswith("_orig_mod.") for path, _ in report.replaced)
+    torch.testing.assert_close(logits(compiled, given), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_exported_model_says_what_to_do() -> None:
+    exported = torch.export.export(nn.Linear(2, 2), (torch.randn(1, 2),)).module()
+    with pytest.raises(ValueError, match=r"got GraphModule without any; .* accelerate it before"):
+        detr_fast.accelerate(exported)
+
+
+def test_what_no_fast_backend_serves_is_left_alone() -> None:
+    report = detr_fast.accelerate(tiny.build(NAME).double())
+    assert not report.replaced
+    assert all("no fast backend serves torch.float64" in reason for _, reason in report.skipped)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_on_a_cpu(dtype: torch.dtype) -> None:
+    model, given = tiny.build(NAME).eval().to(dtype), tiny.inputs(NAME)
+    given = {key: x.to(dtype) if x.is_floating_point() else x for key, x in given.items()}
+    expected = logits(model, given).float()
+    assert detr_fast.accelerate(model).replaced
+    error = (logits(model, given).float() - expected).abs().max()
+    assert error <= 0.05 * expected.abs().max()
+
+
+@pytest.mark.parametrize("kind", ["device", "dtype"])
+def test_defaults_of_a_script_change_nothing(kind: str) -> None:
+    models = [tiny.build(NAME), tiny.build(NAME)]
+    expected = detr_fast.accelerate(models[0]).replaced
+    dtype = torch.get_default_dtype()
+    try:
+        if kind == "device":
+            torch.set_default_device("meta")
+        else:
+            torch.set_default_dtype(torch.float64)
+        assert detr_fast.accelerate(models[1]).replaced == expected
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(dtype)
+
+
+@pytest.mark.parametrize("name", [NAME, "mask2former"])
+def test_random_numbers_go_on_as_ever(name: str) -> None:
+    model = tiny.build(name)
+    state = torch.get_rng_state()
+    detr_fast.accelerate(model)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_nothing_is_imported_that_is_not_there() -> None:
     code = (
         "import sys, torch, detr_fast\n"
