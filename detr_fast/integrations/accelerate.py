@@ -181,7 +181,6 @@ def _criteria(model: nn.Module, report: Report) -> None:
         mask_losses.StackedMaskLoss,
         official_matcher.OfficialMatcher,
         official_criterion.MatchedTogether,
-        official_criterion.WholeCriterion,
         official_masks.OfficialMaskMatcher,
         official_masks.WholeMaskCriterion,
     )

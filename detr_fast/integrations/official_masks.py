@@ -55,8 +55,11 @@ class WholeMaskCriterion(Replacement):
         module: Any = self
         packed = _packed(targets)
         layers = [*outputs.get("aux_outputs", ()), outputs]
-        if packed is None or not all(
-            mask_losses.fits(x["pred_masks"], packed, outputs["pred_masks"].shape) for x in layers
+        unknown = outputs.keys() - {"pred_logits", "pred_masks", "aux_outputs"}
+        if (
+            packed is None
+            or unknown
+            or not all(mask_losses.fits(x["pred_masks"], packed, outputs["pred_masks"].shape) for x in layers)
         ):
             return super().forward(outputs, targets)  # type: ignore[misc]
         criterion = MaskSetCriterion(

@@ -218,6 +218,33 @@ def test_criteria(kind: type[SetCriterion], alpha: float | None) -> None:
         assert torch.equal(x, y)
 
 
+class Grouped(SetCriterion):
+    """One that scales in training alone."""
+
+    def layer(self, outputs, targets, suffix):
+        self.scale = 2.0 if self.training else 1.0
+        return super().layer(outputs, targets, suffix)
+
+
+def test_a_criterion_that_trains_otherwise_keeps_its_losses() -> None:
+    criterion = Grouped(11, HungarianMatcher()).eval()
+    detr_fast.accelerate(criterion)
+    assert not isinstance(criterion, official_criterion.WholeCriterion)
+    assert not criterion.training
+
+
+def test_outputs_of_which_nothing_is_known_go_to_the_criterion_replaced() -> None:
+    class More(SetCriterion):
+        def forward(self, outputs, targets):
+            return super().forward(outputs, targets) | {k: x for k, x in outputs.items() if k[:2] == "dn"}
+
+    criterion, (outputs, targets) = More(11, HungarianMatcher()), case()
+    outputs |= {"aux_outputs": [case()[0]]}
+    detr_fast.accelerate(criterion)
+    assert isinstance(criterion, official_criterion.WholeCriterion)
+    assert "dn_meta" in criterion(outputs | {"dn_meta": torch.zeros(())}, targets)
+
+
 def test_all_layers_are_matched_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     criterion, (outputs, targets) = Scaled(11, HungarianMatcher()), case()
     outputs["aux_outputs"] = [case()[0] for _ in range(3)]

@@ -97,7 +97,8 @@ def case(classes: int = 9) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
     }
     for i, target in enumerate(targets):
         for j, label in enumerate(target["labels"]):
-            outputs["pred_logits"][i, j, label] += 5
+            outputs["pred_logits"][i, j, label] += 8
+            outputs["pred_boxes"][i, j] = target["boxes"][j]
             outputs["pred_masks"][i, j] += 6 * F.avg_pool2d(target["masks"][j][None].float(), 2)[0] - 3
     return outputs, targets
 
