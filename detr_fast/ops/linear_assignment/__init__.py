@@ -144,8 +144,9 @@ def linear_assignment(
         raise TypeError(
             f"costs: expected a tensor [..., sumT, Q] with num_targets; got {type(costs).__name__}"
         )
-    if not costs.is_floating_point():
-        raise TypeError(f"costs: expected a floating point dtype; got {costs.dtype}")
+    dtype = costs.dtype
+    if not dtype.is_floating_point:
+        raise TypeError(f"costs: expected a floating point dtype; got {dtype}")
     if isinstance(num_targets, Tensor):
         raise TypeError("num_targets: expected Python ints (the targets of each image); got a tensor")
     num_targets = list(map(operator.index, num_targets))
@@ -158,7 +159,6 @@ def linear_assignment(
         raise ValueError(f"num_targets: expected no negative number of targets; got {num_targets}")
     if costs.requires_grad:
         costs = costs.detach()
-    dtype = costs.dtype
     if dtype is not torch.float32 and dtype is not torch.float64:
         costs = costs.float()
     if maximize:

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from detr_fast import extension
 from detr_fast.ops.linear_assignment.reference import raise_infeasible
-from detr_fast.ops.memory import run
+from detr_fast.ops.memory import empty, run
 
 
 def solve(costs: Tensor, num_targets: Sequence[int], check: bool) -> tuple[Tensor, Tensor | None]:
     """costs [..., sumT, Q] float32 or float64 -> query [..., sumT] int64, status [..., B] int32 or None."""
     *leading, targets, queries = costs.shape
-    query = torch.empty(*leading, targets, dtype=torch.int64)  # twice as fast as with a tuple
-    status = None if check else torch.empty((*leading, len(num_targets)), dtype=torch.int32)
+    query = empty((*leading, targets), costs, torch.int64)
+    status = None if check else empty((*leading, len(num_targets)), costs, torch.int32)
     if len(leading) > 1:
         costs = costs.flatten(0, -3)
     layers = costs.shape[0] if leading else 1
