@@ -18,7 +18,11 @@ from tests.paths import ROOT
 
 ARCHITECTURES = (80, 90, 100)
 # bytes of stack: ptxas saves two registers there to fit one block more on an SM
-SPILLS = {("ms_deform_attn-channels_20", 80): 8, ("ms_deform_attn_fused-encoder_autocast", 100): 8}
+SPILLS = {
+    ("ms_deform_attn-channels_20", 80): 8,
+    ("ms_deform_attn_fused-encoder_autocast", 100): 8,
+    ("class_loss-varifocal", 90): 8,  # a frame without loads or stores
+}
 
 
 def _why_not() -> str | None:
