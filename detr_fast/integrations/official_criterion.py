@@ -43,8 +43,8 @@ class WholeCriterion(MatchedTogether):
     def forward(self, outputs: dict[str, Any], targets: Any) -> dict[str, Tensor]:
         module: Any = self
         matcher, focal = module.matcher, module.matcher.classification == "focal"
-        if outputs.keys() - {*_BOXES, "aux_outputs", *(("enc_outputs",) if focal else ())}:
-            return super().forward(outputs, targets)  # such as denoising queries, of which we know nothing
+        if unknown(outputs, "aux_outputs", *(("enc_outputs",) if focal else ())):
+            return super().forward(outputs, targets)
         ours = HungarianMatcher(
             matcher.cost_class,
             matcher.cost_bbox,
@@ -70,6 +70,11 @@ def known(module: nn.Module) -> bool:
         and not isinstance(module, MatchedTogether)
         and argument_names(type(module).forward)[:2] == ["outputs", "targets"]
     )
+
+
+def unknown(outputs: Mapping[str, Any], *names: str) -> bool:
+    """Whether outputs hold more than predictions and these, such as denoising queries."""
+    return any(not key.startswith("pred_") and key not in names for key in outputs)
 
 
 def choose(module: Any) -> type[Any] | str:

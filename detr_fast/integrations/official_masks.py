@@ -1,4 +1,4 @@
-"""Matchers of Mask2Former's, MaskFormer's and MaskDINO's form, and Mask2Former's criterion.
+"""Matchers of Mask2Former's, MaskFormer's and MaskDINO's form, and the criteria of the first two.
 
 Random points are drawn in another order than upstream's, from the same distribution.
 """
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detr_fast.criterion import MaskSetCriterion
-from detr_fast.integrations import mask_losses, official_matcher
+from detr_fast.criterion import MaskFormerCriterion, MaskSetCriterion
+from detr_fast.integrations import mask_losses, official_criterion, official_matcher
 from detr_fast.integrations.swap import Replacement, argument_names, combined
 from detr_fast.matcher import MaskMatcher, sampled_masks
 from detr_fast.ops.box_match_cost import box_match_cost
@@ -23,6 +23,7 @@ from detr_fast.structures import MaskPredictions, Matches, PackedTargets
 
 Indices = list[tuple[Tensor, Tensor]]
 _ALL = ("cls", "box", "mask")
+_POINTS = ("num_points", "oversample_ratio", "importance_sample_ratio")
 
 
 class OfficialMaskMatcher(Replacement):
@@ -45,7 +46,7 @@ class OfficialMaskMatcher(Replacement):
 
 
 class WholeMaskCriterion(Replacement):
-    """Mask2Former's criterion, all decoder layers and images compared together."""
+    """Mask2Former's or MaskFormer's criterion, all decoder layers and images compared together."""
 
     what = mask_losses.StackedMaskLoss.what
 
@@ -55,22 +56,18 @@ class WholeMaskCriterion(Replacement):
         module: Any = self
         packed = _packed(targets)
         layers = [*outputs.get("aux_outputs", ()), outputs]
-        unknown = outputs.keys() - {"pred_logits", "pred_masks", "aux_outputs"}
+        unknown = official_criterion.unknown(outputs, "aux_outputs")
         if (
             packed is None
             or unknown
             or not all(mask_losses.fits(x["pred_masks"], packed, outputs["pred_masks"].shape) for x in layers)
         ):
             return super().forward(outputs, targets)  # type: ignore[misc]
-        criterion = MaskSetCriterion(
-            module.num_classes,
-            mask_matcher(module.matcher),
-            {},
-            module.eos_coef,
-            module.losses,
-            module.num_points,
-            module.oversample_ratio,
-            module.importance_sample_ratio,
+        shared: Any = (module.num_classes, mask_matcher(module.matcher), {}, module.eos_coef, module.losses)
+        criterion = (
+            MaskSetCriterion(*shared, *(getattr(module, name) for name in _POINTS))
+            if hasattr(module, "num_points")
+            else MaskFormerCriterion(*shared)
         )
         logits, masks = (torch.stack([x[key] for x in layers]) for key in ("pred_logits", "pred_masks"))
         return criterion(MaskPredictions(logits, masks), packed)
@@ -85,8 +82,8 @@ def mask_matcher(module: Any) -> MaskMatcher:
 
 
 def known(module: nn.Module) -> bool:
-    """Whether a module is such a matcher, or Mask2Former's criterion around one of ours."""
-    names = ("num_points", "oversample_ratio", "importance_sample_ratio", "eos_coef", "num_classes", "losses")
+    """Whether a module is such a matcher, or a criterion around one of ours."""
+    names = ("eos_coef", "num_classes", "losses")
     matcher = getattr(module, "matcher", None)
     if isinstance(matcher, OfficialMaskMatcher):
         return all(hasattr(module, name) for name in names)
@@ -128,7 +125,9 @@ def _choose_criterion(module: Any) -> type[Any] | str:
     own: Any = type(module)
     fast = combined(WholeMaskCriterion, own)
     twin = copy.deepcopy(module).cpu().float()
-    twin.num_points = twin.matcher.num_points = 4096
+    at_points = hasattr(twin, "num_points")
+    if at_points:
+        twin.num_points = twin.matcher.num_points = 4096
     given = mask_losses.example(twin)
     layers = [
         {"pred_logits": x["class_queries_logits"], "pred_masks": x["masks_queries_logits"]}
@@ -141,9 +140,9 @@ def _choose_criterion(module: Any) -> type[Any] | str:
         expected = twin(outputs, targets)
         twin.__class__ = fast
         got = twin(outputs, targets)
-    if mask_losses.same_losses(expected, got, at_points=True):
+    if mask_losses.same_losses(expected, got, at_points):
         return fast
-    return "on a random input its losses are not those of Mask2Former as we know them"
+    return "on a random input its losses are not those of Mask2Former or MaskFormer as we know them"
 
 
 def _match_all(module: Any, outputs: Mapping[str, Any], targets: PackedTargets, cost: Any) -> Matches:

@@ -175,6 +175,48 @@ class SetCriterion(nn.Module):
         return losses
 
 
+class MaskFormerCriterion(nn.Module):
+    """MaskFormer's, on whole masks."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.num_classes, self.eos_coef, self.losses = classes, 0.1, ["labels", "masks"]
+        self.matcher = HungarianMatcher(None)
+        self.register_buffer("empty_weight", torch.tensor([1.0] * classes + [0.1]))
+
+    def forward(self, outputs, targets):
+        losses = {}
+        layers = {"": outputs} | {f"_{i}": layer for i, layer in enumerate(outputs.get("aux_outputs", ()))}
+        for suffix, layer in layers.items():
+            logits, indices = layer["pred_logits"], self.matcher(layer, targets)
+            wanted = torch.full(logits.shape[:2], self.num_classes)
+            for i, (query, target) in enumerate(indices):
+                wanted[i, query] = targets[i]["labels"][target]
+            found = torch.cat([x[query] for x, (query, _) in zip(layer["pred_masks"], indices, strict=True)])
+            masks = [x["masks"][target] for x, (_, target) in zip(targets, indices, strict=True)]
+            t = torch.cat(masks).flatten(1).float()
+            size = masks[0].shape[-2:]
+            x = F.interpolate(found[:, None], size, mode="bilinear", align_corners=False).flatten(1)
+            p, loss = x.sigmoid(), F.binary_cross_entropy_with_logits(x, t, reduction="none")
+            focal = (0.25 * t + 0.75 * (1 - t)) * (t - p).abs() ** 2 * loss
+            dice = 1 - (2 * (p * t).sum(1) + 1) / (p.sum(1) + t.sum(1) + 1)
+            losses |= {
+                f"loss_ce{suffix}": F.cross_entropy(logits.mT, wanted, self.empty_weight),
+                f"loss_mask{suffix}": focal.mean(1).sum() / max(len(x), 1),
+                f"loss_dice{suffix}": dice.sum() / max(len(x), 1),
+            }
+        return losses
+
+
+def test_the_criterion_of_maskformer() -> None:
+    criterion, (outputs, targets) = MaskFormerCriterion(8), case()
+    outputs["aux_outputs"] = [outputs | {"pred_logits": outputs["pred_logits"] * 0.9} for _ in range(2)]
+    expected = criterion(outputs, targets)
+    detr_fast.accelerate(criterion)
+    assert isinstance(criterion, official_masks.WholeMaskCriterion)
+    torch.testing.assert_close(criterion(outputs, targets), expected, rtol=1e-4, atol=1e-6)
+
+
 class Scaled(SetCriterion):
     scale = 1.5
 
