@@ -66,12 +66,16 @@ struct Matrix {
 template <class Cost>
 inline void transpose_4x4(const Cost* from, int64_t from_stride, Cost* to, int64_t to_stride) {
     typedef typename Lanes<Cost, 4>::Value Four;
-    Four rows[4];
-    for (int l = 0; l < 4; ++l) std::memcpy(&rows[l], from + l * from_stride, sizeof(Four));
-    for (int k = 0; k < 4; ++k) {
-        const Four column{rows[0][k], rows[1][k], rows[2][k], rows[3][k]};
-        std::memcpy(to + k * to_stride, &column, sizeof column);
-    }
+    Four x[4];
+    for (int l = 0; l < 4; ++l) std::memcpy(&x[l], from + l * from_stride, sizeof(Four));
+    // from two vectors each, which compilers turn into one shuffle
+    const Four a{x[0][0], x[1][0], x[0][1], x[1][1]}, b{x[0][2], x[1][2], x[0][3], x[1][3]};
+    const Four c{x[2][0], x[3][0], x[2][1], x[3][1]}, d{x[2][2], x[3][2], x[2][3], x[3][3]};
+    const Four columns[4] = {{a[0], a[1], c[0], c[1]},
+                             {a[2], a[3], c[2], c[3]},
+                             {b[0], b[1], d[0], d[1]},
+                             {b[2], b[3], d[2], d[3]}};
+    for (int k = 0; k < 4; ++k) std::memcpy(to + k * to_stride, &columns[k], sizeof(Four));
 }
 
 // A row's two cheapest columns among those free at the time, the lower index first among equals. As free
