@@ -11,26 +11,32 @@ namespace {
 
 // The inputs of a call, and how many elements its arrays have.
 struct Call {
-    std::vector<int64_t> sizes;
+    std::vector<int64_t> sizes, points;
     MsDeformAttnInputs inputs{};
     int64_t value, out, samples, references, reference_parts;
 
-    // (levels, batch, queries, heads, channels, points, reference_dims, value, coordinates, weights,
-    // references or None, ...); a level is a pair (height, width)
-    explicit Call(Arguments& in) : sizes(in.pairs("levels")) {
+    // (levels, points, batch, queries, heads, channels, reference_dims, value, coordinates, weights,
+    // references or None, ...); a level is a pair (height, width) and has its own number of points
+    explicit Call(Arguments& in) : sizes(in.pairs("levels")), points(in.integers("points")) {
         MsDeformAttnShape& s = inputs.shape;
         s.sizes = sizes.data();
-        s.levels = static_cast<int64_t>(sizes.size()) / 2;
+        s.points = points.data();
+        s.levels = static_cast<int64_t>(points.size());
+        bool good = sizes.size() == 2 * points.size();
+        for (int64_t count : points) good = good && count >= 0;
+        if (!good) throw py::value_error("points: expected a count >= 0 for each level");
         s.batch = in.integer("batch");
         s.queries = in.integer("queries");
         s.heads = in.integer("heads");
         s.channels = in.integer("channels");
-        s.points = in.integer("points");
         s.reference_dims = static_cast<int>(in.integer("reference_dims"));
-        for (int64_t n = 0; n < s.levels; ++n) s.pixels += sizes[2 * n] * sizes[2 * n + 1];
+        for (int64_t n = 0; n < s.levels; ++n) {
+            s.pixels += sizes[2 * n] * sizes[2 * n + 1];
+            s.samples += points[n];
+        }
         value = s.batch * s.pixels * s.heads * s.channels;
         out = s.batch * s.queries * s.heads * s.channels;
-        samples = s.batch * s.queries * s.heads * s.levels * s.points;
+        samples = s.batch * s.queries * s.heads * s.samples;
         references = s.batch * s.queries * s.levels * s.reference_dims;
         reference_parts = references * s.heads;
 

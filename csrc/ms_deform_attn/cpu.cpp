@@ -7,7 +7,7 @@ namespace {
 
 // Whether any sample reads any pixel into any channel.
 bool reads_nothing(const MsDeformAttnShape& s) {
-    return !(s.batch && s.queries && s.heads && s.channels && s.levels && s.points && s.pixels);
+    return !(s.batch && s.queries && s.heads && s.channels && s.samples && s.pixels);
 }
 
 void zero(void* data, size_t bytes) {
@@ -33,7 +33,7 @@ void ms_deform_attn_cpu_bwd(const MsDeformAttnInputs& in, int threads, const MsD
     const bool bf16 = in.value_type == FloatType::bf16;
     if (!grad.grad_value && !grad.grad_coordinates && !grad.grad_weights && !grad.grad_references) return;
     if (reads_nothing(s)) {
-        const int64_t tokens = s.batch * s.queries, samples = tokens * s.heads * s.levels * s.points;
+        const int64_t tokens = s.batch * s.queries, samples = tokens * s.heads * s.samples;
         zero(grad.grad_value, s.batch * s.pixels * s.heads * s.channels * (bf16 ? 2 : 4));
         zero(grad.grad_coordinates, 2 * samples * sizeof(float));
         zero(grad.grad_weights, samples * sizeof(float));

@@ -24,7 +24,7 @@ inline void scatter(const MsDeformAttnShape& s, const Plan& plan, int64_t i, con
     for (int v = 0; v < V; ++v) go[v] = load(grad_out + v * kLanes);
     for (int64_t n = 0; n < s.levels; ++n) {
         const Window step = window(s, n, stride);
-        for (int64_t p = 0; p < s.points; ++p, ++i) {
+        for (const int64_t end = i + s.points[n]; i < end; ++i) {
             const int64_t at = static_cast<int64_t>(plan.pixel[i]) * stride;
             const int64_t corners[4] = {at, at + step.right, at + step.below, at + step.below + step.right};
             vfloat dot[4];
@@ -131,13 +131,12 @@ inline void write_logits(const Plan& plan, const Work& work, int64_t q, float* g
 // This query's share of the gradients by its reference points, [heads, N, reference_dims].
 inline void write_reference_parts(const MsDeformAttnShape& s, const Plan& plan, const Work& work,
                                   const float* offsets, float* parts) {
-    const float half = 0.5f / static_cast<float>(s.points);
     for (int64_t i = 0, h = 0; h < plan.heads; ++h)
         for (int64_t n = 0; n < s.levels; ++n, parts += s.reference_dims) {
             const float height = static_cast<float>(s.sizes[2 * n]),
                         width = static_cast<float>(s.sizes[2 * n + 1]);
             float by_x = 0, by_y = 0, by_width = 0, by_height = 0;
-            for (int64_t p = 0; p < s.points; ++p, ++i) {
+            for (const int64_t end = i + s.points[n]; i < end; ++i) {
                 by_x += work.grads[1][i];
                 by_y += work.grads[2][i];
                 by_width += work.grads[1][i] * offsets[2 * i];
@@ -146,8 +145,8 @@ inline void write_reference_parts(const MsDeformAttnShape& s, const Plan& plan, 
             parts[0] = by_x * width;
             parts[1] = by_y * height;
             if (s.reference_dims == 4) {
-                parts[2] = by_width * half * width;
-                parts[3] = by_height * half * height;
+                parts[2] = by_width * plan.unit[n] * width;
+                parts[3] = by_height * plan.unit[n] * height;
             }
         }
 }
@@ -251,7 +250,7 @@ void backward(const MsDeformAttnInputs& in, int most_threads, const MsDeformAttn
     const int64_t items = s.batch * splits;
     const int threads = useful_threads(s, most_threads, items);
     (void)threads;
-    const size_t sampled = sizeof(float) * s.batch * s.queries * s.heads * s.levels * s.points;
+    const size_t sampled = sizeof(float) * s.batch * s.queries * s.heads * s.samples;
     if (Scatter) prefer_huge_pages(grad_value, sizeof(T) * s.batch * s.pixels * row);
     if (grad.grad_coordinates) prefer_huge_pages(grad.grad_coordinates, 2 * sampled);
     if (grad.grad_weights) prefer_huge_pages(grad.grad_weights, sampled);
@@ -273,7 +272,7 @@ void backward(const MsDeformAttnInputs& in, int most_threads, const MsDeformAttn
         const int64_t together = packed ? 1 : heads;
         const int64_t block = block_queries(s, together), samples = plan_row(s, together);
         const int64_t turn = round_up(kTurnQueries, block);
-        const int64_t sortable = packed ? 3 * turn * heads * s.levels * s.points : 0;
+        const int64_t sortable = packed ? 3 * turn * heads * s.samples : 0;
         work.dots = make_plan(plan, s, together, block, 4 * samples * block + width + 3 * samples + sortable);
         good = work.dots != nullptr;
         float* sorted = nullptr;

@@ -16,7 +16,7 @@ inline void gather(const MsDeformAttnShape& s, const Plan& plan, int64_t i, cons
     vfloat sums[kSums][V] = {};
     for (int64_t n = 0; n < s.levels; ++n) {
         const Window step = window(s, n, stride);
-        for (int64_t p = 0; p < s.points; ++p, ++i) {
+        for (const int64_t end = i + s.points[n]; i < end; ++i) {
             const T* at = base + static_cast<int64_t>(plan.pixel[i]) * stride;
             const T* corners[4] = {at, at + step.right, at + step.below, at + step.below + step.right};
             if (Prefetch) {
@@ -125,7 +125,7 @@ void forward(const MsDeformAttnInputs& in, int most_threads, T* out, bool& ok) {
 #pragma omp parallel num_threads(threads) if (threads > 1) reduction(&& : good)
     {
         Plan plan;
-        const int64_t samples = s.heads * s.levels * s.points;
+        const int64_t samples = s.heads * s.samples;
         float* sorted = make_plan(plan, s, heads, block, packed ? 3 * turn * samples : 0);
         good = sorted != nullptr;
         for (int64_t b = 0; packed && b < s.batch; ++b) {

@@ -41,7 +41,7 @@ inline bool all_zero(vfloat x) {
 }
 
 struct Plan {
-    // A row holds the samples of one query over `heads` heads, `samples` = N * P a head, padded to vectors.
+    // A row holds the samples of one query over `heads` heads, `samples` a head, padded to vectors.
     int64_t heads, samples, row, queries;
 
     // constants of a row's samples
@@ -49,6 +49,8 @@ struct Plan {
     float *next_x, *next_y;  // distance to its second pixel: 1, or infinite where the level has but one
     float *base_x, *base_y;  // -infinity where the level has no pixel
     int32_t *columns, *start;
+
+    float* unit;  // [N] the part of a reference box that a unit of offset spans; 0 without points
 
     // [queries][row]; pixel coordinate = coordinate * scale + base
     float *scale_x, *scale_y;
@@ -62,7 +64,7 @@ inline bool has_pixels(const MsDeformAttnShape& s, int64_t n) { return s.sizes[2
 
 // The smallest row of `heads` heads.
 inline int64_t plan_row(const MsDeformAttnShape& s, int64_t heads) {
-    return round_up(heads * s.levels * s.points, kLanes);
+    return round_up(heads * s.samples, kLanes);
 }
 
 // Finds room for a plan of up to `queries` queries and for `extra` floats more, zeroed; nullptr where memory
@@ -70,11 +72,11 @@ inline int64_t plan_row(const MsDeformAttnShape& s, int64_t heads) {
 inline float* make_plan(Plan& plan, const MsDeformAttnShape& s, int64_t heads, int64_t queries,
                         int64_t extra) {
     plan.heads = heads;
-    plan.samples = s.levels * s.points;
+    plan.samples = s.samples;
     plan.row = plan_row(s, heads);
     plan.queries = queries;
     const int64_t block = plan.row * queries;
-    const size_t bytes = sizeof(float) * (8 * plan.row + 10 * block + plan.samples + extra);
+    const size_t bytes = sizeof(float) * (8 * plan.row + 10 * block + plan.samples + s.levels + extra);
     float* memory = static_cast<float*>(scratch(ScratchSlot::plan, bytes));
     if (!memory) return nullptr;
     std::memset(memory, 0, bytes);
@@ -92,13 +94,16 @@ inline float* make_plan(Plan& plan, const MsDeformAttnShape& s, int64_t heads, i
                          &plan.share[0], &plan.share[1], &plan.share[2], &plan.share[3]};
     for (float** field : varying) *field = take(block);
     plan.pixel = reinterpret_cast<int32_t*>(take(block + plan.samples));  // prefetching looks a head further
+    // the last, so that what comes before stays aligned with the vectors of a row
+    plan.unit = memory + extra;
 
     constexpr float out_of_reach = HUGE_VALF;  // no finite coordinate is near it
     for (int64_t i = 0, head = 0; head < heads; ++head) {
         int64_t first = 0;
         for (int64_t n = 0; n < s.levels; ++n) {
             const int64_t height = s.sizes[2 * n], width = s.sizes[2 * n + 1];
-            for (int64_t p = 0; p < s.points; ++p, ++i) {
+            plan.unit[n] = s.points[n] ? 0.5f / static_cast<float>(s.points[n]) : 0;
+            for (int64_t p = 0; p < s.points[n]; ++p, ++i) {
                 plan.last_x[i] = width > 1 ? static_cast<float>(width - 2) : 0;
                 plan.last_y[i] = height > 1 ? static_cast<float>(height - 2) : 0;
                 plan.next_x[i] = width > 1 ? 1 : out_of_reach;
@@ -127,18 +132,20 @@ inline void place_references(const Plan& plan, const MsDeformAttnShape& s, const
                     width = static_cast<float>(s.sizes[2 * n + 1]);
         const float x = has_pixels(s, n) ? reference[0] * width - 0.5f : -HUGE_VALF;
         const float y = has_pixels(s, n) ? reference[1] * height - 0.5f : -HUGE_VALF;
-        for (int64_t p = 0; p < s.points; ++p) {
-            plan.base_x[i + p] = x;
-            plan.base_y[i + p] = y;
+        const int64_t end = i + s.points[n];
+        for (int64_t k = i; k < end; ++k) {
+            plan.base_x[k] = x;
+            plan.base_y[k] = y;
         }
         if (s.reference_dims == 4) {
-            const float half = 0.5f / static_cast<float>(s.points);
-            for (int64_t p = 0; p < s.points; ++p) {
-                scale_x[i + p] = half * reference[2] * width;
-                scale_y[i + p] = half * reference[3] * height;
+            const float unit_x = plan.unit[n] * reference[2] * width,
+                        unit_y = plan.unit[n] * reference[3] * height;
+            for (int64_t k = i; k < end; ++k) {
+                scale_x[k] = unit_x;
+                scale_y[k] = unit_y;
             }
         }
-        i += s.points;
+        i = end;
     }
     for (; i < plan.heads * plan.samples; i += plan.samples) {
         const size_t bytes = sizeof(float) * plan.samples;

@@ -49,7 +49,7 @@ inline void for_touched(const MsDeformAttnShape& s, const Plan& plan, int64_t i,
     const int64_t constant = i % plan.row;
     for (int64_t n = 0, k = 0; n < s.levels; ++n) {
         const Window step = window(s, n, stride);
-        for (int64_t p = 0; p < s.points; ++p, ++k) {
+        for (const int64_t end = k + s.points[n]; k < end; ++k) {
             const float x = plan.x[i + k], y = plan.y[i + k];
             for (int corner = 0; corner < 4; ++corner) {
                 const float tx = corner & 1 ? x - plan.next_x[constant + k] : x;
@@ -70,7 +70,7 @@ struct Samples {
 };
 
 inline Samples samples_of(const MsDeformAttnInputs& in, int64_t b, int64_t h) {
-    const int64_t samples = in.shape.levels * in.shape.points;
+    const int64_t samples = in.shape.samples;
     const int64_t from = (b * in.shape.queries * in.shape.heads + h) * samples;
     return {static_cast<const float*>(in.coordinates) + 2 * from,
             static_cast<const float*>(in.weights) + from, in.shape.heads * samples};
@@ -103,7 +103,7 @@ inline void fetch_query(const Samples& samples, const Plan& plan, int64_t q) {
 inline void sort_by_head(const MsDeformAttnInputs& in, int64_t b, int64_t h, int64_t heads, int64_t first,
                          int64_t last, float* to) {
     const Samples from = samples_of(in, b, h);
-    const int64_t samples = in.shape.levels * in.shape.points, count = last - first;
+    const int64_t samples = in.shape.samples, count = last - first;
     float* weights = to + 2 * heads * count * samples;
     for (int64_t q = 0; q < count; ++q)
         for (int64_t head = 0; head < heads; ++head) {
@@ -117,12 +117,12 @@ inline void sort_by_head(const MsDeformAttnInputs& in, int64_t b, int64_t h, int
 // One head of what `sort_by_head` wrote.
 inline Samples sorted_samples(const MsDeformAttnShape& s, const float* sorted, int64_t heads, int64_t head,
                               int64_t first, int64_t last) {
-    const int64_t samples = s.levels * s.points, count = last - first, at = (head * count - first) * samples;
+    const int64_t samples = s.samples, count = last - first, at = (head * count - first) * samples;
     return {sorted + 2 * at, sorted + 2 * heads * count * samples + at, samples};
 }
 
 inline int64_t block_queries(const MsDeformAttnShape& s, int64_t heads) {
-    const int64_t block = kBlockSamples / (heads * s.levels * s.points);
+    const int64_t block = kBlockSamples / (heads * s.samples);
     return block < 1 ? 1 : block;
 }
 
@@ -141,12 +141,12 @@ void pack(const MsDeformAttnShape& s, int64_t heads, int64_t first, int64_t last
 }
 
 bool packs(const MsDeformAttnShape& s, int64_t width) {
-    return width != s.channels || s.queries * s.levels * s.points * 4 > kPackedRatio * s.pixels;
+    return width != s.channels || s.queries * s.samples * 4 > kPackedRatio * s.pixels;
 }
 
 // Threads that a call of this size keeps busy for some ten microseconds each.
 int useful_threads(const MsDeformAttnShape& s, int most, int64_t items) {
-    const int64_t work = s.batch * s.queries * s.heads * s.levels * s.points * (s.channels + 16) / (1 << 16);
+    const int64_t work = s.batch * s.queries * s.heads * s.samples * (s.channels + 16) / (1 << 16);
     int64_t threads = most < items ? most : items;
     if (threads > work + 1) threads = work + 1;
     return threads < 1 ? 1 : static_cast<int>(threads);

@@ -10,7 +10,7 @@ namespace ms_deform_attn_kernels {
 bool no_rows(const MsDeformAttnShape& s) {
     return s.batch == 0 || s.queries == 0 || s.heads == 0 || s.channels == 0;
 }
-bool no_samples(const MsDeformAttnShape& s) { return no_rows(s) || s.levels == 0 || s.points == 0; }
+bool no_samples(const MsDeformAttnShape& s) { return no_rows(s) || s.samples == 0; }
 
 // Lanes a row whose channels travel `vec` at a time.
 int group_of(int64_t channels, int vec) {
@@ -40,7 +40,7 @@ struct Arrays {
     explicit Arrays(const MsDeformAttnInputs& in) : shape(kernel_shape(in.shape)) {
         const MsDeformAttnShape& s = in.shape;
         rows = s.batch * s.queries * s.heads;
-        samples = rows * s.levels * s.points;
+        samples = rows * s.samples;
         value = simt::global(static_cast<const T*>(in.value), s.batch * s.pixels * s.heads * s.channels);
         coordinates = wide_or_narrow<T>(in.coordinates, 2 * samples, in.coordinate_type);
         weights = wide_or_narrow<T>(in.weights, samples, in.coordinate_type);

@@ -11,8 +11,8 @@ namespace detr_fast {
 struct MsDeformAttnCudaGradients {
     const void* grad_out;    // [B, Q, H * D]
     float* grad_value;       // [B, S, H, D], zeroed by the caller; summed in no fixed order
-    void* grad_coordinates;  // [B, Q, H, N, P, 2], of coordinate_type, as the next
-    void* grad_weights;      // [B, Q, H, N, P]
+    void* grad_coordinates;  // [B, Q, H, samples, 2], of coordinate_type, as the next
+    void* grad_weights;      // [B, Q, H, samples]
     float* reference_parts;  // [B, Q, H, N, reference_dims]: the caller sums them over H
 };
 
@@ -22,11 +22,11 @@ void ms_deform_attn_cuda_fwd(const MsDeformAttnInputs& in, const Queue& queue, v
 void ms_deform_attn_cuda_bwd(const MsDeformAttnInputs& in, const Queue& queue,
                              const MsDeformAttnCudaGradients& grad);
 
-// grad_value in a fixed order: `bin` writes for each of the B * Q * H * N * P samples the cell that it falls
+// grad_value in a fixed order: `bin` writes for each sample the cell that it falls
 // into; the caller sorts the cells, stably; `gather` sums for every pixel the samples of the four cells
 // around it, in the sorted order, and writes grad_value whole, in value_type. A cell lies between four
 // pixels, beyond the border too: (height + 1) * (width + 1) a level, then one for the samples outside of all,
-// for each (image, head). B * H * ms_deform_attn_cuda_cells(shape) and B * Q * H * N * P must fit int32.
+// for each (image, head). B * H * ms_deform_attn_cuda_cells(shape) and B * Q * H * samples must fit int32.
 struct alignas(16) MsDeformAttnSample {
     float right, lower;  // shares of the right column and the lower row
     float weight;        // after softmax, where fused

@@ -90,40 +90,50 @@ SIMT_DEVICE SampleGradient differentiate(const Sample& sample, const float (&dot
             sample.weight * (left * (dots[2] - dots[0]) + sample.right * (dots[3] - dots[1]))};
 }
 
+// Gradients of a row's reference point on the level whose samples are coming by.
+struct ReferenceSums {
+    int level;
+    float sum[4];
+};
+
 // Adds up the gradients of a reference point, level by level, as samples first .. first + count - 1 come by,
 // one a lane; a level that goes on is carried along.
 template <class T>
 SIMT_DEVICE void add_references(const Shape& shape, const Rows& rows, const Row& row, int first, int count,
                                 const SampleGradient& gradient, const WideOrNarrow<T>& offsets,
-                                simt::Global<float> reference_parts, float (&carried)[4]) {
+                                simt::Global<float> reference_parts, ReferenceSums& carried) {
     const int own = first + row.lane;
     const bool mine = row.exists && row.lane < count;
     simt::Vec<float, 2> offset{};
     if (mine && shape.reference_dims == 4)
         offset = offsets.template group<2>(row.index * shape.samples + own);
-    const float half = 0.5f / static_cast<float>(shape.points);
-    for (int n = first / shape.points; n * shape.points < first + count; ++n) {
-        const int end = (n + 1) * shape.points;
-        const bool here = mine && own >= n * shape.points && own < end;
-        const float x = here ? gradient.x * static_cast<float>(shape.level[n].width) : 0;
-        const float y = here ? gradient.y * static_cast<float>(shape.level[n].height) : 0;
-        carried[0] += group_sum(x, rows.group);
-        carried[1] += group_sum(y, rows.group);
-        if (shape.reference_dims == 4) {
-            carried[2] += group_sum(x * offset[0] * half, rows.group);
-            carried[3] += group_sum(y * offset[1] * half, rows.group);
+    for (; carried.level < shape.levels; ++carried.level) {
+        const int n = carried.level, begin = shape.first_sample[n], end = shape.first_sample[n + 1];
+        if (begin < end) {  // a level without points has zero gradients
+            if (begin >= first + count) break;
+            const bool here = mine && own >= begin && own < end;
+            const float x = here ? gradient.x * static_cast<float>(shape.level[n].width) : 0;
+            const float y = here ? gradient.y * static_cast<float>(shape.level[n].height) : 0;
+            carried.sum[0] += group_sum(x, rows.group);
+            carried.sum[1] += group_sum(y, rows.group);
+            if (shape.reference_dims == 4) {
+                const float unit = unit_offset(shape, n);
+                carried.sum[2] += group_sum(x * offset[0] * unit, rows.group);
+                carried.sum[3] += group_sum(y * offset[1] * unit, rows.group);
+            }
+            if (end > first + count) break;
         }
-        if (end > first + count) break;
         const int64_t at = (row.index * shape.levels + n) * shape.reference_dims;
         if (row.exists && row.lane == 0) {
             if (shape.reference_dims == 4)
-                simt::store_vec(reference_parts, at,
-                                simt::Vec<float, 4>{{carried[0], carried[1], carried[2], carried[3]}});
+                simt::store_vec(
+                    reference_parts, at,
+                    simt::Vec<float, 4>{{carried.sum[0], carried.sum[1], carried.sum[2], carried.sum[3]}});
             else
-                simt::store_vec(reference_parts, at, simt::Vec<float, 2>{{carried[0], carried[1]}});
+                simt::store_vec(reference_parts, at, simt::Vec<float, 2>{{carried.sum[0], carried.sum[1]}});
         }
         SIMT_UNROLL
-        for (int d = 0; d < 4; ++d) carried[d] = 0;
+        for (int d = 0; d < 4; ++d) carried.sum[d] = 0;
     }
 }
 
@@ -155,7 +165,7 @@ void backward_kernel(Shape shape, Rows rows, bool stashed, simt::Global<const T>
 
     float weighted = 0;  // sum of weight * its gradient, which softmax takes off
     for (int pass = through_softmax && !stashed ? 0 : 1; pass < 2; ++pass) {  // pass 0 finds but that sum
-        float carried[4] = {};
+        ReferenceSums carried{};
         for (int first = 0; first < shape.samples; first += rows.group) {
             const int own = first + row.lane;
             const int count = shape.samples - first < rows.group ? shape.samples - first : rows.group;
@@ -163,7 +173,7 @@ void backward_kernel(Shape shape, Rows rows, bool stashed, simt::Global<const T>
             Sample sample{};
             Taps own_taps{};
             if (mine) {
-                const int n = own / shape.points;
+                const int n = level_of(shape, own);
                 sample = find_sample<kFused>(shape, row, n, own, softmax, coordinates, weights, references);
                 own_taps = make_taps(sample, shape.level[n]);
             }

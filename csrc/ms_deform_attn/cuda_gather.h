@@ -28,8 +28,8 @@ void bin_kernel(Shape shape, Rows rows, WideOrNarrow<T> coordinates, WideOrNarro
     if constexpr (kFused) softmax = row_softmax(shape, rows, row, weights);
     if (!row.exists) return;
     const int first_cell = static_cast<int>(row.image * shape.heads + row.head) * shape.cells;
-    for (int i = row.lane; i < shape.samples; i += rows.group) {
-        const int n = i / shape.points;
+    for (int i = row.lane, n = 0; i < shape.samples; i += rows.group) {
+        while (i >= shape.first_sample[n + 1]) ++n;
         const Sample s = find_sample<kFused>(shape, row, n, i, softmax, coordinates, weights, references);
         const Level level = shape.level[n];
         const int64_t at = row.index * shape.samples + i;

@@ -16,7 +16,7 @@
 namespace detr_fast {
 namespace ms_deform_attn_kernels {
 
-constexpr int kMaxLevels = 128;  // the table travels with every launch: 2 of the 4 KB of its parameters
+constexpr int kMaxLevels = 128;  // the table travels with every launch: 2.5 of the 4 KB of its parameters
 constexpr int kForwardThreads = 512, kBackwardThreads = 256;  // of a block, at most
 constexpr int kTogether = 2;  // samples whose loads are in flight together; divides every group
 constexpr int kStrip = 8;     // height of a strip of queries, see strip_order
@@ -28,12 +28,14 @@ struct Level {
 
 struct Shape {
     int64_t queries, pixels;
-    int heads, channels, levels, points;
-    int samples;  // N * P
+    int heads, channels, levels;
+    int points;   // P, where all levels have the same; else 0
+    int samples;  // of a row
     int stride;   // H * D, from pixel to pixel
     int reference_dims;
     int cells;  // of an (image, head); the last is the one outside
     Level level[kMaxLevels];
+    int first_sample[kMaxLevels + 1];  // of each level in a row, then their number
 };
 
 // How the rows are spread over a grid: a block serves rows of one image and head.
@@ -49,28 +51,31 @@ inline Shape kernel_shape(const MsDeformAttnShape& from) {
     if (from.levels > kMaxLevels)
         throw std::invalid_argument("spatial_shapes: expected at most " + std::to_string(kMaxLevels) +
                                     " levels on a GPU; got " + std::to_string(from.levels));
-    if (from.heads > most || from.channels > most || from.heads * from.channels > most ||
-        from.points > most || from.levels * from.points > most)
-        throw std::invalid_argument("ms_deform_attn: H * D or N * P too large for a GPU");
+    if (from.heads > most || from.channels > most || from.heads * from.channels > most || from.samples > most)
+        throw std::invalid_argument("ms_deform_attn: H * D or the sum of P too large for a GPU");
     Shape shape{};
     shape.queries = from.queries;
     shape.pixels = from.pixels;
     shape.heads = static_cast<int>(from.heads);
     shape.channels = static_cast<int>(from.channels);
     shape.levels = static_cast<int>(from.levels);
-    shape.points = static_cast<int>(from.points);
-    shape.samples = shape.levels * shape.points;
+    shape.points = from.levels ? static_cast<int>(from.points[0]) : 0;
+    shape.samples = static_cast<int>(from.samples);
     shape.stride = shape.heads * shape.channels;
     shape.reference_dims = from.reference_dims;
-    int start = 0;
+    int start = 0, sample = 0;
     int64_t cell = 0;
     for (int n = 0; n < shape.levels; ++n) {
         const int height = static_cast<int>(from.sizes[2 * n]);
         const int width = static_cast<int>(from.sizes[2 * n + 1]);
         shape.level[n] = {start, height, width, static_cast<int>(cell)};
+        shape.first_sample[n] = sample;
         start += height * width;
         cell += (from.sizes[2 * n] + 1) * (from.sizes[2 * n + 1] + 1);
+        sample += static_cast<int>(from.points[n]);
+        if (from.points[n] != from.points[0]) shape.points = 0;
     }
+    shape.first_sample[shape.levels] = sample;
     shape.cells = static_cast<int>(cell + 1);
     return shape;
 }
@@ -178,7 +183,21 @@ SIMT_DEVICE void place(Sample& sample, const Level& level, float x, float y) {
     sample.lower = sample.inside ? y - top : 0;
 }
 
-// Sample i = n * P + p of a row that exists.
+// The level of sample i of a row.
+SIMT_DEVICE int level_of(const Shape& shape, int i) {
+    if (shape.points) return i / shape.points;
+    int n = 0;
+    while (i >= shape.first_sample[n + 1]) ++n;
+    return n;
+}
+
+// The part of a reference box that a unit of offset spans on level n: P of them span half a box.
+SIMT_DEVICE float unit_offset(const Shape& shape, int n) {
+    const int points = shape.first_sample[n + 1] - shape.first_sample[n];
+    return 0.5f / static_cast<float>(shape.points ? shape.points : points);
+}
+
+// Sample i, of level n, of a row that exists.
 template <bool kFused, class T>
 SIMT_DEVICE Sample find_sample(const Shape& shape, const Row& row, int n, int i, const Softmax& softmax,
                                const WideOrNarrow<T>& coordinates, const WideOrNarrow<T>& weights,
@@ -198,10 +217,10 @@ SIMT_DEVICE Sample find_sample(const Shape& shape, const Row& row, int n, int i,
         x0 = simt::load(references, reference) * width;
         y0 = simt::load(references, reference + 1) * height;
         sample.scale_x = sample.scale_y = 1;
-        if (shape.reference_dims == 4) {  // P offsets span half a box
-            const float half = 0.5f / static_cast<float>(shape.points);
-            sample.scale_x = half * simt::load(references, reference + 2) * width;
-            sample.scale_y = half * simt::load(references, reference + 3) * height;
+        if (shape.reference_dims == 4) {
+            const float unit = unit_offset(shape, n);
+            sample.scale_x = unit * simt::load(references, reference + 2) * width;
+            sample.scale_y = unit * simt::load(references, reference + 3) * height;
         }
     }
     place(sample, shape.level[n], coordinate[0] * sample.scale_x + (x0 - 0.5f),
@@ -250,7 +269,7 @@ SIMT_DEVICE Taps find_taps(const Shape& shape, const Row& row, int i, const Soft
                            const WideOrNarrow<T>& coordinates, const WideOrNarrow<T>& weights,
                            simt::Global<const float> references) {
     if (!row.exists || i >= shape.samples) return {};
-    const int n = i / shape.points;
+    const int n = level_of(shape, i);
     return make_taps(find_sample<kFused>(shape, row, n, i, softmax, coordinates, weights, references),
                      shape.level[n]);
 }

@@ -193,7 +193,8 @@ def _ms_deform_attn(e: dict[str, int], out: _Poisoned) -> list[Call]:
     samples = {"coordinates": torch.rand(*shape, 2), "weights": torch.rand(shape)}
     references = torch.rand(images, queries, e["N"], 4)
     parts = out(images, queries, heads, e["N"], 4)
-    first = {"levels": levels, "B": images, "Q": queries, "H": heads, "D": channels, "P": points, "dims": 4}
+    first = {"levels": levels, "points": [points] * e["N"], "B": images, "Q": queries, "H": heads}
+    first |= {"D": channels, "dims": 4}
     first |= {"value": value, **samples, "references": references}
     rows = torch.rand(images, queries, heads * channels)
     gradients = {f"grad_{name}": out(*tensor.shape) for name, tensor in samples.items()}

@@ -93,7 +93,9 @@ def test_cpu_refuses_a_second_derivative(rng: torch.Generator) -> None:
         gradient.sum().backward()
 
 
-@pytest.mark.parametrize("name", ["typical", "many_queries", "few_queries", "odd_d3_n5", "d20", "d72"])
+@pytest.mark.parametrize(
+    "name", ["typical", "many_queries", "few_queries", "odd_d3_n5", "d20", "d72", "ragged", "ragged_boxes"]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_instruction_set(isa: str, name: str, dtype: torch.dtype, rng: torch.Generator) -> None:
     given = fused_inputs(GEOMETRIES[name], rng)
@@ -253,3 +255,144 @@ def test_expanded_gradient_and_views(rng: torch.Generator) -> None:
     out = ms_deform_attn(dense, given["spatial_shapes"], locations, weights)
     (expected,) = torch.autograd.grad(out, dense, torch.ones_like(out))
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+FUSED_NAMES = ("value", "reference_points", "sampling_offsets", "attention_logits")
+
+
+def floats(given: dict[str, Any]) -> dict[str, Any]:
+    return {name: x.float() if getattr(x, "dtype", None) == torch.float64 else x for name, x in given.items()}
+
+
+def outputs_and_gradients(
+    given: dict[str, Any], grad_out: Tensor | None = None, **changes: Any
+) -> list[Tensor]:
+    """Of the fused form: its result and the gradients of its tensors."""
+    leaves = {name: given[name].detach().requires_grad_() for name in FUSED_NAMES}
+    out = ms_deform_attn_fused(**{**given, **changes, **leaves})
+    grad_out = torch.ones_like(out) if grad_out is None else grad_out
+    return [out.detach(), *torch.autograd.grad(out, list(leaves.values()), grad_out)]
+
+
+def test_equal_numbers_of_points_are_the_common_layout(rng: torch.Generator) -> None:
+    given = floats(fused_inputs(GEOMETRIES["typical"], rng))
+    offsets, logits = given["sampling_offsets"], given["attention_logits"]
+    ragged = {**given, "sampling_offsets": offsets.flatten(3, 4), "attention_logits": logits.flatten(3)}
+    expected = outputs_and_gradients(given)
+    actual = outputs_and_gradients(ragged, points_per_level=[4, 4, 4, 4])
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e.view(a.shape), rtol=0, atol=0)
+
+
+def test_levels_without_points_are_levels_that_are_not_there(rng: torch.Generator) -> None:
+    ragged = Geometry(((3, 4), (4, 5), (2, 2)), points=(0, 3, 0), heads=2, channels=8, boxes=True)
+    given = floats(fused_inputs(ragged, rng))
+    out, by_value, by_references, *others = outputs_and_gradients(given)
+    middle = {
+        **given,
+        "value": given["value"][:, 12:32],
+        "spatial_shapes": [[4, 5]],
+        "reference_points": given["reference_points"][:, :, 1:2],
+        "points_per_level": [3],
+    }
+    expected = outputs_and_gradients(middle)
+    for a, e in zip([out, by_value[:, 12:32], by_references[:, :, 1:2], *others], expected, strict=True):
+        torch.testing.assert_close(a, e)
+    assert not by_value[:, :12].any()
+    assert not by_value[:, 32:].any()
+    assert not by_references[:, :, ::2].any()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_no_points_at_all_give_zeros(backend: str, rng: torch.Generator) -> None:
+    given = floats(fused_inputs(Geometry(((3, 4), (4, 5)), points=(0, 0), boxes=True), rng))
+    for result in outputs_and_gradients(given, backend=backend):
+        assert not result.any()
+
+
+def test_ragged_points_are_compiled_traced_and_transformed(rng: torch.Generator) -> None:
+    given = floats(fused_inputs(GEOMETRIES["ragged_boxes"], rng))
+    expected = outputs_and_gradients(given)
+    torch.compiler.reset()
+    compiled = torch.compile(ms_deform_attn_fused, fullgraph=True, backend="aot_eager")
+    leaves = {name: given[name].detach().requires_grad_() for name in FUSED_NAMES}
+    out = compiled(**{**given, **leaves})
+    actual = [out.detach(), *torch.autograd.grad(out, list(leaves.values()), torch.ones_like(out))]
+    tensors = [given[name] for name in FUSED_NAMES]
+
+    def function(*some: Tensor) -> Tensor:
+        return ms_deform_attn_fused(**{**given, **dict(zip(FUSED_NAMES, some, strict=True))})
+
+    functional = torch.func.grad(lambda *some: function(*some).sum(), argnums=(0, 1, 2, 3))(*tensors)
+    mapped = torch.func.vmap(function)(*(torch.stack([x, 2 * x]) for x in tensors))
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e)
+    for a, e in zip(functional, expected[1:], strict=True):
+        torch.testing.assert_close(a, e)
+    torch.testing.assert_close(mapped[0], expected[0])
+    torch.testing.assert_close(mapped[1], function(*(2 * x for x in tensors)))
+    shapes = tuple(side for shape in given["spatial_shapes"] for side in shape)
+    value, references, offsets, logits = (x.requires_grad_() for x in tensors)
+    torch.library.opcheck(
+        torch.ops.detr_fast.ms_deform_attn.default,
+        (value, offsets, logits, references, None, shapes, given["points_per_level"], None, None),
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"points_per_level": [3, 6, 1]}, ValueError, r"points_per_level: expected 4 numbers.*\[3, 6, 1\]"),
+        ({"points_per_level": [3, 6, 1, 3]}, ValueError, r"sampling_locations: .*sum of P, 2\]"),
+        ({"points_per_level": [3, 7, 3, -1]}, ValueError, "points_per_level: expected numbers of at least 0"),
+        (
+            {"points_per_level": [3, 6, 1.5, 2]},
+            TypeError,
+            "points_per_level: expected a sequence of integers",
+        ),
+        ({"points_per_level": 12}, TypeError, "points_per_level: expected a sequence of integers; got 12"),
+        ({"points_per_level": None}, ValueError, r"sampling_locations: .* \(or points_per_level"),
+        ({"attention_weights": torch.ones(1, 150, 3, 11)}, ValueError, r"attention_weights: .*sum of P\]"),
+    ],
+)
+def test_ragged_errors(
+    changes: dict[str, Any], error: type[Exception], message: str, rng: torch.Generator
+) -> None:
+    given = floats(plain_inputs(GEOMETRIES["ragged"], rng))
+    with pytest.raises(error, match=message):
+        ms_deform_attn(**{**given, **changes})
+
+
+@pytest.mark.parametrize("name", ["shapes_tensor_4d", "typical", "ragged_boxes"])
+def test_references_shared_by_all_levels(name: str, rng: torch.Generator) -> None:
+    given = floats(fused_inputs(GEOMETRIES[name], rng))
+    shared = given["reference_points"][:, :, :1]
+    levels = given["reference_points"].shape[2]
+    grad_out = torch.randn_like(ms_deform_attn_fused(**given))
+    expected = outputs_and_gradients(
+        {**given, "reference_points": shared.expand(-1, -1, levels, -1).contiguous()}, grad_out
+    )
+    expected[2] = expected[2].sum(2, keepdim=True)
+    actual = outputs_and_gradients({**given, "reference_points": shared}, grad_out)
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e)
+
+
+def test_offset_scale(rng: torch.Generator) -> None:
+    boxes = fused_inputs(GEOMETRIES["ragged_boxes"], rng)
+    points = torch.tensor(boxes["points_per_level"])
+    levels = torch.arange(len(points)).repeat_interleave(points)
+    references = boxes["reference_points"][:, :, levels][:, :, None]
+    spans = boxes["sampling_offsets"] / points[levels][:, None] * references[..., 2:] * 0.3
+    expected = ms_deform_attn(
+        boxes["value"],
+        boxes["spatial_shapes"],
+        references[..., :2] + spans,
+        boxes["attention_logits"].softmax(-1),
+        points_per_level=boxes["points_per_level"],
+    )
+    torch.testing.assert_close(ms_deform_attn_fused(**boxes, offset_scale=0.3), expected)
+    centres = fused_inputs(GEOMETRIES["typical"], rng)
+    torch.testing.assert_close(
+        ms_deform_attn_fused(**centres, offset_scale=0.3), ms_deform_attn_fused(**centres), rtol=0, atol=0
+    )

@@ -22,6 +22,8 @@ SPILLS = {
     ("ms_deform_attn-channels_20", 80): 8,
     ("ms_deform_attn_fused-encoder_autocast", 100): 8,
     ("class_loss-varifocal", 90): 8,  # a frame without loads or stores
+    ("ms_deform_attn_fused-ragged", 90): 8,
+    ("ms_deform_attn_fused-ragged", 100): 8,
 }
 
 

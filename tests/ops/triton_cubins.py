@@ -51,18 +51,20 @@ def attend(
     queries: int = 17821,
     heads: int = 8,
     channels: int = 32,
-    points: int = 4,
+    points: int | tuple[int, ...] = 4,
     needs: tuple[bool, ...] = EVERYTHING,
     deterministic: bool = False,
 ) -> None:
     """Forward and backward of multi-scale deformable attention; a deterministic one's grad_value alone."""
     pixels = sum(h * w for h, w in levels)
     value = torch.empty(1, pixels, heads, channels, dtype=dtype)
-    given = torch.empty(1, queries, heads, len(levels), points, 2, dtype=coordinates)
+    ragged = None if isinstance(points, int) else points
+    samples = (len(levels), points) if ragged is None else (sum(ragged),)
+    given = torch.empty(1, queries, heads, *samples, 2, dtype=coordinates)
     weights = torch.empty(given.shape[:-1], dtype=coordinates)
     references = torch.empty(1, queries, len(levels), dims, dtype=F32) if dims else None
     grad_out = torch.empty(1, queries, heads * channels, dtype=dtype)
-    call = packed(value, levels, given, weights, references, deterministic=deterministic)
+    call = packed(value, levels, given, weights, references, ragged, deterministic=deterministic)
     if not deterministic:
         attention.forward(call)
     attention.backward(grad_out, call, needs)
@@ -127,6 +129,18 @@ CALLS: dict[str, Callable[[], None]] = {
     "ms_deform_attn-channels_20": partial(attend, F32, channels=20, points=3, queries=300),
     "ms_deform_attn-channels_64": partial(attend, BF16, channels=64),
     "ms_deform_attn_fused-nine_levels": partial(attend, F32, dims=2, levels=((4, 4),) * 9, points=1),
+    "ms_deform_attn_fused-ragged": partial(
+        attend, F32, dims=4, levels=ENCODER[1:], queries=300, points=(3, 6, 3)
+    ),
+    "ms_deform_attn_fused-ragged_deterministic": partial(
+        attend,
+        BF16,
+        dims=2,
+        levels=((4, 4),) * 9,
+        points=(1, 0, 3) * 3,
+        deterministic=True,
+        needs=(True, False, False, False),
+    ),
     "ms_deform_attn-only_value": partial(attend, F32, needs=(True, False, False, False)),
     "ms_deform_attn-frozen_value": partial(attend, F32, needs=(False, True, True, False)),
     "ms_deform_attn_fused-deterministic": partial(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from detr_fast.ops.ms_deform_attn.call import OPERATOR, call
-from detr_fast.ops.ms_deform_attn.checks import check_level_start_index, level_shapes_of
+from detr_fast.ops.ms_deform_attn.checks import check_level_start_index, level_shapes_of, points_of
 
 __all__ = ["OPERATOR", "ms_deform_attn", "ms_deform_attn_classic", "ms_deform_attn_fused"]
 
@@ -23,6 +23,7 @@ def ms_deform_attn(
     sampling_locations: Tensor,
     attention_weights: Tensor,
     *,
+    points_per_level: Sequence[int] | None = None,
     deterministic: bool | None = None,
     backend: str | None = None,
 ) -> Tensor:
@@ -51,6 +52,8 @@ def ms_deform_attn(
             A tensor on a GPU is read back, and the call waits for it; integers or a CPU tensor are not.
         sampling_locations: [B, Q, H, N, P, 2] floating point, (x, y).
         attention_weights: [B, Q, H, N, P] floating point, used as they are.
+        points_per_level: P of each level, where they differ (RT-DETRv2, D-FINE), 0 allowed; locations are
+            then [B, Q, H, sum of P, 2] and weights [B, Q, H, sum of P], levels one after the other.
         deterministic: True: the GPU backends sum the gradient of value in a fixed order, bitwise equal
             between runs, in more time and memory (up to 0.8 GB). None: as
             `torch.are_deterministic_algorithms_enabled()` says when backward runs. The CPU backend is
@@ -66,7 +69,14 @@ def ms_deform_attn(
         BackendUnavailable: the pinned backend cannot run on these tensors.
     """
     return call(
-        value, spatial_shapes, sampling_locations, attention_weights, None, None, backend, deterministic
+        value,
+        spatial_shapes,
+        sampling_locations,
+        attention_weights,
+        None,
+        points_of(points_per_level),
+        backend,
+        deterministic,
     )
 
 
@@ -77,6 +87,8 @@ def ms_deform_attn_fused(
     sampling_offsets: Tensor,
     attention_logits: Tensor,
     *,
+    points_per_level: Sequence[int] | None = None,
+    offset_scale: float = 0.5,
     deterministic: bool | None = None,
     backend: str | None = None,
 ) -> Tensor:
@@ -84,14 +96,19 @@ def ms_deform_attn_fused(
 
     Weights are the softmax of the logits over levels and points together. Locations are
     `reference + offset / (width, height)` for 2-d references and
-    `reference_xy + offset / P * reference_wh * 0.5` for 4-d references (cx, cy, w, h).
+    `reference_xy + offset / P * reference_wh * offset_scale` for 4-d references (cx, cy, w, h).
 
     Args:
         value: [B, S, H, D] float32, bfloat16, float16 or float64.
         spatial_shapes: (height, width) of each level: [N, 2] int64 or a sequence of pairs of integers.
-        reference_points: [B, Q, N, 2] or [B, Q, N, 4] floating point, relative to each level.
+        reference_points: [B, Q, N, 2] or [B, Q, N, 4] floating point, relative to each level; 1 in place of N
+            where all levels share them.
         sampling_offsets: [B, Q, H, N, P, 2] floating point, (x, y).
         attention_logits: [B, Q, H, N, P] or [B, Q, H, N * P] floating point.
+        points_per_level: P of each level, as in `ms_deform_attn`; offsets are then [B, Q, H, sum of P, 2] and
+            logits [B, Q, H, sum of P].
+        offset_scale: the part of a 4-d reference that P offset units span; another than 0.5 costs a pass
+            over the offsets.
         deterministic: as in `ms_deform_attn`.
         backend: as in `ms_deform_attn`.
 
@@ -103,21 +120,27 @@ def ms_deform_attn_fused(
     """
     if not isinstance(reference_points, Tensor):
         raise TypeError(f"reference_points: expected a tensor; got {type(reference_points).__name__}")
+    points = points_of(points_per_level)
     if isinstance(attention_logits, Tensor) and isinstance(sampling_offsets, Tensor):
-        shape = sampling_offsets.shape[:-1]
+        shape = sampling_offsets.shape[3:-1]
+        levels = len(points) if points is not None else shape[0] if shape else 1
         if (
-            attention_logits.ndim == 4
-            and len(shape) == 5
-            and attention_logits.shape[3] == shape[3] * shape[4]
+            len(shape) == 2
+            and attention_logits.ndim == 4
+            and attention_logits.shape[3] == shape[0] * shape[1]
         ):
-            attention_logits = attention_logits.unflatten(3, shape[3:])
+            attention_logits = attention_logits.unflatten(3, shape)
+        if reference_points.ndim == 4 and reference_points.shape[2] == 1 != levels:
+            reference_points = reference_points.expand(-1, -1, levels, -1)
+        if offset_scale != 0.5 and reference_points.shape[-1] == 4:
+            sampling_offsets = sampling_offsets * (2 * offset_scale)
     return call(
         value,
         spatial_shapes,
         sampling_offsets,
         attention_logits,
         reference_points,
-        None,
+        points,
         backend,
         deterministic,
     )

@@ -6,7 +6,10 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
+
+from detr_fast.ops.memory import empty
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -52,6 +55,11 @@ class DeformAttn(NamedTuple):
     def reference_dims(self) -> int:
         """2 or 4; 0 where there are no reference points."""
         return 0 if self.reference_points is None else self.reference_points.shape[-1]
+
+    def reference_parts(self) -> Tensor:
+        """Room for each head's gradient by reference points: [B, Q, H, N, reference_dims] float32."""
+        shape = (*self.weights.shape[:3], len(self.points), self.reference_dims)
+        return empty(shape, self.value, torch.float32)
 
     def zeros(self, needs: Sequence[bool]) -> list[Tensor | None]:
         """The gradients of a call without samples or outputs."""

@@ -40,20 +40,36 @@ def _side(side: Any) -> Any:
     return side if isinstance(side, int | torch.SymInt) else index(side)
 
 
+def points_of(points_per_level: Sequence[int] | None) -> tuple[int, ...] | None:
+    """`points_per_level` as Python integers."""
+    if points_per_level is None:
+        return None
+    try:
+        points = tuple([index(count) for count in points_per_level])
+    except TypeError:
+        raise TypeError(
+            f"points_per_level: expected a sequence of integers; got {points_per_level!r}"
+        ) from None
+    if any(count < 0 for count in points):
+        raise ValueError(f"points_per_level: expected numbers of at least 0; got {list(points)}")
+    return points
+
+
 def check(call: DeformAttn) -> None:
     """Raises `ValueError` or `TypeError` where the arguments do not fit each other."""
     value, coordinates, weights, reference_points, *_ = call
     level_shapes = call.level_shapes
     try:
         batch, pixels, heads, _ = value.shape
-        _, queries, _, _, points, _ = coordinates.shape
-        levels = len(level_shapes)
+        queries, levels, points = coordinates.shape[1], len(level_shapes), call.points
+        samples = (levels, *points[:1]) if call.points_per_level is None else (sum(points),)
         device = value.device
         good = (
             levels > 0
             and value.dtype in VALUE_DTYPES
-            and coordinates.shape == (batch, queries, heads, levels, points, 2)
-            and weights.shape == (batch, queries, heads, levels, points)
+            and len(points) == levels
+            and coordinates.shape == (batch, queries, heads, *samples, 2)
+            and weights.shape == (batch, queries, heads, *samples)
             and pixels == sum([height * width for height, width in level_shapes])
             and pixels < 2**31
             and coordinates.device == device == weights.device
@@ -66,7 +82,7 @@ def check(call: DeformAttn) -> None:
                 and reference_points.device == device
                 and reference_points.is_floating_point()
             )
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, IndexError, TypeError, ValueError):
         good = False
     if not good:
         _explain(call)
@@ -101,21 +117,34 @@ def _explain(call: DeformAttn) -> None:
     if pixels >= 2**31:
         raise ValueError(f"spatial_shapes: expected fewer than 2**31 pixels; got {pixels}")
     batch, heads, levels = value.shape[0], value.shape[2], len(level_shapes)
-    queries, points = coordinates.shape[1:2], coordinates.shape[4:5]
-    expected = (batch, *queries, heads, levels, *points, 2)
-    if coordinates.ndim != 6 or tuple(coordinates.shape) != expected:
+    samples: tuple[int, ...]
+    if call.points_per_level is None:
+        letters, hint, samples = "N, P", f"N = {levels}", (levels, *coordinates.shape[4:5])
+        if coordinates.ndim == 5:
+            hint += " (or points_per_level for [B, Q, H, sum of P, 2])"
+    else:
+        if len(call.points) != levels:
+            raise ValueError(
+                f"points_per_level: expected {levels} numbers, one for each level; got {list(call.points)}"
+            )
+        letters, samples = "sum of P", (sum(call.points),)
+        hint = f"points_per_level = {list(call.points)}"
+    queries = coordinates.shape[1:2]
+    expected = (batch, *queries, heads, *samples, 2)
+    if len(expected) != 4 + len(letters.split(",")) or tuple(coordinates.shape) != expected:
         raise ValueError(
-            f"{coordinates_name}: expected [B, Q, H, N, P, 2] with B = {batch}, H = {heads}, N = {levels}; "
+            f"{coordinates_name}: expected [B, Q, H, {letters}, 2] with B = {batch}, H = {heads}, {hint}; "
             f"got {list(coordinates.shape)}"
         )
     if tuple(weights.shape) != expected[:-1]:
         raise ValueError(
-            f"{weights_name}: expected [B, Q, H, N, P] = {list(expected[:-1])}; got {list(weights.shape)}"
+            f"{weights_name}: expected [B, Q, H, {letters}] = {list(expected[:-1])}; "
+            f"got {list(weights.shape)}"
         )
     if reference_points is not None:
         raise ValueError(
             f"reference_points: expected [B, Q, N, 2] or [B, Q, N, 4] with B = {batch}, Q = {queries[0]}, "
-            f"N = {levels}; got {list(reference_points.shape)}"
+            f"N = {levels} or 1; got {list(reference_points.shape)}"
         )
     raise AssertionError("unreachable: every refusal has its words")
 

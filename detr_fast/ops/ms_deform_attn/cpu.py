@@ -34,9 +34,7 @@ def backward(grad_out: Tensor, call: DeformAttn, needs: Sequence[bool]) -> list[
         empty(t.shape, t, torch.float32 if t is not call.value else dtype) if need and t is not None else None
         for t, need in zip(call[:4], needs, strict=True)
     ]
-    parts = None
-    if gradients[3] is not None:
-        parts = empty((*call.weights.shape[:4], call.reference_dims), call.weights, torch.float32)
+    parts = None if gradients[3] is None else call.reference_parts()
     function = extension.extension().ms_deform_attn_cpu_bwd
     run(function, *_inputs(call), cast(grad_out, dtype), *gradients, parts)
     return call.in_input_dtypes(gradients)
@@ -50,14 +48,14 @@ def _dtype(value: Tensor) -> torch.dtype:
 def _inputs(call: DeformAttn) -> tuple[Any, ...]:
     """What every function of the extension takes first."""
     value, coordinates, weights, reference_points, *_ = call
-    batch, queries, heads, _, points, _ = coordinates.shape
+    batch, queries, heads = weights.shape[:3]
     return (
         call.level_shapes,
+        call.points,
         batch,
         queries,
         heads,
         value.shape[-1],
-        points,
         call.reference_dims,
         cast(value, _dtype(value)),
         cast(coordinates, torch.float32),

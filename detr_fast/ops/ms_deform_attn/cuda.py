@@ -54,8 +54,7 @@ class Cuda:
         if needs[2]:
             grad_weights = empty(weights.shape, weights)
         if needs[3] and call.reference_dims:
-            shape = (*weights.shape[:4], call.reference_dims)
-            parts = empty(shape, value, torch.float32)
+            parts = call.reference_parts()
         outputs = (grad_value, grad_coordinates, grad_weights, parts)
         if any(t is not None for t in outputs):
             self._module().ms_deform_attn_cuda_bwd(*_inputs(given), grad_out, *outputs)
@@ -94,8 +93,8 @@ def _ready(call: DeformAttn) -> DeformAttn:
 def _inputs(call: DeformAttn) -> tuple[Any, ...]:
     """What every launcher takes first."""
     value, coordinates, weights, reference_points, *_ = call
-    batch, queries, heads, _, points, _ = coordinates.shape
-    shape = (call.level_shapes, batch, queries, heads, value.shape[-1], points, call.reference_dims)
+    batch, queries, heads = weights.shape[:3]
+    shape = (call.level_shapes, call.points, batch, queries, heads, value.shape[-1], call.reference_dims)
     return *shape, value, coordinates, weights, reference_points, *device_and_stream(value)
 
 

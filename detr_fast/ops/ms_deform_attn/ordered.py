@@ -39,7 +39,7 @@ def check_countable(samples: int, cells: int) -> None:
     """Raises `ValueError` where the samples, or the cells that they are sorted by, overflow int32."""
     if max(samples, cells + 1) >= 2**31:
         raise ValueError(
-            f"deterministic: expected fewer than 2**31 samples and cells an image; got Q * H * N * P = "
+            f"deterministic: expected fewer than 2**31 samples and cells an image; got Q * H * sum of P = "
             f"{samples}, and {cells} cells, H * sum of (height + 1) * (width + 1)"
         )
 

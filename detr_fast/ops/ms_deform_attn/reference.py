@@ -21,24 +21,36 @@ def forward(call: DeformAttn) -> Tensor:
     value, coordinates, weights = (t.to(wide) for t in call[:3])
     level_shapes = call.level_shapes
     if call.reference_points is not None:
-        coordinates = sampling_locations(call.reference_points.to(wide), coordinates, level_shapes)
+        references = call.reference_points.to(wide)
+        coordinates = sampling_locations(references, coordinates, level_shapes, call.points_per_level)
         weights = weights.flatten(3).softmax(-1).view_as(weights)
     levels = value.split([height * width for height, width in level_shapes], dim=1)
-    per_level = [
-        _sample(level, size, coordinates[:, :, :, n], weights[:, :, :, n])
-        for n, (level, size) in enumerate(zip(levels, level_shapes, strict=True))
+    samples = [
+        t.unbind(3) if call.points_per_level is None else t.split(call.points, 3)
+        for t in (coordinates, weights)
     ]
+    per_level = list(map(_sample, levels, level_shapes, *samples))
     return torch.stack(per_level).sum(0).flatten(2).to(call.value.dtype)
 
 
 def sampling_locations(
-    reference_points: Tensor, offsets: Tensor, level_shapes: Sequence[tuple[int, int]]
+    reference_points: Tensor,
+    offsets: Tensor,
+    level_shapes: Sequence[tuple[int, int]],
+    points_per_level: Sequence[int] | None = None,
 ) -> Tensor:
     """Deformable DETR, section 4.1 and appendix A.4: where a query samples.
 
     2-d references are centres and offsets count pixels of the level; 4-d references are boxes (cx, cy,
     w, h) and P offset units span half a box.
     """
+    if points_per_level is not None:
+        references, pieces = reference_points.split(1, 2), offsets.split(tuple(points_per_level), 3)
+        located = [
+            sampling_locations(reference, some.unsqueeze(3), [size]).squeeze(3)
+            for reference, some, size in zip(references, pieces, level_shapes, strict=True)
+        ]
+        return torch.cat(located, 3)
     reference = reference_points[:, :, None, :, None]
     if reference_points.shape[-1] == 2:
         width_height = offsets.new_tensor([[width, height] for height, width in level_shapes])

@@ -132,7 +132,7 @@ def backward(grad_out: Tensor, call: DeformAttn, needs: Sequence[bool]) -> list[
         if dims and grad_weights.dtype != torch.float32:
             by_weight = empty(weights.shape, value, torch.float32)
     if needs[3] and dims:
-        parts = empty((batch, queries, heads, layout.levels, dims), value, torch.float32)
+        parts = call.reference_parts()
     outputs = (grad_value, grad_coordinates, grad_weights, by_weight, parts)
     if any(t is not None for t in outputs):
         rows = batch * queries * heads

@@ -67,12 +67,11 @@ def points_of(n, LEVELS: tl.constexpr, POINTS: tl.constexpr, RAGGED: tl.constexp
     """
     if RAGGED:
         first = n * 0
-        count = first
+        end = first
         for k in tl.static_range(LEVELS):
-            begin: tl.constexpr = (RAGGED >> (32 * k)) & 0x7FFFFFFF
-            end: tl.constexpr = (RAGGED >> (32 * k + 32)) & 0x7FFFFFFF
-            first = tl.where(n == k, begin, first)
-            count = tl.where(n == k, end - begin, count)
+            first = tl.where(n == k, (RAGGED >> (32 * k)) & 0x7FFFFFFF, first)
+            end = tl.where(n == k, (RAGGED >> (32 * k + 32)) & 0x7FFFFFFF, end)
+        count = end - first
     else:
         first = n * POINTS
         count = POINTS

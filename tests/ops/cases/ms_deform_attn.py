@@ -19,6 +19,7 @@ from tests.ops.contract import BadInput, Case, Contract, Inputs, Tolerance
 class Geometry:
     """Letters as everywhere: B, Q, H, D, P and the (h, w) of each level.
 
+    points: P, or that of each level.
     spread: how far samples lie from the centre of a level, in level sizes.
     """
 
@@ -27,7 +28,7 @@ class Geometry:
     queries: int = 10
     heads: int = 4
     channels: int = 32
-    points: int = 4
+    points: int | tuple[int, ...] = 4
     spread: float = 0.6
     shapes_as_tensor: bool = False
     boxes: bool = False
@@ -39,10 +40,34 @@ class Geometry:
         pixels = sum(h * w for h, w in self.levels)
         return randn(rng, self.batch, pixels, self.heads, self.channels)
 
+    @property
+    def points_per_level(self) -> tuple[int, ...] | None:
+        return None if isinstance(self.points, int) else self.points
+
+    @property
+    def samples(self) -> tuple[int, ...]:
+        """(N, P), or the sum of P."""
+        return (len(self.levels), self.points) if isinstance(self.points, int) else (sum(self.points),)
+
+    @property
+    def level_points(self) -> Tensor:
+        """[N] P of each level."""
+        return torch.tensor(self.points).expand(len(self.levels))
+
+    @property
+    def width_height(self) -> Tensor:
+        """[*samples, 2] the size of each sample's level."""
+        return self.of_samples(torch.tensor([(w, h) for h, w in self.levels], dtype=torch.float64))
+
+    def of_samples(self, of_levels: Tensor) -> Tensor:
+        """[..., N, k] for levels as [..., *samples, k] for samples."""
+        each = of_levels.repeat_interleave(self.level_points, -2)
+        return each.unflatten(-2, self.samples)
+
     def locations(self, rng: torch.Generator) -> Tensor:
         """Random, each pixel coordinate at least 0.02 from an integer: there the gradient jumps."""
-        shape = (self.batch, self.queries, self.heads, len(self.levels), self.points, 2)
-        size = torch.tensor([(w, h) for h, w in self.levels], dtype=torch.float64)[:, None]
+        shape = (self.batch, self.queries, self.heads, *self.samples, 2)
+        size = self.width_height
         location = 0.5 + self.spread * (2 * torch.rand(shape, generator=rng, dtype=torch.float64) - 1)
         pixel = location * size - 0.5
         fraction = 0.02 + 0.96 * (pixel - pixel.floor())
@@ -60,28 +85,31 @@ def plain_inputs(geometry: Geometry, rng: torch.Generator) -> Inputs:
         "spatial_shapes": geometry.shapes(),
         "sampling_locations": locations,
         "attention_weights": randn(rng, *locations.shape[:-1]),
+        "points_per_level": geometry.points_per_level,
     }
 
 
 def fused_inputs(geometry: Geometry, rng: torch.Generator) -> Inputs:
     """References and offsets whose locations are those of `Geometry.locations`."""
     locations = geometry.locations(rng)
-    batch, queries, _, levels, points, _ = locations.shape
+    batch, queries, levels = geometry.batch, geometry.queries, len(geometry.levels)
     centre = torch.rand(batch, queries, levels, 2, generator=rng, dtype=torch.float64)
     if geometry.boxes:
         size = 0.1 + torch.rand(batch, queries, levels, 2, generator=rng, dtype=torch.float64)
         reference = torch.cat([centre, size], dim=-1)
-        unit = size[:, :, None, :, None] * 0.5 / max(points, 1)
+        unit = size * 0.5 / geometry.level_points.clamp(min=1)[:, None]
+        unit = geometry.of_samples(unit)[:, :, None]
     else:
         reference = centre
-        unit = 1 / torch.tensor([(w, h) for h, w in geometry.levels], dtype=torch.float64)[:, None]
+        unit = 1 / geometry.width_height
     logits = randn(rng, *locations.shape[:-1])
     return {
         "value": geometry.value(rng),
         "spatial_shapes": geometry.shapes(),
         "reference_points": reference,
-        "sampling_offsets": (locations - centre[:, :, None, :, None]) / unit,
+        "sampling_offsets": (locations - geometry.of_samples(centre)[:, :, None]) / unit,
         "attention_logits": logits.flatten(3) if geometry.boxes else logits,
+        "points_per_level": geometry.points_per_level,
     }
 
 
@@ -114,7 +142,8 @@ def packed_inputs(
     coordinates = given["sampling_offsets" if fused else "sampling_locations"].to(fine)
     weights = given["attention_logits" if fused else "attention_weights"].to(fine)
     references = given["reference_points"].float() if fused else None
-    return packed(given["value"].to(dtype), geometry.levels, coordinates, weights, references)
+    value, points = given["value"].to(dtype), geometry.points_per_level
+    return packed(value, geometry.levels, coordinates, weights, references, points)
 
 
 def grad_out_like(call: DeformAttn, rng: torch.Generator) -> Tensor:
@@ -145,6 +174,10 @@ GEOMETRIES = {
     "d72": Geometry(((7, 9),), channels=72, heads=2, points=5, queries=3),
     "tiny_levels": Geometry(((1, 1), (1, 4), (5, 1)), channels=8, queries=25),
     "far_outside": Geometry(FOUR_LEVELS, spread=5.0, queries=30, channels=16),
+    "ragged": Geometry(FOUR_LEVELS, points=(3, 6, 1, 2), batch=1, queries=150, heads=3),
+    "ragged_boxes": Geometry(
+        ((7, 9), (4, 5), (2, 3), (2, 2)), points=(0, 5, 2, 0), queries=3, channels=20, boxes=True
+    ),
     "empty_queries": Geometry(FOUR_LEVELS, queries=0),
     "empty_batch": Geometry(FOUR_LEVELS, batch=0, boxes=True),
 }
