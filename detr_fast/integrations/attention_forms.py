@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from detr_fast.integrations.swap import Replacement, argument_names
 from detr_fast.ops import ms_deform_attn, ms_deform_attn_fused
@@ -178,7 +178,8 @@ class FusedAttention(Form):
             given.get("attention_mask"),
             self.mask_is_padding,
         )
-        if self.weights_for_hooks and not module._forward_hooks and not given.get("output_attentions"):
+        hooks = module._forward_hooks or nn.modules.module._global_forward_hooks
+        if self.weights_for_hooks and not hooks and not given.get("output_attentions"):
             return output, None
         weights = logits.flatten(3).softmax(-1)
         return output, weights if hasattr(module, "offset_scale") else weights.view_as(logits)

@@ -88,6 +88,27 @@ def test_hooks_go_on_and_see_the_weights() -> None:
     torch.testing.assert_close(seen[0], seen[1])
 
 
+def test_hooks_on_every_module_see_the_weights() -> None:
+    model, given = accelerated(), tiny.inputs(NAME)
+    layer, seen = model.model.encoder.layers[0].self_attn, []
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, args, output: seen.append(output[1]) if module is layer else None
+    )
+    try:
+        logits(model, given)
+    finally:
+        handle.remove()
+    assert seen[0].shape[-2:] == (3, layer.n_points)
+
+
+def test_backward_hooks_are_called() -> None:
+    model, given, seen = accelerated(), tiny.inputs(NAME), []
+    layer = model.model.encoder.layers[0].self_attn
+    layer.register_full_backward_hook(lambda module, inputs, outputs: seen.append(outputs[0]))
+    model(**given).logits.sum().backward()
+    assert seen[0].isfinite().all()
+
+
 def test_positional_arguments_mean_the_same() -> None:
     layer = tiny.build(NAME).model.encoder.layers[0].self_attn
     shapes = [(3, 4), (2, 2), (1, 1)]
