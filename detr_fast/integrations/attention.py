@@ -18,7 +18,6 @@ from detr_fast.integrations.attention_forms import (
     CoreAttention,
     Form,
     FusedAttention,
-    points_of,
     random,
 )
 from detr_fast.integrations.swap import Replacement, argument_names, combined, with_globals
@@ -58,13 +57,8 @@ def choose(module: Any, weights_for_hooks: bool) -> type[Any] | str:
     for linear in linears:
         if not isinstance(linear, nn.Linear) or not linear.weight.is_floating_point():
             return f"expected linear layers of floats; got {type(linear).__name__} (quantised?)"
-    if "discrete" in (getattr(module, "method", None), getattr(module, "decoder_method", None)):
-        return "it samples by the discrete method"
     if getattr(module, "_export", False):
         return "it is in export mode"
-    points = points_of(module)
-    if len(set(points)) != 1:
-        return f"its levels have different numbers of points, {points}"
     if form is not FusedAttention:
         return _tried(module, form, combined(form, own))
     found: type[Any] | str = ""

@@ -360,7 +360,9 @@ def fused_attention(
     mask: Tensor | None,
     mask_is_padding: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The output [B, Q, C] of a module with Deformable DETR's layers, and its logits [B, Q, H, N, P].
+    """The output [B, Q, C] of a module with Deformable DETR's layers, and its logits.
+
+    These are [B, Q, H, N, P], or [B, Q, H, sum of P] where levels differ in P or sampling is discrete.
 
     Args:
         module: has `sampling_offsets`, `attention_weights` and maybe `value_proj`, `output_proj`.
@@ -375,16 +377,55 @@ def fused_attention(
     if mask is not None:
         value = value.masked_fill((mask if mask_is_padding else ~mask)[..., None], 0.0)
     heads, points = heads_of(module), points_of(module)
-    form = (heads, len(points), points[0])
+    discrete = is_discrete(module)
+    uniform = len(set(points)) == 1 and not discrete
+    form = (heads, len(points), points[0]) if uniform else (heads, sum(points))
     offsets = module.sampling_offsets(query).unflatten(-1, (*form, 2))
     logits = module.attention_weights(query).unflatten(-1, form)
     scale = getattr(module, "offset_scale", 0.5)
-    if scale != 0.5 and reference_points.shape[-1] == 4:
-        offsets = offsets * (2 * scale)
-    reference_points = reference_points.expand(-1, -1, len(points), -1)
-    value = value.unflatten(-1, (heads, -1))
-    output = ms_deform_attn_fused(value, spatial_shapes, reference_points, offsets, logits)
+    if discrete:
+        offsets = nearest_pixels(reference_points, offsets, spatial_shapes, points, scale)
+        reference_points = offsets.new_zeros(*offsets.shape[:2], 1, 2)
+    output = ms_deform_attn_fused(
+        value.unflatten(-1, (heads, -1)),
+        spatial_shapes,
+        reference_points,
+        offsets,
+        logits,
+        points_per_level=None if uniform else points,
+        offset_scale=scale,
+    )
     return module.output_proj(output) if hasattr(module, "output_proj") else output, logits
+
+
+def nearest_pixels(
+    reference_points: Tensor,
+    offsets: Tensor,
+    spatial_shapes: Tensor | Sequence[Sequence[int]],
+    points: Sequence[int],
+    scale: float,
+) -> Tensor:
+    """RT-DETRv2's discrete method as offsets [B, Q, H, sum of P, 2] in pixels from a reference point of 0.
+
+    It takes the pixel `int(location * size + 0.5)`, clamped to the level, and has no gradient by location.
+    Bilinear sampling at the middle of that pixel is exact.
+    """
+    counts = torch.tensor(points, device=offsets.device)
+    sides = torch.as_tensor(spatial_shapes, device=offsets.device).flip(1).repeat_interleave(counts, 0)
+    reference_points = reference_points.expand(-1, -1, len(points), -1)
+    reference = reference_points.repeat_interleave(counts, 2)[:, :, None]
+    if reference.shape[-1] == 2:
+        locations = reference + offsets / sides
+    else:
+        share = (1 / counts).repeat_interleave(counts)[:, None].to(offsets.dtype)
+        locations = reference[..., :2] + offsets * share * reference[..., 2:] * scale
+    pixels = (locations * sides + 0.5).long().clamp(min=0)
+    return torch.minimum(pixels, sides - 1) + 0.5
+
+
+def is_discrete(module: Any) -> bool:
+    """Whether a wrapper samples by RT-DETRv2's discrete method."""
+    return "discrete" in (getattr(module, "method", None), getattr(module, "decoder_method", None))
 
 
 def heads_of(module: Any) -> int:

@@ -229,14 +229,6 @@ def test_an_unknown_signature_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "got (hidden_states, memory)" in left_alone(tiny.build(NAME))
 
 
-def test_discrete_sampling_and_ragged_points_keep_the_original() -> None:
-    assert "discrete" in left_alone(tiny.build("d_fine", decoder_method="discrete"))
-    model, given = tiny.build("d_fine", decoder_n_points=[3, 6, 3]).eval(), tiny.inputs("d_fine")
-    expected = logits(model, given)
-    assert "[3, 6, 3]" in left_alone(model)
-    assert torch.equal(logits(model, given), expected)
-
-
 def test_without_a_fast_backend_nothing_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     reasons = dict.fromkeys(("cuda", "triton", "native", "cpu"), "broken") | {"reference": None}
     monkeypatch.setattr(Operator, "explain", lambda *_: reasons)

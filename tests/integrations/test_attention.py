@@ -76,7 +76,24 @@ def assert_close(got: dict[str, Tensor], expected: dict[str, Tensor], tolerance:
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("name", tiny.MODELS)
 def test_outputs_and_gradients_stay_the_same(name: str, mode: str) -> None:
-    model, given = case(name)
+    check_outputs_and_gradients(name, mode)
+
+
+@pytest.mark.parametrize("method", ["default", "discrete"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("rt_detr_v2", {"decoder_offset_scale": 0.3}),
+        ("d_fine", {"decoder_n_points": [3, 6, 3]}),
+        ("deimv2", {"decoder_n_points": [3, 6, 3]}),
+    ],
+)
+def test_points_of_each_level_and_discrete_sampling(name: str, options: dict[str, Any], method: str) -> None:
+    check_outputs_and_gradients(name, "eval", decoder_method=method, **options)
+
+
+def check_outputs_and_gradients(name: str, mode: str, **options: Any) -> None:
+    model, given = case(name, **options)
     model.train(mode == "train")
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
