@@ -90,13 +90,17 @@ def test_files_do_what_the_detector_does(
     assert [record["label"] for record in one] == [record["label"] for record in other]
 
 
+@pytest.mark.parametrize("points", [None, (3, 1)])
 @pytest.mark.parametrize("fused", [0, 2, 4])
-def test_attention_in_standard_operators(fused: int, rng: torch.Generator) -> None:
+def test_attention_in_standard_operators(
+    fused: int, points: tuple[int, int] | None, rng: torch.Generator
+) -> None:
+    layout = (2, 4) if points is None else (4,)
     value = torch.randn(2, 41, 3, 8, generator=rng)
-    coordinates = torch.rand(2, 6, 3, 2, 4, 2, generator=rng) * 1.4 - 0.2
-    weights = torch.randn(2, 6, 3, 2, 4, generator=rng)
+    coordinates = torch.rand(2, 6, 3, *layout, 2, generator=rng) * 1.4 - 0.2
+    weights = torch.randn(2, 6, 3, *layout, generator=rng)
     references = torch.rand(2, 6, 2, fused, generator=rng) if fused else None
-    call = DeformAttn(value, coordinates, weights, references, None, (5, 7, 3, 2), None, None)
+    call = DeformAttn(value, coordinates, weights, references, None, (5, 7, 3, 2), points, None)
     found = ms_deform_attn_by_grid_sample(*call, None)
     torch.testing.assert_close(found, reference.forward(call), rtol=1e-4, atol=1e-4)
 
