@@ -175,8 +175,8 @@ class Solver {
         for (int i = 0; i < costs_.rows; ++i) rows_[i].free = cheapest_free(i);
     }
     Cheapest<double> cheapest_free(int i) {
-        Cost unused;
-        double unused_too;
+        Cost unused = 0;
+        double unused_too = 0;
         return price_ ? two_cheapest<double>(costs_.columns, Priced<Cost>{row(i), price_}, unused_too)
                       : two_cheapest<Cost>(costs_.columns, Free<Cost>{row(i), taken_}, unused);
     }
@@ -192,20 +192,18 @@ class Solver {
     }
 
     void pack(int begin) {
-        const int end = begin + kTile < costs_.rows ? begin + kTile : costs_.rows;
-        const bool whole = end - begin == kTile && costs_.row_stride == 1;
-        for (int j = 0; j < costs_.columns; j += 4) {
-            const int columns = j + 4 < costs_.columns ? 4 : costs_.columns - j;
-            for (int i = begin; i < end; i += 4) {
-                Cost* to = packed_rows_ + int64_t{i} * costs_.columns + j;
-                if (whole && columns == 4) {
-                    transpose_4x4(costs_.data + i + j * costs_.column_stride, costs_.column_stride, to,
-                                  costs_.columns);
-                    continue;
-                }
-                for (int k = i; k < i + 4 && k < end; ++k, to += costs_.columns)
-                    for (int l = 0; l < columns; ++l) to[l] = costs_.at(k, j + l);
+        const int rows = begin + kTile < costs_.rows ? kTile : costs_.rows - begin;
+        for (int j = 0; j < costs_.columns; j += kTile) {
+            const int columns = j + kTile < costs_.columns ? kTile : costs_.columns - j;
+            const Cost* from = costs_.data + begin * costs_.row_stride + j * costs_.column_stride;
+            Cost* to = packed_rows_ + int64_t{begin} * costs_.columns + j;
+            if (rows == kTile && columns == kTile && costs_.row_stride == 1) {
+                transpose_4x4(from, costs_.column_stride, to, costs_.columns);
+                continue;
             }
+            for (int k = 0; k < rows; ++k)
+                for (int l = 0; l < columns; ++l)
+                    to[k * int64_t{costs_.columns} + l] = costs_.at(begin + k, j + l);
         }
     }
 

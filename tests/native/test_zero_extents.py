@@ -43,6 +43,8 @@ def test_every_function_of_the_extension(letter: str) -> None:
         refused = call.run()
         if refused is not None and refused >= 0:  # a label where there are no classes
             continue
+        if letter == "K" and call.function.startswith("class_loss_cuda"):  # the same, promised to be NaN
+            continue
         for name in call.outputs:
             output = call.arguments[name]
             if call.function.startswith("ms_deform_attn_cuda_b"):  # whose caller clears what has no samples
