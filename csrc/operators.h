@@ -3,16 +3,10 @@
 
 #include <pybind11/pybind11.h>
 
-// csrc/<operator>/bind.cpp defines bind_<operator>_cpu, where it is compiled with DETR_FAST_WITH_CPU ...
-#define DETR_FAST_CPU_OPERATORS(use)                                                              \
-    use(box_loss) use(box_match_cost) use(class_loss) use(linear_assignment) use(mask_match_cost) \
-        use(ms_deform_attn) use(point_sample)
+#include "operator_lists.h"  // made by cmake/operators.cmake
 
-// ... and bind_<operator>_cuda, where it is compiled with DETR_FAST_WITH_CUDA.
-#define DETR_FAST_CUDA_OPERATORS(use)                                                             \
-    use(box_loss) use(box_match_cost) use(class_loss) use(linear_assignment) use(mask_match_cost) \
-        use(ms_deform_attn) use(point_sample)
-
+// csrc/<operator>/bind.cpp defines bind_<operator>_cpu where it is compiled with DETR_FAST_WITH_CPU, and
+// bind_<operator>_cuda where it is compiled with DETR_FAST_WITH_CUDA and there is a cuda.h.
 namespace detr_fast {
 
 #define DETR_FAST_DECLARE(name)                   \
