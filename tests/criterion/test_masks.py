@@ -385,9 +385,10 @@ def test_nothing_is_read_back(make, rng: torch.Generator, monkeypatch: pytest.Mo
 USED = ("mask_match_cost", "linear_assignment", "point_sample", "class_loss")
 
 
+@pytest.mark.parametrize("simulation", ["host", "triton"])
 @pytest.mark.parametrize("make", [on_points, on_maps])
-def test_nothing_is_read_back_by_gpu_backends(make, rng: torch.Generator) -> None:
-    """From logits to gradients, matching included, with Triton's kernels interpreted."""
+def test_nothing_is_read_back_by_gpu_backends(make, simulation: str, rng: torch.Generator) -> None:
+    """From logits to gradients, matching included, with the GPU backends executed without a GPU."""
     wide, targets, draws = random_batch([2, 0, 7], rng)
     criterion = make()
     predictions = MaskPredictions(
@@ -397,12 +398,12 @@ def test_nothing_is_read_back_by_gpu_backends(make, rng: torch.Generator) -> Non
     batch = (predictions, targets, draws)
     expected = criterion.total(losses_of(criterion, batch))
     operators = [operator for operator in OPERATORS if operator.name in USED]
-    if any("triton" not in labels(operator) for operator in operators):
-        pytest.skip(f"no simulation of every operator here: {interpreter.why_not()}")
+    if any(simulation not in labels(operator) for operator in operators):
+        pytest.skip(f"no simulation {simulation} here: {interpreter.why_not()}")
     with ExitStack() as stack:
         for operator in operators:
-            stack.enter_context(simulated(operator, "triton"))
-            stack.enter_context(use_backend(**{operator.name: "triton"}))
+            name = stack.enter_context(simulated(operator, simulation))
+            stack.enter_context(use_backend(**{operator.name: name}))
         losses_of(criterion, batch)  # modules are imported by a first call
         stack.enter_context(NoReadBack())
         with patch.object(criterion, "_check_classes"):  # looks at the labels, on the CPU only

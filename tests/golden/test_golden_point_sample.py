@@ -11,7 +11,7 @@ from tests.golden import case as golden
 
 BACKENDS = [
     pytest.param(name, device, id=f"{name}-{device}")
-    for name, device in (("cpu", "cpu"), ("reference", "cpu"), ("triton", "cuda"))
+    for name, device in (("cpu", "cpu"), ("reference", "cpu"), ("cuda", "cuda"), ("triton", "cuda"))
     if device == "cpu" or torch.cuda.is_available()
 ]
 

@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from detr_fast.ops import point_sample
-from detr_fast.ops.point_sample import OPERATOR, triton
-from tests.ops import interpreter
+from detr_fast.ops.point_sample import OPERATOR
 from tests.ops.cases.point_sample import SHAPES, edges
-from tests.ops.simulated import labels
+from tests.ops.simulated import labels, simulated
 
 backends = pytest.mark.parametrize("backend", ["cpu", *labels(OPERATOR)], indirect=True)
 
@@ -149,20 +148,22 @@ def test_rows_far_apart(rng: torch.Generator) -> None:
     torch.testing.assert_close(point_sample(maps, points), expected, rtol=1e-3, atol=1e-6)
 
 
-def test_an_index_out_of_range_on_a_gpu_gives_nan_and_no_gradient(rng: torch.Generator) -> None:
-    if interpreter.why_not() is not None:
-        pytest.skip(str(interpreter.why_not()))
-    interpreter.spare_patches()
+@pytest.mark.parametrize("simulation", labels(OPERATOR))
+def test_an_index_out_of_range_on_a_gpu_gives_nan_and_no_gradient(
+    simulation: str, rng: torch.Generator
+) -> None:
+    with simulated(OPERATOR, simulation) as name:
+        kernels = OPERATOR.backends[name].implementation
     maps, points = torch.randn(3, 2, 4, 5, generator=rng), torch.rand(2, 6, 2, generator=rng)
     map_index, point_index = torch.tensor([2, 3, -1, 0, 1]), torch.tensor([0, 1, 0, 2, 1])
     bad = torch.tensor([False, True, True, True, False])
-    out = triton.forward(maps, points, map_index, point_index)
+    out = kernels.forward(maps, points, map_index, point_index)
     assert torch.equal(out.isnan().all(2).all(1), bad)
     assert torch.equal(out.isnan().any(2).any(1), bad)
     grad_out = torch.randn(out.shape, generator=rng)
-    grad = triton.backward(grad_out, maps.shape, points, map_index, point_index)
+    grad = kernels.backward(grad_out, maps.shape, points, map_index, point_index)
     good = (grad_out[~bad], maps.shape, points, map_index[~bad], point_index[~bad])
-    torch.testing.assert_close(grad, triton.backward(*good), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(grad, kernels.backward(*good), rtol=1e-6, atol=1e-6)
 
 
 def test_triton_says_why_not() -> None:
