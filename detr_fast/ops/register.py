@@ -179,12 +179,15 @@ class Registered:
         ctx.save_for_backward(*(t if kept else None for t, kept in zip(tensors, self.saved, strict=True)))
 
     def _backward(self, ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
-        gradients = self._gradients(ctx, grad_outputs, ctx.needs_input_grad[: self.tensors])
+        gradients = self._gradients(
+            ctx, grad_outputs, ctx.needs_input_grad[: self.tensors], ctx.saved_tensors
+        )
         return (*gradients, *[None] * (len(ctx.rest) + 1))
 
-    def _gradients(self, ctx: Any, grad_outputs: Any, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    def _gradients(
+        self, ctx: Any, grad_outputs: Any, needs: Sequence[bool], tensors: Sequence[Tensor | None]
+    ) -> tuple[Tensor | None, ...]:
         assert self.gradient is not None
-        tensors = ctx.saved_tensors
         if self.saved is not None:
             tensors = [
                 tensor if kept else shape
@@ -354,7 +357,7 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
-        gradients = ctx.call._gradients(ctx, grad_outputs, ctx.needs_input_grad[4:])
+        gradients = ctx.call._gradients(ctx, grad_outputs, ctx.needs_input_grad[4:], ctx.saved_tensors)
         return (None, None, None, None, *gradients)
 
 
@@ -383,7 +386,10 @@ class _Transformed(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
         if ctx.call.gradient is None:
             return (None,) * len(ctx.needs_input_grad)
-        return (None, None, None, *ctx.call._gradients(ctx, grad_outputs, ctx.needs_input_grad[3:]))
+        needs, tensors = ctx.needs_input_grad[3:], ctx.saved_tensors
+        # what `torch.func.vjp` returns is called when its transform, and with it their wrappers, have ended
+        tensors = [None if t is None else _C._functorch.unwrap_if_dead(t) for t in tensors]
+        return (None, None, None, *ctx.call._gradients(ctx, grad_outputs, needs, tensors))
 
     @staticmethod
     def vmap(

@@ -163,6 +163,8 @@ def test_functional_transforms(contract: Contract, rng: torch.Generator) -> None
         return torch.autograd.grad(loss(leaf), leaf)[0]
 
     close(torch.func.grad(loss)(one), by_autograd(one))
+    result, pull_back = torch.func.vjp(loss, one)  # called when its transform has ended
+    close(pull_back(torch.ones_like(result))[0], by_autograd(one))
     both = torch.vmap(torch.func.grad(loss))(torch.stack([one, other]))
     close(both, torch.stack([by_autograd(one), by_autograd(other)]))
     recorded = make_fx(torch.func.grad(loss))(one)
