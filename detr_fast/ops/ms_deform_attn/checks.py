@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detr_fast.ops.ms_deform_attn.arguments import DeformAttn, LevelShapes
+from detr_fast.ops.ms_deform_attn.arguments import DeformAttn, LevelShapes, remembered
 
 VALUE_DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
 LARGEST_SIDE = 2**24  # pixel coordinates are float32
@@ -37,7 +37,7 @@ def level_shapes_of(spatial_shapes: Tensor | Sequence[Sequence[int]]) -> LevelSh
 
 def _side(side: Any) -> Any:
     """An integer of any kind as a Python integer; a symbolic one as it is, which `index` would fix."""
-    return side if isinstance(side, int | torch.SymInt) else index(side)
+    return side if type(side) is int or isinstance(side, torch.SymInt) else index(side)
 
 
 def points_of(points_per_level: Sequence[int] | None) -> tuple[int, ...] | None:
@@ -55,22 +55,28 @@ def points_of(points_per_level: Sequence[int] | None) -> tuple[int, ...] | None:
     return points
 
 
+@remembered
+def _pixels(level_shapes: LevelShapes) -> int:
+    return sum(height * width for height, width in level_shapes)
+
+
 def check(call: DeformAttn) -> None:
     """Raises `ValueError` or `TypeError` where the arguments do not fit each other."""
     value, coordinates, weights, reference_points, *_ = call
     level_shapes = call.level_shapes
     try:
         batch, pixels, heads, _ = value.shape
-        queries, levels, points = coordinates.shape[1], len(level_shapes), call.points
-        samples = (levels, *points[:1]) if call.points_per_level is None else (sum(points),)
+        shape, levels = coordinates.shape, len(level_shapes)
+        queries, points = shape[1], call.points_per_level
+        samples = (levels, shape[4]) if points is None else (sum(points),)
         device = value.device
         good = (
             levels > 0
             and value.dtype in VALUE_DTYPES
-            and len(points) == levels
-            and coordinates.shape == (batch, queries, heads, *samples, 2)
+            and (points is None or len(points) == levels)
+            and shape == (batch, queries, heads, *samples, 2)
             and weights.shape == (batch, queries, heads, *samples)
-            and pixels == sum([height * width for height, width in level_shapes])
+            and pixels == _pixels(level_shapes)
             and pixels < 2**31
             and coordinates.device == device == weights.device
             and coordinates.is_floating_point()
