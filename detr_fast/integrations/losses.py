@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from detr_fast.integrations import terms
+from detr_fast.integrations.match_costs import mask_costs, phrase_costs
 from detr_fast.integrations.swap import Replacement, combined, with_globals
 from detr_fast.ops.box_loss import box_loss
 from detr_fast.ops.box_match_cost import box_match_cost
@@ -199,8 +200,8 @@ def match_layers(
     Args:
         matcher: with the weights `class_cost`, `bbox_cost`, `giou_cost` and maybe `alpha`, `gamma`.
         layers: each with `logits` [B, Q, K] and `pred_boxes` [B, Q, 4] and, for `classification` None, with
-            `label_maps`, one [phrases, K] an image.
-        targets: for each image `class_labels` [T] and `boxes` [T, 4].
+            `label_maps`, one [phrases, K] an image; where the matcher compares masks, `pred_masks`.
+        targets: for each image `class_labels` [T] and `boxes` [T, 4], maybe `masks` [T, H, W].
         groups: queries are matched in so many parts, each with all targets.
         classification: the class cost, or None: the mean focal cost over the tokens of the target's phrase.
 
@@ -213,12 +214,14 @@ def match_layers(
     )
     # the parts become layers of their own: [L * G, B, Q / G, ...]
     logits, boxes = (x.transpose(1, 2).flatten(0, 1) for x in (logits, boxes))
-    packs, maps = packed(targets), None
+    packs, extra = packed(targets), None
     if classification is None:
-        maps = torch.cat(
-            [x[target["class_labels"]] for x, target in zip(layers[0]["label_maps"], targets, strict=False)]
-        )
-    matches = Matches(match(logits, boxes, packs, matcher, classification, maps))
+        labels = [target["class_labels"] for target in targets]
+        extra = matcher.class_cost * phrase_costs(logits, layers[0], labels, packs)
+    elif hasattr(matcher, "mask_point_sample_ratio"):
+        masks = torch.cat([target["masks"] for target in targets])
+        extra = mask_costs(matcher, layers, masks, packs, groups)
+    matches = Matches(match(logits, boxes, packs, matcher, classification, extra))
     queries = logits.shape[2]
     found = {}
     for i, layer in enumerate(layers):
@@ -240,7 +243,7 @@ def match(
     targets: PackedTargets,
     weights: Any,
     classification: Classification | None,
-    label_maps: Tensor | None = None,
+    extra: Tensor | None = None,
 ) -> Tensor:
     """The query of each target, [L, sumT], of logits [L, B, Q, K] and boxes [L, B, Q, 4].
 
@@ -249,13 +252,13 @@ def match(
         boxes: (cx, cy, w, h) of all layers.
         targets: of the images.
         weights: anything with `class_cost`, `bbox_cost`, `giou_cost` and maybe `alpha`, `gamma`.
-        classification: the class cost; None: see `label_maps`.
-        label_maps: [sumT, K], which logits stand for a target; their focal costs are averaged.
+        classification: the class cost; None: none.
+        extra: [L, sumT, Q], costs to add.
     """
     costs = box_match_cost(
         logits,
         boxes,
-        targets.labels if label_maps is None else torch.zeros_like(targets.labels),
+        torch.zeros_like(targets.labels) if classification is None else targets.labels,
         targets.boxes,
         targets.num_targets,
         classification=classification or "softmax",
@@ -265,24 +268,12 @@ def match(
         alpha=getattr(weights, "alpha", 0.25),
         gamma=getattr(weights, "gamma", 2.0),
     )
-    if label_maps is not None:
-        costs = costs + weights.class_cost * _phrase_cost(logits, label_maps, targets)
-    return linear_assignment(costs, targets.num_targets)
+    return linear_assignment(costs if extra is None else costs + extra, targets.num_targets)
 
 
 def packed(targets: Targets) -> PackedTargets:
     """Targets of transformers, whose labels are called `class_labels`, packed."""
     return PackedTargets.from_list([{"labels": x["class_labels"], "boxes": x["boxes"]} for x in targets])
-
-
-def _phrase_cost(logits: Tensor, label_maps: Tensor, targets: PackedTargets) -> Tensor:
-    """[L, sumT, Q] focal costs, the mean over each target's own tokens (Grounding DINO, arXiv:2303.05499)."""
-    tokens = label_maps.any(0).nonzero()[:, 0]  # a few of many: the costs of all would take most of the time
-    label_maps, logits = label_maps[:, tokens], logits[..., tokens]
-    p = logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
-    cost = 0.25 * (1 - p) ** 2 * -(p + 1e-8).log() - 0.75 * p**2 * -(1 - p + 1e-8).log()
-    shares = (label_maps / label_maps.sum(-1, keepdim=True)).to(p.dtype).split(targets.num_targets)
-    return torch.cat([share @ cost[:, image].mT for image, share in enumerate(shares)], dim=1)
 
 
 def _mean_targets(count: int, device: torch.device) -> Tensor | float:
@@ -364,6 +355,11 @@ def _same_indices(matcher: Any, classification: Classification | None) -> bool:
     logits, boxes, targets = _example(3, 20)
     maps = [torch.eye(20) + torch.eye(20).roll(1, 0)] * len(targets)
     layers = [{"logits": x, "pred_boxes": b, "label_maps": maps} for x, b in zip(logits, boxes, strict=True)]
+    if hasattr(matcher, "mask_point_sample_ratio"):  # flat masks, which are the same at all random points
+        for layer, flat in zip(layers, logits[..., :1, None], strict=True):
+            layer["pred_masks"] = flat.expand(-1, -1, 8, 8)
+        masks = [(target["boxes"][:, :1, None] > 0.4).expand(-1, 16, 16) for target in targets]
+        targets = [{**target, "masks": x} for target, x in zip(targets, masks, strict=True)]
     groups = (2,) if "group_detr" in inspect.signature(matcher.forward).parameters else ()
     found = match_layers(matcher, layers, targets, *(groups or (1,)), classification=classification)
     for layer in layers:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.loss.loss_rf_detr import RfDetrHungarianMatcher
 
 import detr_fast
 from detr_fast.integrations import losses
@@ -62,6 +63,36 @@ def test_losses_and_gradients_stay_the_same(name: str) -> None:
         assert (gradients[key] - x).abs().max() <= 1e-5 * largest, key
     detr_fast.restore(model)
     assert not isinstance(model.loss_function, losses.FastLoss)
+
+
+def test_masks_take_part_in_the_matching_of_rf_detr() -> None:
+    """At points that are random; where masks are flat, they do not matter."""
+    model = tiny.build("rf_detr_segm", num_labels=5).train()
+    given = tiny.inputs("rf_detr_segm") | {"labels": tiny.targets(5)}
+    for target in given["labels"]:
+        target["masks"] = torch.rand(len(target["boxes"]), tiny.SIZE, tiny.SIZE) < 0.5
+    before = copy.deepcopy(model)
+    report = without_attention(model)
+    assert "its losses labels, boxes, cardinality replaced" in str(report)
+    (expected, _), (found, _) = step(before, given), step(model, given)
+    assert found.keys() == expected.keys()
+    torch.testing.assert_close(found["loss"], expected["loss"], rtol=0.2, atol=0)
+
+    matcher = RfDetrHungarianMatcher(1.0, 2.0, 3.0, 2, 5.0, 7.0)
+    layers = [
+        {
+            "logits": torch.randn(2, 12, 5),
+            "pred_boxes": torch.rand(2, 12, 4) * 0.4 + 0.1,
+            "pred_masks": (3 * torch.randn(2, 12, 1, 1)).expand(-1, -1, 4, 6),
+        }
+        for _ in range(3)
+    ]
+    for target in given["labels"]:
+        target["masks"] = (torch.rand(len(target["boxes"]), 1, 1) < 0.5).expand(-1, 16, 24)
+    indices = losses.match_layers(matcher, layers, given["labels"], 2, "focal")
+    for layer in layers:
+        pairs = zip(indices[id(layer["logits"])], matcher(layer, given["labels"], 2), strict=True)
+        assert all(torch.equal(x, y) for ours, theirs in pairs for x, y in zip(ours, theirs, strict=True))
 
 
 @pytest.mark.parametrize("name", ["detr", "rt_detr"])

@@ -127,6 +127,14 @@ def lw_detr(**options: Any) -> nn.Module:
 
 
 def rf_detr(**options: Any) -> nn.Module:
+    return hf.RfDetrForObjectDetection(rf_detr_config(**options))
+
+
+def rf_detr_segm(**options: Any) -> nn.Module:
+    return hf.RfDetrForInstanceSegmentation(rf_detr_config(**options))
+
+
+def rf_detr_config(**options: Any) -> hf.RfDetrConfig:
     backbone = hf.RfDetrDinov2Config(
         hidden_size=WIDTH,
         num_hidden_layers=2,
@@ -136,7 +144,7 @@ def rf_detr(**options: Any) -> nn.Module:
         num_windows=2,
         out_features=["stage1", "stage2"],
     )
-    return hf.RfDetrForObjectDetection(hf.RfDetrConfig(backbone_config=backbone, **GROUPED, **options))
+    return hf.RfDetrConfig(backbone_config=backbone, **GROUPED, **options)
 
 
 GROUPED = {
@@ -383,8 +391,10 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
         oneformer,
     )
 }
-ONLY_LOSSES = {f.__name__: f for f in (detr, table_transformer, conditional_detr, yolos, maskformer)}
-"""Models without deformable attention, of which the loss is replaced."""
+ONLY_LOSSES = {
+    f.__name__: f for f in (detr, table_transformer, conditional_detr, yolos, maskformer, rf_detr_segm)
+}
+"""More models of which the loss is replaced."""
 
 
 def build(name: str, **options: Any) -> nn.Module:
