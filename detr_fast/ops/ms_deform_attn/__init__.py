@@ -74,7 +74,7 @@ def ms_deform_attn(
         sampling_locations,
         attention_weights,
         None,
-        points_of(points_per_level),
+        None if points_per_level is None else points_of(points_per_level),
         backend,
         deterministic,
     )

@@ -48,14 +48,14 @@ def _dtype(value: Tensor) -> torch.dtype:
 def _inputs(call: DeformAttn) -> tuple[Any, ...]:
     """What every function of the extension takes first."""
     value, coordinates, weights, reference_points, *_ = call
-    batch, queries, heads = weights.shape[:3]
+    batch, _, heads, channels = value.shape
     return (
         call.level_shapes,
         call.points,
         batch,
-        queries,
+        weights.shape[1],
         heads,
-        value.shape[-1],
+        channels,
         call.reference_dims,
         cast(value, _dtype(value)),
         cast(coordinates, torch.float32),
