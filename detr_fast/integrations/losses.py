@@ -355,25 +355,30 @@ def _same_indices(matcher: Any, classification: Classification | None) -> bool:
     logits, boxes, targets = _example(3, 20)
     maps = [torch.eye(20) + torch.eye(20).roll(1, 0)] * len(targets)
     layers = [{"logits": x, "pred_boxes": b, "label_maps": maps} for x, b in zip(logits, boxes, strict=True)]
-    if hasattr(matcher, "mask_point_sample_ratio"):  # flat masks, which are the same at all random points
-        for layer, flat in zip(layers, logits[..., :1, None], strict=True):
-            layer["pred_masks"] = flat.expand(-1, -1, 8, 8)
+    if hasattr(matcher, "mask_point_sample_ratio"):
+        for layer in layers:
+            layer["pred_masks"] = layer["logits"][..., :16].unflatten(-1, (4, 4))
         masks = [(target["boxes"][:, :1, None] > 0.4).expand(-1, 16, 16) for target in targets]
         targets = [{**target, "masks": x} for target, x in zip(targets, masks, strict=True)]
     groups = (2,) if "group_detr" in inspect.signature(matcher.forward).parameters else ()
-    found = match_layers(matcher, layers, targets, *(groups or (1,)), classification=classification)
-    for layer in layers:
-        for ours, theirs in zip(found[id(layer["logits"])], matcher(layer, targets, *groups), strict=True):
-            if not all(map(torch.equal, ours, theirs)):
-                return False
-    return True
+    with torch.random.fork_rng(devices=[]):  # where masks are compared at random points, at the same ones
+        torch.default_generator.manual_seed(0)
+        found = match_layers(matcher, layers, targets, *(groups or (1,)), classification=classification)
+        torch.default_generator.manual_seed(0)
+        expected = [matcher(layer, targets, *groups) for layer in layers]
+    return all(
+        torch.equal(x, y)
+        for layer, indices in zip(layers, expected, strict=True)
+        for ours, theirs in zip(found[id(layer["logits"])], indices, strict=True)
+        for x, y in zip(ours, theirs, strict=True)
+    )
 
 
 def _known_terms(criterion: Any) -> tuple[str, ...]:
     """The terms of a criterion that we have: on a random input they are equal, and so are the gradients."""
     logits, boxes, targets = _example(1, getattr(criterion, "num_classes", 20))
     layer = {"logits": logits[0].requires_grad_(), "pred_boxes": boxes[0].requires_grad_()}
-    indices = [(torch.randperm(32)[: len(x["boxes"])], torch.arange(len(x["boxes"]))) for x in targets]
+    indices = [(torch.arange(31, 31 - n, -1), torch.arange(n)) for n in (len(x["boxes"]) for x in targets)]
 
     def tried(compute: Callable[..., dict[str, Tensor]]) -> dict[str, Tensor]:
         found = compute(layer, targets, indices, 23.0)
