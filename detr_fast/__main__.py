@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from detr_fast.extras import MODULES, explain_missing
+from detr_fast.extras import explain_missing, extra_of
 
 
 def main() -> None:
-    """Runs the command line; where a package of the extra `train` is missing, one line says so."""
+    """Runs the command line; where a package of an extra is missing, one line says so."""
     try:
         from detr_fast import cli
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in MODULES:
+        if extra_of(error) is None:
             raise
         print(f"error: {explain_missing(error)}", file=sys.stderr)
         sys.exit(2)

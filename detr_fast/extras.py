@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-MODULES = {
+EXTRAS = {
     "train": {"PIL", "matplotlib", "pycocotools", "scipy", "tensorboard", "tqdm", "typer", "yaml"},
     "export": {"onnx", "onnxruntime", "onnxscript", "openvino"},
 }
 
 
-def explain_missing(error: ImportError) -> str:
-    """A line that says what to install where a module of the extra is missing; other errors as they are."""
+def extra_of(error: ImportError) -> str | None:
+    """The extra that brings the missing module; None for other modules."""
     module = (error.name or "").partition(".")[0]
-    extra = next((name for name, modules in MODULES.items() if module in modules), None)
+    return next((extra for extra, modules in EXTRAS.items() if module in modules), None)
+
+
+def explain_missing(error: ImportError) -> str:
+    """A line that says what to install where a module of an extra is missing; other errors as they are."""
+    extra = extra_of(error)
     if extra is None:
         return str(error)
+    module = (error.name or "").partition(".")[0]
     return f"{module} is not installed; `pip install 'detr_fast[{extra}]'` brings it"

@@ -1,10 +1,15 @@
-"""Whole models at random weights: inference at the size of a COCO image beside transformers'."""
+"""Whole models at random weights: inference at the size of a COCO image.
+
+Beside transformers' and the same model with attention by `grid_sample`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Generator, Tensor, nn
@@ -13,17 +18,22 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.contract import Contract, compare_norm
 from benchmarks.peers import transformers_models
 from benchmarks.suite import FORWARD, OURS, Call, Contender, Suite, Work
+from detr_fast.export.attention import ms_deform_attn_by_grid_sample
 from detr_fast.models import (
+    DINO,
     DeformableDETR,
     DeformableDETRConfig,
+    DINOConfig,
     Mask2Former,
     Mask2FormerConfig,
+    deformable_attention,
 )
 from detr_fast.models.deformable_attention import MSDeformAttn
 from detr_fast.ops import use_backend
 
-OPERATOR, TRANSFORMERS = "model", "transformers"
+OPERATOR, TRANSFORMERS, GRID_SAMPLE = "model", "transformers", "grid_sample"
 DEFORMABLE_DETR_R50, MASK2FORMER_R50, TINY = "Deformable DETR R50", "Mask2Former R50", "Mask2Former tiny"
+DINO_R50 = "DINO R50 4-scale"
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 # Largest error, of the Euclidean norm; float32 convolutions are TF32's on a GPU that has it.
 TOLERANCES = {"fp32": 5e-3, "bf16": 1e-1}
@@ -36,6 +46,8 @@ def random_model(name: str) -> nn.Module:
         model = DeformableDETR(DeformableDETRConfig())
     elif name == MASK2FORMER_R50:
         model = Mask2Former(Mask2FormerConfig())
+    elif name == DINO_R50:
+        model = DINO(DINOConfig())
     else:
         model = Mask2Former(Mask2FormerConfig(num_classes=3, num_queries=5, backbone="conv_stem"))
     for module in model.modules():
@@ -99,12 +111,34 @@ def _ours(inputs: Inputs, pass_: str = FORWARD) -> Call:
     return inputs.call(forward)
 
 
+def _attention_by_grid_sample(
+    value: Tensor, level_shapes: Any, reference_points: Tensor, offsets: Tensor, logits: Tensor
+) -> Tensor:
+    sides = [side for shape in level_shapes for side in shape]
+    tensors = (value, offsets, logits, reference_points)
+    return ms_deform_attn_by_grid_sample(*tensors, None, sides, None, None, None)
+
+
+def _by_grid_sample(inputs: Inputs, pass_: str) -> Call:
+    call = _ours(inputs)
+
+    def patched() -> dict[str, Tensor]:
+        with patch.object(deformable_attention, "ms_deform_attn_fused", _attention_by_grid_sample):
+            return call()
+
+    return patched
+
+
 def _contenders(case: Model) -> list[Contender]:
     def theirs(inputs: Inputs, pass_: str) -> Call:
         return inputs.call(transformers_models.forward_of(inputs.model))
 
-    why_not = "has no such model" if case.model == TINY else transformers_models.why_not()
-    return [Contender(OURS, _ours, ours=True), Contender(TRANSFORMERS, theirs, missing=why_not)]
+    why_not = "has no such model" if case.model in (TINY, DINO_R50) else transformers_models.why_not()
+    return [
+        Contender(OURS, _ours, ours=True),
+        Contender(TRANSFORMERS, theirs, missing=why_not),
+        Contender(GRID_SAMPLE, _by_grid_sample),
+    ]
 
 
 @dataclass(frozen=True)
@@ -136,10 +170,12 @@ def _work(inputs: Inputs, pass_: str) -> Work:
 
 
 def _goal(case: str, pass_: str, peer: str, threads: int) -> float | None:
+    if peer == GRID_SAMPLE:
+        return None
     return 3.0 if case.startswith(DEFORMABLE_DETR_R50) else 2.5
 
 
-_MODELS = (DEFORMABLE_DETR_R50, MASK2FORMER_R50)
+_MODELS = (DEFORMABLE_DETR_R50, MASK2FORMER_R50, DINO_R50)
 SUITES = [
     Suite(
         OPERATOR,

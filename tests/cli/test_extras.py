@@ -1,4 +1,4 @@
-"""Without the packages of the extra `train`: operators and models work, commands say what to install."""
+"""Without the packages of extras: operators and models work, commands say what to install."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from importlib.metadata import packages_distributions
 
 import pytest
 
-from detr_fast.extras import MODULES
+from detr_fast.extras import EXTRAS
 from tests.paths import ROOT
 
+MODULES = set().union(*EXTRAS.values())
 # these names import as if nothing of them were installed
 BLOCK = "import sys; sys.modules.update(dict.fromkeys({modules!r})); "
 
@@ -75,7 +76,9 @@ def test_module_and_version() -> None:
     assert done.stdout.startswith("detr_fast 0.")
 
 
-def test_the_extra_brings_the_modules_that_are_said_to_be_of_it() -> None:
-    listed = (ROOT / "pyproject.toml").read_text().split("\ntrain = [")[1].split("]")[0]
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_an_extra_brings_the_modules_that_are_said_to_be_of_it(extra: str) -> None:
+    listed = (ROOT / "pyproject.toml").read_text().split(f"\n{extra} = [")[1].split("\n]")[0]
     providers = packages_distributions()
-    assert {providers[module][0].lower() for module in MODULES} == set(re.findall(r'"([a-z]+)', listed))
+    named = set(re.findall(r'"([a-z]+)[>"]', listed))
+    assert {providers[module][0].lower() for module in EXTRAS[extra]} == named

@@ -113,6 +113,24 @@ def test_deformable_detr_overfits_the_sample(tmp_path: Path) -> None:
     assert last < first / 3, (first, last)
 
 
+def test_dino_overfits_the_sample(tmp_path: Path) -> None:
+    before, after, first, last = learn(
+        "dino-tiny",
+        "detection",
+        96,
+        tmp_path,
+        {"backbone": "resnet18", "num_feature_levels": 4},
+        epochs=60,
+        batch_size=13,
+        lr=1e-3,
+        lr_backbone=1e-3,
+        lr_drop=50,
+    )
+    assert before["AP"] < 0.01
+    assert after["AP"] > 0.15, after
+    assert last < first / 3, (first, last)
+
+
 def test_mask2former_overfits_the_sample(tmp_path: Path) -> None:
     before, after, first, last = learn(
         "mask2former-tiny",
