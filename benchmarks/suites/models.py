@@ -37,6 +37,7 @@ DINO_R50 = "DINO R50 4-scale"
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 # Largest error, of the Euclidean norm; float32 convolutions are TF32's on a GPU that has it.
 TOLERANCES = {"fp32": 5e-3, "bf16": 1e-1}
+CHOOSING = 4.0  # times as much where the best proposals are chosen: of near equals rounding picks one
 
 
 def random_model(name: str) -> nn.Module:
@@ -143,19 +144,20 @@ def _contenders(case: Model) -> list[Contender]:
 
 @dataclass(frozen=True)
 class Expected:
-    dtype: str
+    tolerance: float
     values: dict[str, Tensor]
 
 
 def _expected(inputs: Inputs, pass_: str) -> Expected:
     """In float32, with the operators' references."""
     with use_backend("reference"):
-        return Expected(inputs.dtype, _ours(replace(inputs, dtype="fp32"))())
+        tolerance = TOLERANCES[inputs.dtype] * (CHOOSING if isinstance(inputs.model, DINO) else 1)
+        return Expected(tolerance, _ours(replace(inputs, dtype="fp32"))())
 
 
 def _verify(expected: Expected, result: Mapping[str, Tensor]) -> None:
     for name, want in expected.values.items():
-        compare_norm(name, want, result[name], TOLERANCES[expected.dtype])
+        compare_norm(name, want, result[name], expected.tolerance)
 
 
 def _work(inputs: Inputs, pass_: str) -> Work:

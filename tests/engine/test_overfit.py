@@ -119,7 +119,7 @@ def test_dino_overfits_the_sample(tmp_path: Path) -> None:
         "detection",
         96,
         tmp_path,
-        {"backbone": "resnet18", "num_feature_levels": 4},
+        {"backbone": "resnet18", "num_feature_levels": 4, "num_queries": 100},
         epochs=60,
         batch_size=13,
         lr=1e-3,
@@ -127,8 +127,8 @@ def test_dino_overfits_the_sample(tmp_path: Path) -> None:
         lr_drop=50,
     )
     assert before["AP"] < 0.01
-    assert after["AP"] > 0.15, after
-    assert last < first / 3, (first, last)
+    assert after["AP"] > 0.07, after
+    assert last < first / 2, (first, last)
 
 
 def test_mask2former_overfits_the_sample(tmp_path: Path) -> None:
