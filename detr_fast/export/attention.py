@@ -20,9 +20,23 @@ def ms_deform_attn_by_grid_sample(
     deterministic: bool | None,
     backend: str | None,
 ) -> Tensor:
-    """The operator `detr_fast::ms_deform_attn` by one `grid_sample` a level; arguments are its own.
+    """The operator `detr_fast::ms_deform_attn` by one `grid_sample` a level (arXiv:2010.04159, eq. 3).
 
-    Level shapes must be integers. Values that are not finite leak from corners of weight zero here.
+    A value that is not finite leaks from corners of weight zero here.
+
+    Args:
+        value: [B, S, H, D].
+        coordinates: see `detr_fast.ops.ms_deform_attn.arguments.DeformAttn`, as all others.
+        weights: of the samples, or logits with `reference_points`.
+        reference_points: None, [B, Q, N, 2] or [B, Q, N, 4].
+        spatial_shapes: None; a tensor of level shapes raises ValueError.
+        sides: height and width of each level, one after the other.
+        points_per_level: P of each level; None where all have the same.
+        deterministic: changes nothing.
+        backend: changes nothing.
+
+    Returns:
+        [B, Q, H * D] in value's dtype.
     """
     if spatial_shapes is not None:
         raise ValueError("spatial_shapes: expected integers; got a tensor, which no exported file can follow")

@@ -54,9 +54,9 @@ def cost_kernel(
         target = first + tl.arange(0, BLOCK_T).to(tl.int64)
         exists = target < end
         t_row_ptr = values_ptr + layer * target_layer_stride + target[:, None] * points
-        # sums over the points
-        losses = tl.zeros((BLOCK_Q,), tl.float32)
-        probabilities = tl.zeros((BLOCK_Q,), tl.float32)
+        # sums over the points, of one sign by lanes: these stay small, and lose few digits
+        losses = tl.zeros((BLOCK_Q, BLOCK_X), tl.float32)
+        probabilities = tl.zeros((BLOCK_Q, BLOCK_X), tl.float32)
         values = tl.zeros((BLOCK_T,), tl.float32)
         excess = tl.zeros((BLOCK_T, BLOCK_Q), tl.float32)
         overlap = tl.zeros((BLOCK_T, BLOCK_Q), tl.float32)
@@ -68,8 +68,8 @@ def cost_kernel(
             p, where_zero, difference = _point_terms(
                 x.to(tl.float32), positive_factor, negative_factor, gamma, FOCAL, SQUARE
             )
-            losses += tl.sum(where_zero, 1)
-            probabilities += tl.sum(p, 1)
+            losses += where_zero
+            probabilities += p
             values += tl.sum(t, 1)
             # products of a tile are added to zero first: an error grows with the tiles, not with the points
             excess += tl.dot(t, tl.trans(difference), input_precision="ieee")
@@ -79,8 +79,9 @@ def cost_kernel(
         mask = known[:, None] & valid[None, :]
         logit = tl.load(logits_ptr + row[None, :] * classes + label[:, None], mask, float("nan"))
         cost = scale[None, :] * tl.exp(logit.to(tl.float32) - largest[None, :])
-        cost += w_mask * ((losses[None, :] - excess) / points)
-        cost += w_dice * (1.0 - (2.0 * overlap + 1.0) / (probabilities[None, :] + values[:, None] + 1.0))
+        cost += w_mask * ((tl.sum(losses, 1)[None, :] - excess) / points)
+        both = tl.sum(probabilities, 1)[None, :] + values[:, None]
+        cost += w_dice * (1.0 - (2.0 * overlap + 1.0) / (both + 1.0))
         mask = exists[:, None] & valid[None, :]
         bad += (mask & ((cost - cost) != 0)).to(tl.int32)
         tl.store(costs_ptr + (layer * targets + target)[:, None] * queries + query[None, :], cost, mask)
