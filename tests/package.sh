@@ -3,7 +3,7 @@
 # Builds the sdist and, from it, the wheel, both where no torch is importable; then installs the wheel
 # in a bare environment that borrows the dependencies of the given Python, imports it and runs it.
 # Where nvcc is found the wheel holds CUDA code, for one architecture unless DETR_FAST_CUDA_ARCHS is set.
-# The files stay in FOLDER where one is given.
+# A second wheel, without compiled code, does the same. The files stay in FOLDER where one is given.
 set -eu
 python=$1
 work=$(mktemp -d)
@@ -15,26 +15,30 @@ start=$(date +%s)
 "$python" -m build --outdir "$dist" .
 seconds=$(($(date +%s) - start))
 
-"$python" -m venv "$work/bare"
-"$work/bare/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps "$dist"/detr_fast-*.whl
+DETR_FAST_EXTENSION=OFF "$python" -m build --wheel --outdir "$work/plain" .
+
 PYTHONPATH=$("$python" -c 'import sysconfig; print(sysconfig.get_path("platlib"))')
 export PYTHONPATH
-(
-  cd "$work"
-  bare/bin/python - <<'PROGRAM'
-import os, shutil
+cat > "$work/try.py" <<'PROGRAM'
+import os, shutil, sys
 
 import detr_fast, torch
 from detr_fast.extension import extension
 from detr_fast.ops import linear_assignment
 
-assert "bare" in detr_fast.__file__, detr_fast.__file__
+assert sys.prefix in detr_fast.__file__, detr_fast.__file__
 costs = torch.tensor([[4.0, 1.0, 3.0], [2.0, 0.0, 5.0]])
-assert linear_assignment(costs, [2], backend="native").tolist() == [1, 0]
-if shutil.which("nvcc") and os.environ.get("DETR_FAST_CUDA", "AUTO").upper() != "OFF":
+assert linear_assignment(costs, [2], backend=sys.argv[1]).tolist() == [1, 0]
+if sys.argv[1] == "cpu" and shutil.which("nvcc") and os.environ.get("DETR_FAST_CUDA", "AUTO").upper() != "OFF":
     assert extension().with_cuda, extension().why_not_cuda
 PROGRAM
-  bare/bin/detr-fast doctor
-)
+
+try_wheel() { # NAME WHEEL BACKEND
+  "$python" -m venv "$work/$1"
+  "$work/$1/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps "$2"
+  (cd "$work" && "$1/bin/python" try.py "$3" && "$1/bin/detr-fast" doctor)
+}
+try_wheel compiled "$dist"/detr_fast-*.whl cpu
+try_wheel plain "$work"/plain/detr_fast-*-py3-none-any.whl reference
 ls -l "$dist"
-echo "package: built in $seconds s; the wheel imports and runs"
+echo "package: built in $seconds s; the wheel, and one without compiled code, import and run"

@@ -1,9 +1,10 @@
-"""`cmake --install` leaves processes that have the old module loaded alive."""
+"""`cmake --install` leaves processes that have the old module loaded alive; installing without a compiler says so."""
 
 from __future__ import annotations
 
 import ctypes
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,25 @@ def test_install_over_a_loaded_module(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_extension_is_installed_so() -> None:
     lines = (ROOT / "CMakeLists.txt").read_text().splitlines()
     assert [line for line in lines if line.startswith("install")] == ["install_by_rename(_C detr_fast)"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"PATH": ""}, "no C++ compiler was found"),
+        ({"CXX": "missing-c++ -O1"}, "no C++ compiler was found"),
+        ({"DETR_FAST_EXTENSION": "no"}, "DETR_FAST_EXTENSION: expected ON or OFF; got NO"),
+    ],
+)
+def test_what_the_build_cannot_do_is_one_line(
+    environment: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    run = subprocess.run(
+        [sys.executable, "setup.py", "bdist_wheel"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 1
+    assert message in run.stderr
+    assert len(run.stderr.splitlines()) == 1
