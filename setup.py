@@ -9,8 +9,8 @@ from setuptools import setup
 
 COMPILING = {"build", "build_ext", "bdist_wheel", "editable_wheel", "develop", "install"}
 NO_COMPILER = (
-    "detr_fast: no C++ compiler was found (CXX, c++, g++, clang++). Install one with C++17, such as g++ 9 or newer, or set "
-    "DETR_FAST_EXTENSION=OFF to install without compiled code: then Triton serves GPUs and plain PyTorch the CPU."
+    "detr_fast: no C++ compiler was found (CXX, c++, g++, clang++). Install g++ 9 or newer, or set "
+    "DETR_FAST_EXTENSION=OFF to install without compiled code: Triton serves GPUs then, PyTorch the CPU."
 )
 
 

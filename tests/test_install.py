@@ -1,4 +1,4 @@
-"""`cmake --install` leaves processes that have the old module loaded alive; installing without a compiler says so."""
+"""Installing over a module in use leaves its processes alive; without a compiler it ends in one line."""
 
 from __future__ import annotations
 
