@@ -18,5 +18,5 @@ def test_entry_points() -> None:
 
 
 def test_a_checkpoint_becomes_a_detector(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no such file"):
+    with pytest.raises(FileNotFoundError, match="no such checkpoint"):
         torch.hub.load(str(ROOT), "detector", tmp_path / "missing.pt", source="local")
