@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := CMakeLists.txt setup.py $(shell find cmake csrc -type f)
 CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: demo test lint format bench gpu gpu-tests gpu-sanitize gpu-bench resources package release clean
+.PHONY: demo test lint docs format bench gpu gpu-tests gpu-sanitize gpu-bench resources package release clean
 
 demo: $(VENV)/.installed
 	$(BIN)/detr-fast demo --output runs/demo
@@ -21,6 +21,10 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
+
+# The site, in build/docs; a warning or a link that leads nowhere is an error.
+docs: $(VENV)/.installed
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs build/docs
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix
@@ -58,7 +62,7 @@ $(VENV)/.torch: constraints.txt
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml $(NATIVE)
-	$(PIP) install -c constraints.txt -e ".[train,test,lint]"
+	$(PIP) install -c constraints.txt -e ".[train,test,lint,docs]"
 	touch $@
 
 # torch-ms-deform-attn is compiled against the torch that is installed here, never taken from a cache.

@@ -54,7 +54,7 @@ def mask_match_cost(
     the dice term is `1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1)`.
 
     Losses where t = 0, and what they exceed those where t = 1 by, are computed once a query, and the latter
-    multiplied with all targets. The difference of these two sums is exact to about 3e-7 of the mean |x|
+    multiplied with all targets. The difference of these two sums is exact to about 3e-7 of the mean of abs(x)
     ("bce"), whatever X is; where all points are right and sure of it, the term itself may be smaller.
 
     Non-finite costs (NaN or infinite inputs, overflow): within each block of one layer and image they are
