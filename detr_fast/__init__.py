@@ -1,5 +1,8 @@
 """Fast operators for DETR-family models, and readable models around them."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from detr_fast.criterion import (
     DINOCriterion,
     FocalSetCriterion,
@@ -36,6 +39,7 @@ __all__ = [
     "DINOCriterion",
     "DeformableDETR",
     "DeformableDETRConfig",
+    "Detector",
     "FocalSetCriterion",
     "HungarianMatcher",
     "Mask2Former",
@@ -49,3 +53,13 @@ __all__ = [
     "accelerate",
     "restore",
 ]
+
+if TYPE_CHECKING:
+    from detr_fast.engine.detector import Detector
+else:
+
+    def __getattr__(name: str) -> Any:
+        """`Detector` needs the packages of the extra `train`, and is imported when it is asked for."""
+        if name == "Detector":
+            return import_module("detr_fast.engine.detector").Detector
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

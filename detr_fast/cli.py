@@ -288,7 +288,7 @@ def evaluate_command(
         check_not_inputs([json_file], inputs)
     with process_group(where):
         detector = load_detector(
-            checkpoint, model=model, task=task, device=where, allow_non_finite=allow_non_finite
+            checkpoint, model=model, task=task, device=device, allow_non_finite=allow_non_finite
         )
         _echo_remarks(detector)
         dataset = evaluation_dataset(detector, source, split, image_size)
@@ -325,7 +325,7 @@ def predict(
     """Find objects or segments in images; write JSON and pictures with them drawn."""
     _set_threads(threads)
     detector = load_detector(
-        checkpoint, model=model, task=task, device=pick_device(device), allow_non_finite=allow_non_finite
+        checkpoint, model=model, task=task, device=device, allow_non_finite=allow_non_finite
     )
     _echo_remarks(detector)
     records: list[Any] = []

@@ -45,7 +45,7 @@ def load_image(path: str | Path, *, exif_transpose: bool = False) -> Image.Image
         ImageError: the file is empty, truncated, not an image, or of a kind without a defined RGB value.
     """
     with _opened(path) as image:
-        return _to_rgb(_turned(image, _orientation(image)) if exif_transpose else image)
+        return to_rgb(_turned(image, _orientation(image)) if exif_transpose else image)
 
 
 def load_image_of_size(path: str | Path, size: Size, *, upright: bool) -> Image.Image:
@@ -63,7 +63,7 @@ def load_image_of_size(path: str | Path, size: Size, *, upright: bool) -> Image.
     with _opened(path) as image:
         orientation = _orientation(image)
         turned = upright_size(image.size, orientation) == size
-        return _to_rgb(_turned(image, orientation) if turned and (upright or image.size != size) else image)
+        return to_rgb(_turned(image, orientation) if turned and (upright or image.size != size) else image)
 
 
 def load_pixels(path: str | Path, modes: Sequence[str]) -> NDArray[np.uint8]:
@@ -146,7 +146,8 @@ def _opened(path: str | Path, *, decode: bool = True) -> Iterator[Image.Image]:
         raise ImageError(f"{path}: {type(error).__name__}: {error}") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """As `load_image` does; ValueError for pixels without a defined RGB value."""
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:

@@ -1,17 +1,18 @@
 """Training, evaluating and using models."""
 
 from detr_fast.engine.config import TrainConfig, train_config
-from detr_fast.engine.detector import Detector, load_detector
+from detr_fast.engine.detector import Detector
 from detr_fast.engine.evaluate import evaluate
-from detr_fast.engine.predict import (
-    Found,
-    PredictionError,
-    detect,
-    overlay,
-    predict_files,
-    predict_image,
-)
+from detr_fast.engine.loading import load_detector
+from detr_fast.engine.predict import PredictionError, detect, overlay, predict_files, predict_image
 from detr_fast.engine.recipe import dataset_detector
+from detr_fast.engine.results import (
+    DetectionResult,
+    ImageResult,
+    InstanceResult,
+    PanopticResult,
+    SemanticResult,
+)
 from detr_fast.engine.run_folder import FolderInUseError
 from detr_fast.engine.stopping import Interrupted
 from detr_fast.engine.train import NonFiniteLossError, Trainer
@@ -23,12 +24,16 @@ __all__ = [
     "FAMILIES",
     "MODELS",
     "TASKS",
+    "DetectionResult",
     "Detector",
     "FolderInUseError",
-    "Found",
+    "ImageResult",
+    "InstanceResult",
     "Interrupted",
     "NonFiniteLossError",
+    "PanopticResult",
     "PredictionError",
+    "SemanticResult",
     "TrainConfig",
     "Trainer",
     "coco_metrics",

@@ -182,7 +182,8 @@ def _learn(part: Part, root: Path, output: Path, echo: Callable[[str], None]) ->
     pairs = [_picture(detector, val, index) for index in range(PICTURES)]
     picture_grid(pairs).save(output / f"{part.name}.png")
     image = val[0][0]
-    attention = predict_image(detector, image, shown=_enlarged(image)).attention(most=3)
+    best = predict_image(detector, image, shown=_enlarged(image))
+    attention = detector.attention(best, most=3, image=image)
     if attention is not None:
         attention.save(output / f"{part.name}-attention.png")
     seconds = time.perf_counter() - started
@@ -222,7 +223,7 @@ def _picture(detector: Detector, dataset: ImageDataset, index: int) -> tuple[Ima
         labels = target["labels"].tolist()
         names = [dataset.category_names[label] for label in labels]
         truth = draw_detections(large, (target["boxes"] * ENLARGED).tolist(), labels, names)
-    return truth, predict_image(detector, image, shown=large).overlay()
+    return truth, predict_image(detector, image, shown=large).draw()
 
 
 def _enlarged(image: Image.Image) -> Image.Image:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from detr_fast.checkpoints import describe, load_state_dict, open_checkpoint, options_in
 from detr_fast.data.transforms import MAX_SIZE, SCALES
-from detr_fast.engine.coco_categories import coco_categories
-from detr_fast.engine.exported import OPENERS, ExportedModel, open_file
-from detr_fast.families import FAMILIES, check_task, family_in, family_of, model_config
+from detr_fast.drawing.attention import attention_pictures
+from detr_fast.engine.inference import check_threshold, find, padded, pixels_of
+from detr_fast.engine.inputs import ImageLike, as_images, is_one_image
+from detr_fast.engine.results import ImageResult
+from detr_fast.families import FAMILIES, check_task, decoder_attention
 from detr_fast.families.results import Geometry, Result, ResultOptions
 from detr_fast.structures import PaddedImages
 from detr_fast.tasks import TASKS, Task
@@ -32,6 +35,7 @@ class Detector:
         task_name: one that the family does.
         things: of a model that was trained on things and stuff, the labels of things; None for all others.
         remarks: a line for each thing that a person should know about the file that the model is from.
+        dtype: what the network computes in.
     """
 
     model: nn.Module
@@ -42,6 +46,116 @@ class Detector:
     task_name: str = "detection"
     things: frozenset[int] | None = None
     remarks: tuple[str, ...] = ()
+    dtype: torch.dtype = torch.float32
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        model: str | None = None,
+        task: str | None = None,
+        device: torch.device | str = "auto",
+        dtype: torch.dtype | str = torch.float32,
+        threads: int | None = None,
+        compile: bool = False,
+        allow_non_finite: bool = False,
+    ) -> Detector:
+        """A detector from a checkpoint of this package, an official one, or a file that `export` wrote.
+
+        Args:
+            path: see `load_detector`.
+            model: likewise.
+            task: likewise.
+            device: "auto" takes this process's GPU where there is one; exported files run on the CPU.
+            dtype: what the network computes in: float32; bfloat16, which is faster on CPUs and GPUs that have
+                instructions for it; or float16, on GPUs. Weights stay float32; boxes move by a pixel or two.
+            threads: CPU threads; of checkpoints and `.pt2` files those of all of torch.
+            compile: run the network by `torch.compile`; the first images of new sizes then take a minute.
+            allow_non_finite: see `load_detector`.
+
+        Raises:
+            FileNotFoundError, ValueError: as for `load_detector`, or an option that the file cannot follow.
+        """
+        from detr_fast.engine.loading import load_detector  # which knows this class
+
+        return load_detector(
+            path,
+            model=model,
+            task=task,
+            device=device,
+            dtype=dtype,
+            threads=threads,
+            compile=compile,
+            allow_non_finite=allow_non_finite,
+        )
+
+    def __call__(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        threshold: float | None = None,
+        *,
+        batch_size: int = 1,
+    ) -> Any:
+        """What the model finds in one or several images.
+
+        Args:
+            images: one image, see `as_image`, or several: a list, or an array [B, h, w, 3] or tensor
+                [B, 3, h, w].
+            threshold: lowest score; by default 0.5 for objects, of panoptic segments what the paper takes.
+            batch_size: images that run together, padded to the largest of them. Models that normalise over
+                positions (group norm) see that padding, so that one at a time is the default.
+
+        Returns:
+            An `ImageResult` of the task, `DetectionResult`, `InstanceResult`, `PanopticResult` or
+            `SemanticResult`, for one image; a list of them for several.
+
+        Raises:
+            FileNotFoundError, ImageError, TypeError, ValueError: as for `as_image`, or a threshold that is no
+                score.
+        """
+        results = list(self.stream(images, threshold, batch_size=batch_size))
+        return results[0] if is_one_image(images) else results
+
+    def stream(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        threshold: float | None = None,
+        *,
+        batch_size: int = 1,
+    ) -> Iterator[ImageResult]:
+        """The results of images that come one after the other, in their order; see `__call__`.
+
+        No more than `batch_size` images are held.
+        """
+        check_threshold(threshold)
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1; got {batch_size}")
+        coming = as_images(images)
+        while batch := list(islice(coming, batch_size)):
+            yield from find(self, [pixels_of(self, image) for image in batch], batch, threshold)
+
+    def attention(
+        self, result: ImageResult, most: int = 6, *, image: Image.Image | None = None
+    ) -> Image.Image | None:
+        """What the best `most` queries found, each beside where the last decoder layer looked for it.
+
+        Args:
+            result: of this detector.
+            most: how many.
+            image: what the model looked at, by default the image of `result`.
+
+        Returns:
+            None where nothing was found.
+
+        Raises:
+            ValueError: a semantic result, which mixes all queries.
+        """
+        shown = self.task.by_query(result.result, self.categories, most)
+        if not shown["queries"]:
+            return None
+        images = padded(self, [pixels_of(self, image or result.image)])
+        return attention_pictures(decoder_attention(self.model, images), images, result.image, **shown)
 
     @property
     def device(self) -> torch.device:
@@ -96,7 +210,18 @@ class Detector:
         """
         decode = FAMILIES[self.family].decode[self.task_name]
         things = self.categories.keys() if self.things is None else self.things
-        return decode(self.model(images), geometry, ResultOptions(things, threshold, self.things is None))
+        options = ResultOptions(things, threshold, self.things is None)
+        return decode(self._predictions(images), geometry, options)
+
+    def _predictions(self, images: PaddedImages) -> Any:
+        """Of the model, in float32 whatever it computes in."""
+        if self.dtype == torch.float32:
+            return self.model(images)
+        with torch.autocast(self.device.type, self.dtype):
+            predictions = self.model(images)
+        values = {field.name: getattr(predictions, field.name) for field in dataclasses.fields(predictions)}
+        narrow = {k: x for k, x in values.items() if isinstance(x, Tensor) and x.is_floating_point()}
+        return dataclasses.replace(predictions, **{k: x.float() for k, x in narrow.items()})
 
     def description(self) -> dict[str, Any]:
         """All but the weights, as plain data for a checkpoint's "detector" entry."""
@@ -109,115 +234,3 @@ class Detector:
             "image_size": self.image_size,
             "max_size": self.max_size,
         }
-
-
-def load_detector(
-    path: str | Path,
-    *,
-    model: str | None = None,
-    task: str | None = None,
-    device: torch.device | str = "cpu",
-    allow_non_finite: bool = False,
-) -> Detector:
-    """A model from a checkpoint of this package's training, or from an official one.
-
-    Args:
-        path: the file. An official one tells its sizes by its shapes, and what has no shape by its `args`.
-        model: a name of `MODELS` that the file must fit: a family, or one of its variants, which also tells
-            what an official file without `args` does not (dilation has no shape).
-        task: what to use it for; by default what it was trained for.
-        device: where to put it.
-        allow_non_finite: take weights that are NaN or infinite, too.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no checkpoint of a known family, or of another one than `model`, or the model does
-            not do the task.
-    """
-    if Path(path).suffix in OPENERS:
-        return _exported(Path(path), model, task)
-    checkpoint = open_checkpoint(path, allow_non_finite=allow_non_finite)
-    content, remarks = checkpoint.content, checkpoint.remarks
-    try:
-        if isinstance(content, Mapping) and "detector" in content:
-            detector = _described(content["detector"], checkpoint.state, model).with_task(task)
-            remarks = ()
-        else:
-            detector = _official(options_in(content), checkpoint.state, model, task)
-        load_state_dict(detector.model, checkpoint.state)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: a description that this version cannot read: {error!r}") from error
-    detector.remarks = tuple(f"{path}: {remark}" for remark in remarks)
-    detector.model.to(device).eval()
-    return detector
-
-
-def _exported(path: Path, model: str | None, task: str | None) -> Detector:
-    """A detector whose model is an exported file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    run, about = open_file(path)
-    family = about["family"]
-    if model is not None and family_of(model) != family:
-        raise ValueError(f"{path}: model: the file holds {family}; got {model!r}")
-    config = FAMILIES[family].config(**about["config"])
-    network = ExportedModel(run, family, config, about["processing"], about["size_multiple"])
-    return _around(network, about).with_task(task)
-
-
-def _around(network: nn.Module, about: Mapping[str, Any]) -> Detector:
-    """A detector from its `description`."""
-    return Detector(
-        network,
-        {int(label): (category, name) for label, (category, name) in about["categories"].items()},
-        about["image_size"],
-        about["max_size"],
-        about["family"],
-        about["task"],
-        None if about["things"] is None else frozenset(about["things"]),
-    )
-
-
-def _described(about: Mapping[str, Any], state: Mapping[str, Tensor], model: str | None) -> Detector:
-    """A detector from its `description`, whose sizes must be those of the weights."""
-    if about["family"] not in FAMILIES:
-        raise ValueError(f"family: expected one of {', '.join(FAMILIES)}; got {about['family']!r}")
-    family = FAMILIES[about["family"]]
-    config: Any = family.config(**about["config"])
-    for name, size in family.config.sizes_in(state, about["config"]).items():
-        if type(size) is int and size != getattr(config, name):
-            raise ValueError(
-                f"{name}: expected the weights' {size}; the description has {getattr(config, name)}"
-            )
-    if model is not None:
-        same = family_of(model) == about["family"]
-        if not same or (model not in FAMILIES and model_config(model).backbone != config.backbone):
-            raise ValueError(
-                f"model: the checkpoint holds {family.name} with {config.backbone}; got {model!r}"
-            )
-    return _around(family.model(config), about)
-
-
-def _official(args: Any, state: Mapping[str, Tensor], model: str | None, task: str | None) -> Detector:
-    """A detector from an official file. The class count tells its classes and task, or nobody does."""
-    name = family_in(state)
-    wanted = None if model is None else family_of(model)
-    if name is None or wanted not in (None, name):
-        expected = " or ".join(FAMILIES) if wanted is None else wanted
-        found = name or f"what looks like {describe(state)}"
-        raise ValueError(f"model: expected a checkpoint of {expected}; got {found}")
-    family = FAMILIES[name]
-    variant = None if model in (None, name) else model.removeprefix(f"{name}-")
-    config = family.official_config(state, args, variant)
-    categories, things, likely = coco_categories(config.num_classes)
-    if task is None and likely in family.tasks:
-        task = likely
-    return Detector(
-        family.model(config),
-        categories,
-        family=name,
-        task_name=check_task(name, task),
-        things=things,
-    )

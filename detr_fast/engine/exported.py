@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,6 +26,19 @@ Arrays: TypeAlias = Mapping[str, np.ndarray]
 Run: TypeAlias = Callable[[Arrays], Arrays]
 
 KEY = "detr_fast"  # of the description in a file's metadata
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How a file is run.
+
+    Args:
+        threads: CPU threads; None leaves them to the runtime.
+        dtype: what OpenVINO computes in, float32 or bfloat16.
+    """
+
+    threads: int | None = None
+    dtype: torch.dtype = torch.float32
 
 
 class ExportedModel(nn.Module):
@@ -83,23 +97,28 @@ def _channels(values: tuple[float, ...]) -> Tensor:
     return torch.tensor(values)[:, None, None]
 
 
-def open_file(path: Path) -> tuple[Run, dict[str, Any]]:
+_OPENVINO_DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16"}
+
+
+def open_file(path: Path, runtime: Runtime | None = None) -> tuple[Run, dict[str, Any]]:
     """How to run an exported file, and the description in it.
 
     Raises:
         ValueError: this package did not write it.
         ImportError: its runtime is not installed.
     """
-    run, text = OPENERS[path.suffix](path)
+    run, text = OPENERS[path.suffix](path, runtime or Runtime())
     if not text:
         raise ValueError(f"{path}: expected a file that `detr-fast export` wrote; it has no description")
     return run, json.loads(text)
 
 
-def _open_onnx(path: Path) -> tuple[Run, str | None]:
+def _open_onnx(path: Path, runtime: Runtime) -> tuple[Run, str | None]:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = runtime.threads or 0  # 0: its own choice
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     outputs = [output.name for output in session.get_outputs()]
     names = {wanted.name for wanted in session.get_inputs()}
 
@@ -110,12 +129,15 @@ def _open_onnx(path: Path) -> tuple[Run, str | None]:
     return run, session.get_modelmeta().custom_metadata_map.get(KEY)
 
 
-def _open_openvino(path: Path) -> tuple[Run, str | None]:
+def _open_openvino(path: Path, runtime: Runtime) -> tuple[Run, str | None]:
     import openvino
 
     model = openvino.Core().read_model(path)
     # bfloat16 would be its own choice on CPUs that have it
-    compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _OPENVINO_DTYPES[runtime.dtype]}
+    if runtime.threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = runtime.threads
+    compiled = openvino.compile_model(model, "CPU", settings)
     names = {wanted.any_name for wanted in compiled.inputs}
 
     def run(inputs: Arrays) -> Arrays:
@@ -125,10 +147,12 @@ def _open_openvino(path: Path) -> tuple[Run, str | None]:
     return run, model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else None
 
 
-def _open_torch(path: Path) -> tuple[Run, str | None]:
+def _open_torch(path: Path, runtime: Runtime) -> tuple[Run, str | None]:
     import detr_fast.ops  # noqa: F401 - registers the operators in the file
 
     about = {f"{KEY}.json": ""}
+    if runtime.threads is not None:
+        torch.set_num_threads(runtime.threads)
     module: Any = torch.export.load(path, extra_files=about).module()
 
     def run(inputs: Arrays) -> Arrays:
@@ -139,7 +163,7 @@ def _open_torch(path: Path) -> tuple[Run, str | None]:
     return run, about[f"{KEY}.json"]
 
 
-OPENERS: dict[str, Callable[[Path], tuple[Run, str | None]]] = {
+OPENERS: dict[str, Callable[[Path, Runtime], tuple[Run, str | None]]] = {
     ".onnx": _open_onnx,
     ".xml": _open_openvino,
     ".pt2": _open_torch,

@@ -16,8 +16,9 @@ from detr_fast.data import DataSource, ImageDataset, LargeScaleJitter
 from detr_fast.data.transforms import MAX_SIZE, SCALES
 from detr_fast.distributed import is_main
 from detr_fast.engine.config import TrainConfig
-from detr_fast.engine.detector import Detector, load_detector
+from detr_fast.engine.detector import Detector
 from detr_fast.engine.evaluate import evaluate
+from detr_fast.engine.loading import load_detector
 from detr_fast.engine.outputs import check_not_inputs
 from detr_fast.engine.train import Trainer
 from detr_fast.families import FAMILIES, check_task, family_of, model_config
