@@ -1,7 +1,19 @@
 #include "common/isa.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace detr_fast {
 namespace {
+
+#if defined(__x86_64__)
+// Conversions of float16, by a name that older compilers' __builtin_cpu_supports lacks.
+bool has_f16c() {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
 
 Isa detect() {
 #if defined(__x86_64__)
@@ -10,7 +22,8 @@ Isa detect() {
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512cd"))
         return Isa::avx512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"))
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
+        has_f16c())
         return Isa::avx2;
 #endif
     return Isa::baseline;

@@ -85,12 +85,18 @@ inline uint16_t float_to_bf16(float x) {
 inline vfloat load_fp16(const uint16_t* from) {
     vhalf half;
     std::memcpy(&half, from, sizeof half);
+#if defined(__AVX512F__)
+    return _mm512_cvtph_ps((__m256i)half);
+#elif defined(__F16C__)
+    return _mm256_cvtph_ps((__m128i)half);
+#else
     const vuint wide = __builtin_convertvector(half, vuint), magnitude = wide & 0x7fffu;
     // exponent and mantissa moved into place; a product corrects the bias and normalises subnormals
     const vfloat finite = bit_cast<vfloat>(magnitude << 13) * splat(0x1p112f);
     const vuint special = 0x7f800000u | magnitude << 13;  // infinity or NaN
     const vuint bits = magnitude >= 0x7c00u ? special : bit_cast<vuint>(finite);
     return bit_cast<vfloat>(bits | (wide & 0x8000u) << 16);
+#endif
 }
 
 inline float fp16_to_float(uint16_t half) {
@@ -170,6 +176,11 @@ inline void store_bf16(uint16_t* to, vfloat x) {
 
 // Rounds to nearest even; NaN stays NaN.
 inline void store_fp16(uint16_t* to, vfloat x) {
+#if defined(__AVX512F__)
+    const __m256i packed = _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__F16C__)
+    const __m128i packed = _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
+#else
     const vuint bits = bit_cast<vuint>(x), magnitude = bits & 0x7fffffffu;
     const vuint normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
     // adding 0.5 leaves the multiple of 2^-24 in the lowest bits
@@ -178,7 +189,14 @@ inline void store_fp16(uint16_t* to, vfloat x) {
     half = magnitude >= 0x477ff000u ? 0x7c00u + vuint{} : half;  // 65520 and above become infinite
     half = magnitude > 0x7f800000u ? 0x7e00u + vuint{} : half;
     const vhalf packed = __builtin_convertvector(half | (bits >> 16 & 0x8000u), vhalf);
+#endif
     std::memcpy(to, &packed, sizeof packed);
+}
+
+inline uint16_t float_to_fp16(float x) {
+    uint16_t halves[kLanes];
+    store_fp16(halves, splat(x));
+    return halves[0];
 }
 
 inline float sum(vfloat x) {

@@ -10,6 +10,8 @@ bool reads_nothing(const MsDeformAttnShape& s) {
     return !(s.batch && s.queries && s.heads && s.channels && s.samples && s.pixels);
 }
 
+size_t bytes_of(FloatType type) { return type == FloatType::f32 ? 4 : 2; }
+
 void zero(void* data, size_t bytes) {
     if (data && bytes) std::memset(data, 0, bytes);
 }
@@ -18,30 +20,37 @@ void zero(void* data, size_t bytes) {
 
 void ms_deform_attn_cpu_fwd(const MsDeformAttnInputs& in, int threads, void* out, bool& ok) {
     const MsDeformAttnShape& s = in.shape;
-    const bool bf16 = in.value_type == FloatType::bf16;
     if (reads_nothing(s))
-        zero(out, s.batch * s.queries * s.heads * s.channels * (bf16 ? 2 : 4));
-    else if (bf16)
-        forward(in, threads, static_cast<uint16_t*>(out), ok);
-    else
-        forward(in, threads, static_cast<float*>(out), ok);
+        return zero(out, s.batch * s.queries * s.heads * s.channels * bytes_of(in.value_type));
+    switch (in.value_type) {
+        case FloatType::f32:
+            return forward(in, threads, static_cast<float*>(out), ok);
+        case FloatType::bf16:
+            return forward(in, threads, static_cast<BFloat16*>(out), ok);
+        case FloatType::f16:
+            return forward(in, threads, static_cast<Half*>(out), ok);
+    }
 }
 
 void ms_deform_attn_cpu_bwd(const MsDeformAttnInputs& in, int threads, const MsDeformAttnCpuGradients& grad,
                             bool& ok) {
     const MsDeformAttnShape& s = in.shape;
-    const bool bf16 = in.value_type == FloatType::bf16;
     if (!grad.grad_value && !grad.grad_coordinates && !grad.grad_weights && !grad.grad_references) return;
     if (reads_nothing(s)) {
         const int64_t tokens = s.batch * s.queries, samples = tokens * s.heads * s.samples;
-        zero(grad.grad_value, s.batch * s.pixels * s.heads * s.channels * (bf16 ? 2 : 4));
+        zero(grad.grad_value, s.batch * s.pixels * s.heads * s.channels * bytes_of(in.value_type));
         zero(grad.grad_coordinates, 2 * samples * sizeof(float));
         zero(grad.grad_weights, samples * sizeof(float));
         zero(grad.grad_references, tokens * s.levels * s.reference_dims * sizeof(float));
-    } else if (bf16) {
-        backward<uint16_t>(in, threads, grad, ok);
-    } else {
-        backward<float>(in, threads, grad, ok);
+        return;
+    }
+    switch (in.value_type) {
+        case FloatType::f32:
+            return backward<float>(in, threads, grad, ok);
+        case FloatType::bf16:
+            return backward<BFloat16>(in, threads, grad, ok);
+        case FloatType::f16:
+            return backward<Half>(in, threads, grad, ok);
     }
 }
 

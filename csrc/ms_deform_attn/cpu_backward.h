@@ -154,11 +154,12 @@ inline void write_reference_parts(const MsDeformAttnShape& s, const Plan& plan, 
 // One row of grad_out as floats, zero beyond its channels; `row` itself where that is what it holds.
 inline const float* grad_row(const Work& work, const MsDeformAttnShape& s, int64_t width, const float* row) {
     if (width == s.channels) return row;
-    for (int64_t c = 0; c < s.channels; ++c) work.go[c] = row[c];
+    read_row(row, s.channels, work.go);
     return work.go;
 }
-inline const float* grad_row(const Work& work, const MsDeformAttnShape& s, int64_t, const uint16_t* row) {
-    for (int64_t c = 0; c < s.channels; ++c) work.go[c] = scalar(row + c);
+template <typename G>
+inline const float* grad_row(const Work& work, const MsDeformAttnShape& s, int64_t, const G* row) {
+    read_row(row, s.channels, work.go);
     return work.go;
 }
 
@@ -219,7 +220,7 @@ void unpack(const MsDeformAttnShape& s, int64_t heads, const float* from, int64_
     for (int64_t i = 0; i < s.pixels; ++i)
         for (int64_t h = 0; h < heads; ++h) {
             const float* row = from + (h * s.pixels + i) * stride;
-            for (int64_t c = 0; c < s.channels; ++c) assign(to + (i * s.heads + h) * s.channels + c, row[c]);
+            write_row(row, s.channels, to + (i * s.heads + h) * s.channels);
         }
 }
 

@@ -2,7 +2,7 @@
 // - direct: all heads of a query together, rows read (and gradients added) where they lie. For few samples.
 // - packed: a worker copies one head's rows into a compact float array of its own, with the gradients beside
 //   the values, sweeps all queries, and copies the gradients out. For many samples a pixel, for channels
-//   that do not fill vectors, and for gradients of bfloat16 values, which need float32 sums.
+//   that do not fill vectors, and for gradients of 16-bit values, which need float32 sums.
 // A worker owns the heads whose gradients it sums, and takes queries in order: no atomics, and the same bits
 // for any number of threads.
 #pragma once
@@ -18,13 +18,31 @@ constexpr int64_t kTurnQueries = 512;   // queries swept for one head before the
 constexpr int64_t kPackedRatio = 8;     // packed where rows gathered exceed rows copied so many times
 
 inline vfloat load_row(const float* from) { return load(from); }
-inline vfloat load_row(const uint16_t* from) { return load_bf16(from); }
+inline vfloat load_row(const BFloat16* from) { return load_bf16(&from->bits); }
+inline vfloat load_row(const Half* from) { return load_fp16(&from->bits); }
 inline void store_row(float* to, vfloat x) { store(to, x); }
-inline void store_row(uint16_t* to, vfloat x) { store_bf16(to, x); }
+inline void store_row(BFloat16* to, vfloat x) { store_bf16(&to->bits, x); }
+inline void store_row(Half* to, vfloat x) { store_fp16(&to->bits, x); }
 inline float scalar(const float* from) { return *from; }
-inline float scalar(const uint16_t* from) { return bf16_to_float(*from); }
+inline float scalar(const BFloat16* from) { return bf16_to_float(from->bits); }
+inline float scalar(const Half* from) { return fp16_to_float(from->bits); }
 inline void assign(float* to, float x) { *to = x; }
-inline void assign(uint16_t* to, float x) { *to = float_to_bf16(x); }
+inline void assign(BFloat16* to, float x) { to->bits = float_to_bf16(x); }
+inline void assign(Half* to, float x) { to->bits = float_to_fp16(x); }
+
+// Copies of rows as floats, and of floats as rows.
+template <typename T>
+inline void read_row(const T* from, int64_t channels, float* to) {
+    int64_t c = 0;
+    for (; c + kLanes <= channels; c += kLanes) store(to + c, load_row(from + c));
+    for (; c < channels; ++c) to[c] = scalar(from + c);
+}
+template <typename T>
+inline void write_row(const float* from, int64_t channels, T* to) {
+    int64_t c = 0;
+    for (; c + kLanes <= channels; c += kLanes) store_row(to + c, load(from + c));
+    for (; c < channels; ++c) assign(to + c, from[c]);
+}
 
 // The row distances of a level's window; 0 where the level has only one column or line, or no pixel.
 struct Window {
@@ -135,7 +153,7 @@ void pack(const MsDeformAttnShape& s, int64_t heads, int64_t first, int64_t last
         for (int64_t h = 0; h < heads; ++h) {
             const T* source = from + (i * s.heads + h) * s.channels;
             float* row = to + (h * s.pixels + i) * stride;
-            for (int64_t c = 0; c < s.channels; ++c) row[c] = scalar(source + c);
+            read_row(source, s.channels, row);
             for (int64_t c = s.channels; c < stride; ++c) row[c] = 0;
         }
 }

@@ -96,12 +96,12 @@ def test_cpu_refuses_a_second_derivative(rng: torch.Generator) -> None:
 @pytest.mark.parametrize(
     "name", ["typical", "many_queries", "few_queries", "odd_d3_n5", "d20", "d72", "ragged", "ragged_boxes"]
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_every_instruction_set(isa: str, name: str, dtype: torch.dtype, rng: torch.Generator) -> None:
     given = fused_inputs(GEOMETRIES[name], rng)
     given["value"] = given["value"].to(dtype)
     names = [k for k, v in given.items() if isinstance(v, Tensor)]
-    tolerance = 1e-2 if dtype == torch.bfloat16 else 5e-5
+    tolerance = {torch.float32: 5e-5, torch.bfloat16: 1e-2, torch.float16: 1.5e-3}[dtype]
 
     def run(wide: bool, backend: str) -> list[Tensor]:
         tensors = {k: given[k].double() if wide else given[k].to(torch.float32) for k in names}
@@ -114,6 +114,15 @@ def test_every_instruction_set(isa: str, name: str, dtype: torch.dtype, rng: tor
 
     for actual, expected in zip(run(False, "cpu"), run(True, "reference"), strict=True):
         assert (actual - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("weight", [1.0, 0.3])
+def test_every_16_bit_number_is_read_and_written(isa: str, dtype: torch.dtype, weight: float) -> None:
+    value = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
+    location, weights = torch.full((1, 1, 1, 1, 1, 2), 0.5), torch.full((1, 1, 1, 1, 1), weight)
+    out = ms_deform_attn(value.view(1, 1, 1, -1), ((1, 1),), location, weights, backend="cpu")
+    torch.testing.assert_close(out[0, 0], (weight * value.float()).to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
 def test_knots_have_the_right_hand_derivative(isa: str, rng: torch.Generator) -> None:

@@ -1,4 +1,4 @@
-"""The compiled CPU backend: float32 and bfloat16 in the kernel, float16 by way of float32."""
+"""The compiled CPU backend: every dtype but float64, with float32 arithmetic."""
 
 from __future__ import annotations
 
@@ -17,11 +17,9 @@ def forward(call: DeformAttn) -> Tensor:
     """As `reference.forward`."""
     value = call.value
     batch, _, heads, channels = value.shape
-    dtype = _dtype(value)
-    queries = call.coordinates.shape[1]
-    out = empty((batch, queries, heads * channels), call.value, dtype)
+    out = empty((batch, call.coordinates.shape[1], heads * channels), value)
     run(extension.extension().ms_deform_attn_cpu_fwd, *_inputs(call), out)
-    return out if dtype == value.dtype else out.to(value.dtype)
+    return out
 
 
 def backward(grad_out: Tensor, call: DeformAttn, needs: Sequence[bool]) -> list[Tensor | None]:
@@ -29,20 +27,14 @@ def backward(grad_out: Tensor, call: DeformAttn, needs: Sequence[bool]) -> list[
 
     The order of the sums is always the same, so `deterministic` changes nothing.
     """
-    dtype = _dtype(call.value)
     gradients = [
-        empty(t.shape, t, torch.float32 if t is not call.value else dtype) if need and t is not None else None
+        empty(t.shape, t, t.dtype if t is call.value else torch.float32) if need and t is not None else None
         for t, need in zip(call[:4], needs, strict=True)
     ]
     parts = None if gradients[3] is None else call.reference_parts()
     function = extension.extension().ms_deform_attn_cpu_bwd
-    run(function, *_inputs(call), cast(grad_out, dtype), *gradients, parts)
+    run(function, *_inputs(call), cast(grad_out, call.value.dtype), *gradients, parts)
     return call.in_input_dtypes(gradients)
-
-
-def _dtype(value: Tensor) -> torch.dtype:
-    """What the kernel takes value as, and returns."""
-    return torch.bfloat16 if value.dtype == torch.bfloat16 else torch.float32
 
 
 def _inputs(call: DeformAttn) -> tuple[Any, ...]:
@@ -57,7 +49,7 @@ def _inputs(call: DeformAttn) -> tuple[Any, ...]:
         heads,
         channels,
         call.reference_dims,
-        cast(value, _dtype(value)),
+        value,
         cast(coordinates, torch.float32),
         cast(weights, torch.float32),
         None if reference_points is None else cast(reference_points, torch.float32),
