@@ -23,15 +23,19 @@ from detr_fast.engine import (
     Detector,
     Interrupted,
     NonFiniteLossError,
-    PredictionError,
     TrainConfig,
     evaluate,
     load_detector,
-    predict_files,
     train_config,
 )
 from detr_fast.engine.demo import run_demo
 from detr_fast.engine.outputs import check_not_inputs
+from detr_fast.engine.prediction_run import (
+    ALL_FORMATS,
+    DEFAULT_FORMATS,
+    print_predictions,
+    run_predictions,
+)
 from detr_fast.engine.recipe import ModelChoice, evaluation_dataset, train_on_coco
 from detr_fast.export import export
 from detr_fast.extras import explain_missing
@@ -126,6 +130,11 @@ TaskName = Annotated[
 AllowNonFinite = Annotated[
     bool, typer.Option("--allow-non-finite", help="Load weights that are NaN or infinite, too.")
 ]
+Precision = Annotated[
+    str,
+    typer.Option("--dtype", help="What the network computes in: float32, bfloat16, or float16 on a GPU."),
+]
+Compile = Annotated[bool, typer.Option("--compile", help="Run the network by torch.compile.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: torch's choice.")]
 
 
@@ -304,48 +313,92 @@ def evaluate_command(
 
 @app.command()
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(help="Image files, videos, folders, patterns in quotes; - is one on standard input."),
+    ],
     checkpoint: Checkpoint,
-    output: Annotated[Path, typer.Option(help="Folder for predictions.json and overlay PNGs.")] = Path(
-        "predictions"
-    ),
+    output: Annotated[
+        Path, typer.Option(help="Folder for results. -: JSON lines on standard output, no files.")
+    ] = Path("predictions"),
+    formats: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            help=f"Of {', '.join(ALL_FORMATS)}; several with commas, or the option several times. "
+            f"predictions.jsonl is always written. Default: {','.join(DEFAULT_FORMATS)}.",
+        ),
+    ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(help="Lowest score, 0..1. Default: 0.5; of panoptic segments what the paper takes."),
     ] = None,
+    recursive: Annotated[bool, typer.Option("--recursive", help="Search folders in folders.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Leave out what OUTPUT/predictions.jsonl holds already.")
+    ] = False,
+    every: Annotated[int, typer.Option(min=1, help="Of videos, one frame of so many.")] = 1,
     attention: Annotated[
         bool, typer.Option("--attention", help="Draw where the best queries looked, into OUTPUT/attention/.")
     ] = False,
+    coco_annotations: Annotated[
+        Path | None, typer.Option(help="COCO file whose image ids --format coco takes, by file name.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images that run together.")] = 1,
+    num_workers: Annotated[int, typer.Option(min=1, help="Threads that read images and draw.")] = 2,
     model: Model = None,
     task: TaskName = None,
     device: Device = TrainConfig.device,
+    dtype: Precision = "float32",
+    compile_model: Compile = False,
     allow_non_finite: AllowNonFinite = False,
     threads: Threads = None,
 ) -> None:
-    """Find objects or segments in images; write JSON and pictures with them drawn."""
-    _set_threads(threads)
-    detector = load_detector(
-        checkpoint, model=model, task=task, device=device, allow_non_finite=allow_non_finite
-    )
-    _echo_remarks(detector)
-    records: list[Any] = []
-    failures: tuple[tuple[str, str], ...] = ()
-    try:
-        for record in predict_files(detector, images, threshold, output, attention=attention):
-            records.append(record)
-            found = ", ".join(
-                f"{r['name']} {r['score']:.2f}" if "score" in r else r["name"]
-                for r in record[detector.task.records_key]
+    """Find objects or segments in images and videos. Start it with torchrun for several processes."""
+
+    def load() -> Detector:
+        detector = load_detector(
+            checkpoint,
+            model=model,
+            task=task,
+            device=device,
+            dtype=dtype,
+            threads=threads,
+            compile=compile_model,
+            allow_non_finite=allow_non_finite,
+        )
+        _echo_remarks(detector)
+        return detector
+
+    options: dict[str, Any] = {
+        "threshold": threshold,
+        "recursive": recursive,
+        "every": every,
+        "batch_size": batch_size,
+        "workers": num_workers,
+    }
+    wanted = [name.strip() for entry in formats or [] for name in entry.split(",")]
+    if str(output) == "-":
+        if set(wanted) - {"jsonl"} or attention or resume:
+            raise ValueError("output: standard output takes JSON lines alone; expected a folder")
+        failures = print_predictions(load(), images, **options)
+    else:
+        try:
+            failures = run_predictions(
+                load,
+                images,
+                output.expanduser(),
+                formats=wanted or DEFAULT_FORMATS,
+                settings={"checkpoint": str(checkpoint.expanduser().resolve()), "every": every},
+                resume=resume,
+                attention=attention,
+                coco_annotations=coco_annotations,
+                **options,
             )
-            typer.echo(f"{record['file']}: {found or 'nothing found'}")
-    except PredictionError as error:
-        failures = error.failures
-    _write_json(output / "predictions.json", records)
-    typer.echo(f"written: {output}")
-    for _, why in failures:
-        typer.echo(f"error: {why}", err=True)
+        except KeyboardInterrupt:
+            typer.echo(f"stopped; the same command with --resume goes on in {output}", err=True)
+            raise typer.Exit(130) from None
     if failures:
-        typer.echo(f"{len(failures)} of {len(images)} files could not be used", err=True)
         raise typer.Exit(1)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -19,14 +20,19 @@ T = TypeVar("T")
 
 
 @contextmanager
-def process_group(device: torch.device) -> Iterator[None]:
-    """Joins torchrun's processes for the time of a block; does nothing without torchrun."""
+def process_group(device: torch.device, timeout: timedelta | None = None) -> Iterator[None]:
+    """Joins torchrun's processes for the time of a block; does nothing without torchrun.
+
+    Args:
+        device: what they talk about.
+        timeout: how long one waits for the others; by default torch's half hour.
+    """
     if "WORLD_SIZE" not in os.environ or dist.is_initialized():
         yield
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,10 @@ class ImageError(ValueError):
     """An image file that exists but cannot be used; the message names the file and what is wrong."""
 
 
+class TooManyPixelsError(ImageError):
+    """An image that is larger than allowed."""
+
+
 def load_image(path: str | Path, *, exif_transpose: bool = False) -> Image.Image:
     """Reads a file that Pillow knows (JPEG, PNG, TIFF, WebP, ...) as an 8-bit RGB image.
 
@@ -46,6 +51,31 @@ def load_image(path: str | Path, *, exif_transpose: bool = False) -> Image.Image
     """
     with _opened(path) as image:
         return to_rgb(_turned(image, _orientation(image)) if exif_transpose else image)
+
+
+def decode_image(content: bytes, name: str, *, max_pixels: int | None = None) -> Image.Image:
+    """The bytes of an image file as an 8-bit RGB image, turned upright as its EXIF orientation says.
+
+    Args:
+        content: of the file.
+        name: what errors call it.
+        max_pixels: larger images are refused before they are decoded.
+
+    Raises:
+        TooManyPixelsError: more than `max_pixels`.
+        ImageError: as for `load_image`.
+    """
+    with _explained(name):
+        if not content:
+            raise ValueError("the file is empty")
+        with Image.open(io.BytesIO(content)) as image:
+            _refuse_programs(image)
+            if max_pixels is not None and image.width * image.height > max_pixels:
+                raise TooManyPixelsError(
+                    f"expected at most {max_pixels} pixels; got {image.width} x {image.height}"
+                )
+            image.load()
+            return to_rgb(_turned(image, _orientation(image)))
 
 
 def load_image_of_size(path: str | Path, size: Size, *, upright: bool) -> Image.Image:
@@ -121,29 +151,42 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
 
 @contextmanager
 def _opened(path: str | Path, *, decode: bool = True) -> Iterator[Image.Image]:
-    """The image; whatever is wrong with it, and a ValueError of the body, becomes an ImageError."""
+    """The image of a file, see `_explained`."""
     path = Path(path)
-    try:
+    with _explained(path):
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such image file")
         if path.stat().st_size == 0:
             raise ValueError("the file is empty")
         with Image.open(path) as image:
-            if image.format == "EPS":  # Pillow would run it
-                raise ValueError("PostScript is a program, not a picture")
+            _refuse_programs(image)
             if decode:
                 image.load()
             yield image
+
+
+def _refuse_programs(image: Image.Image) -> None:
+    if image.format == "EPS":  # Pillow would run it
+        raise ValueError("PostScript is a program, not a picture")
+
+
+@contextmanager
+def _explained(name: object) -> Iterator[None]:
+    """Whatever is wrong with an image, and a ValueError of the body, becomes an ImageError."""
+    try:
+        yield
     except (FileNotFoundError, PermissionError):
         raise
+    except TooManyPixelsError as error:
+        raise TooManyPixelsError(f"{name}: {error}") from None
     except UnidentifiedImageError:
-        raise ImageError(f"{path}: not an image in a format that Pillow reads") from None
+        raise ImageError(f"{name}: not an image in a format that Pillow reads") from None
     except MemoryError:
-        raise ImageError(f"{path}: needs more memory than there is") from None
+        raise ImageError(f"{name}: needs more memory than there is") from None
     except (ValueError, OSError) as error:
-        raise ImageError(f"{path}: {error}") from error
+        raise ImageError(f"{name}: {error}") from error
     except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
-        raise ImageError(f"{path}: {type(error).__name__}: {error}") from error
+        raise ImageError(f"{name}: {type(error).__name__}: {error}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

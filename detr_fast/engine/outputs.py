@@ -6,35 +6,44 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
-def distinct_stems(files: Sequence[Path]) -> list[str]:
-    """The files' stems, and `<stem>_2` ... where several have the same one, or `A` and `a`."""
+def distinct_names(stems: Iterable[str]) -> list[str]:
+    """The stems, and `<stem>_2` ... where several are the same, or `A` and `a`."""
     names: list[str] = []
     taken: set[str] = set()
-    for file in files:
-        name, count = file.stem, 1
+    for stem in stems:
+        name, count = stem, 1
         while name.casefold() in taken:
             count += 1
-            name = f"{file.stem}_{count}"
+            name = f"{stem}_{count}"
         names.append(name)
         taken.add(name.casefold())
     return names
 
 
-def check_not_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+def check_not_inputs(outputs: Iterable[Path], inputs: Sequence[Path]) -> None:
     """ValueError for an output that is one of the inputs, by whatever name, symbolic or hard link."""
-    read = {identity: path for path in inputs for identity in _identities(path)}
-    for path in outputs:
-        for identity in _identities(path):
-            if identity in read:
-                raise ValueError(
-                    f"output: {path} would be written over the input {read[identity]}; choose another place"
-                )
+    awaited = {path.resolve(): path for path in inputs if not path.exists()}
+    present: dict[object, Path] = {}
+    for output in outputs:
+        if (identity := _identity(output)) is not None:
+            present[identity] = output
+        elif awaited and (path := awaited.get(output.resolve())) is not None:
+            raise _collision(output, path)
+    if not present:
+        return
+    for path in inputs:
+        if (hit := present.get(_identity(path))) is not None:
+            raise _collision(hit, path)
 
 
-def _identities(path: Path) -> list[object]:
-    """The file that a path leads to, or would lead to."""
+def _identity(path: Path) -> tuple[int, int] | None:
+    """The file that a path leads to; None where there is none."""
     try:
         found = path.stat()
     except OSError:
-        return [path.resolve()]
-    return [path.resolve(), (found.st_dev, found.st_ino)]
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _collision(output: Path, path: Path) -> ValueError:
+    return ValueError(f"output: {output} would be written over the input {path}; choose another place")

@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 
+def say(line: str, *, error: bool = False) -> None:
+    """Writes a line without tearing a bar."""
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stderr if error else sys.stdout)
+
+
 def progress(*args: Any, **options: Any) -> tqdm:
     """A tqdm bar of rank 0; redrawn four times a second on a terminal, every ten seconds elsewhere."""
     from tqdm import tqdm

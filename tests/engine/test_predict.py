@@ -30,7 +30,8 @@ class Fixed(nn.Module):
             [[0.0, 0.8, 0.1, 0.0, 0.1], [0.0, 0.0, 0.0, 0.9, 0.1], [0.0, 0.1, 0.6, 0.0, 0.3]]
         )
         boxes = torch.tensor([[0.25, 0.5, 0.5, 1.0], [0.5, 0.5, 0.1, 0.1], [0.9, 0.9, 0.4, 0.4]])
-        return Predictions(scores.clamp(min=1e-9).log()[None, None], boxes[None, None])
+        logits = scores.clamp(min=1e-9).log().expand(1, len(images), -1, -1)
+        return Predictions(logits, boxes.expand(1, len(images), -1, -1))
 
 
 @pytest.fixture
