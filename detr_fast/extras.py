@@ -1,10 +1,12 @@
-"""The packages of extras, which data, training, the command line and exports need and operators do not."""
+"""The packages of extras, which data, training, the command line, exports and servers need and operators do not."""
 
 from __future__ import annotations
 
 EXTRAS = {
     "train": {"PIL", "matplotlib", "pycocotools", "scipy", "tensorboard", "tqdm", "typer", "yaml"},
     "export": {"onnx", "onnxruntime", "onnxscript", "openvino"},
+    "video": {"av"},
+    "serve": {"starlette", "uvicorn", "python_multipart", "prometheus_client"},
 }
 
 

@@ -78,7 +78,7 @@ def test_module_and_version() -> None:
 
 @pytest.mark.parametrize("extra", EXTRAS)
 def test_an_extra_brings_the_modules_that_are_said_to_be_of_it(extra: str) -> None:
-    listed = (ROOT / "pyproject.toml").read_text().split(f"\n{extra} = [")[1].split("\n]")[0]
+    listed = (ROOT / "pyproject.toml").read_text().split(f"\n{extra} = [")[1].split("]\n")[0]
     providers = packages_distributions()
-    named = set(re.findall(r'"([a-z]+)[>"]', listed))
+    named = set(re.findall(r'"([a-z_-]+)[>"]', listed))
     assert {providers[module][0].lower() for module in EXTRAS[extra]} == named
