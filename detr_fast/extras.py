@@ -1,4 +1,4 @@
-"""The packages of extras, which data, training, the command line, exports and servers need and operators do not."""
+"""The packages of extras, which operators and models do without: of data, training, commands, exports, servers."""
 
 from __future__ import annotations
 
