@@ -1,4 +1,4 @@
-"""The packages of extras, which operators and models do without: of data, training, commands, exports, servers."""
+"""The packages of extras, which operators and models do without: of data, training, commands, exports."""
 
 from __future__ import annotations
 
