@@ -24,8 +24,8 @@ from detr_fast.engine import (
     Interrupted,
     NonFiniteLossError,
     TrainConfig,
-    evaluate,
     load_detector,
+    predicted,
     train_config,
 )
 from detr_fast.engine.demo import run_demo
@@ -37,9 +37,12 @@ from detr_fast.engine.prediction_run import (
     run_predictions,
 )
 from detr_fast.engine.recipe import ModelChoice, evaluation_dataset, train_on_coco
+from detr_fast.engine.scores_report import write_scores_report
 from detr_fast.export import export
 from detr_fast.extras import explain_missing
+from detr_fast.metrics import Evaluator
 from detr_fast.ops import BackendUnavailable
+from detr_fast.tasks.detection import BoxScorer
 
 # What a person can cause and mend; anything else is a defect and keeps its traceback.
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, BackendUnavailable, NonFiniteLossError)
@@ -282,6 +285,17 @@ def evaluate_command(
     amp: Amp = False,
     device: Device = TrainConfig.device,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here too.")] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Folder for a table of classes, precision-recall curves and confusions."),
+    ] = None,
+    save_predictions: Annotated[
+        Path | None, typer.Option(help="File for all detections in COCO's result format.")
+    ] = None,
+    evaluator: Annotated[
+        Evaluator,
+        typer.Option(help="Who counts boxes and masks; auto: the faster one that is installed."),
+    ] = "auto",
     allow_non_finite: AllowNonFinite = False,
     threads: Threads = None,
 ) -> None:
@@ -290,25 +304,37 @@ def evaluate_command(
     source = DataSource(**{field.name: given[field.name] for field in dataclasses.fields(DataSource)})
     _set_threads(threads)
     where = pick_device(device)
-    if json_file is not None:
-        inputs = [path for path in (checkpoint, source.train_json, source.val_json) if path is not None]
-        if source.root is not None and source.root.resolve() in json_file.resolve().parents:
-            inputs += [json_file] * json_file.exists()  # what lies in a data set is a part of it
-        check_not_inputs([json_file], inputs)
+    files = [path for path in (json_file, save_predictions) if path is not None]
+    inputs = [path for path in (checkpoint, source.train_json, source.val_json) if path is not None]
+    if source.root is not None:  # what lies in a data set is a part of it
+        inputs += [
+            path for path in files if source.root.resolve() in path.resolve().parents and path.exists()
+        ]
+    check_not_inputs(files, inputs)
     with process_group(where):
         detector = load_detector(
             checkpoint, model=model, task=task, device=device, allow_non_finite=allow_non_finite
         )
         _echo_remarks(detector)
+        if save_predictions is not None and detector.task_name not in ("detection", "instance"):
+            raise ValueError(
+                f"save_predictions: expected detection or instance; the task is {detector.task_name}"
+            )
         dataset = evaluation_dataset(detector, source, split, image_size)
         if is_main():
             for remark in dataset.remarks:
                 typer.echo(f"{split}: {remark}", err=True)
-        metrics = evaluate(detector, dataset, batch_size=batch_size, num_workers=num_workers, amp=amp)
+        scorer = predicted(detector, dataset, batch_size, num_workers, amp)
+        scores = scorer.scores(evaluator) if isinstance(scorer, BoxScorer) else scorer.scores()
         if is_main():
-            typer.echo(detector.task.format(metrics))
+            typer.echo(detector.task.format(scores.metrics))
             if json_file is not None:
-                _write_json(json_file, metrics)
+                _write_json(json_file, scores.metrics)
+            if save_predictions is not None:
+                _write_json(save_predictions, scores.detections)
+            if report is not None:
+                write_scores_report(scores, detector.task, report)
+                typer.echo(f"written: {report}")
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 EXTRAS = {
-    "train": {"PIL", "matplotlib", "pycocotools", "scipy", "tensorboard", "tqdm", "typer", "yaml"},
+    "train": {"PIL", "hotcoco", "matplotlib", "pycocotools", "scipy", "tensorboard", "tqdm", "typer", "yaml"},
     "export": {"onnx", "onnxruntime", "onnxscript", "openvino"},
     "video": {"av"},
     "serve": {"starlette", "uvicorn", "python_multipart", "prometheus_client"},

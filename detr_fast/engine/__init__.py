@@ -2,7 +2,7 @@
 
 from detr_fast.engine.config import TrainConfig, train_config
 from detr_fast.engine.detector import Detector
-from detr_fast.engine.evaluate import evaluate
+from detr_fast.engine.evaluate import evaluate, predicted
 from detr_fast.engine.loading import load_detector
 from detr_fast.engine.predict import PredictionError, detect, overlay, predict_files, predict_image
 from detr_fast.engine.recipe import dataset_detector
@@ -46,5 +46,6 @@ __all__ = [
     "overlay",
     "predict_files",
     "predict_image",
+    "predicted",
     "train_config",
 ]

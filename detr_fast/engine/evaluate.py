@@ -9,9 +9,9 @@ from detr_fast.distributed import rank, world_size
 from detr_fast.engine.detector import Detector
 from detr_fast.engine.progress import progress
 from detr_fast.families.results import Geometry
+from detr_fast.tasks import Scorer
 
 
-@torch.no_grad()
 def evaluate(
     detector: Detector, dataset: ImageDataset, *, batch_size: int = 2, num_workers: int = 0, amp: bool = False
 ) -> dict[str, float]:
@@ -31,6 +31,14 @@ def evaluate(
         -1 where there is no ground truth of that size, and 0 where there is but nothing was predicted.
         Panoptic: PQ, SQ, RQ and the same of things and stuff. Semantic: mIoU and accuracies.
     """
+    return predicted(detector, dataset, batch_size, num_workers, amp).scores().metrics
+
+
+@torch.no_grad()
+def predicted(
+    detector: Detector, dataset: ImageDataset, batch_size: int, num_workers: int, amp: bool
+) -> Scorer:
+    """The task's scorer with the results of this rank's images; arguments as of `evaluate`."""
     loader = build_loader(
         dataset,
         batch_size,
@@ -51,4 +59,4 @@ def evaluate(
         for target, result in zip(targets, results, strict=True):
             scorer.add(position[int(target["image_id"])], result)
     detector.model.train(training)
-    return scorer.metrics()
+    return scorer

@@ -1,4 +1,4 @@
-"""COCO's twelve numbers of boxes or masks, as pycocotools counts them."""
+"""COCO's numbers of boxes or masks, as pycocotools counts them; hotcoco counts the same faster."""
 
 from __future__ import annotations
 
@@ -6,19 +6,25 @@ import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from types import SimpleNamespace
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pycocotools import mask as rle
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 from detr_fast.data.coco_json import ImageId, as_int, find_image, short
 from detr_fast.data.instances import Instances, read_instances
 from detr_fast.data.packed_masks import PackedMasks
+
+Kind: TypeAlias = Literal["bbox", "segm"]
+Evaluator: TypeAlias = Literal["auto", "hotcoco", "pycocotools"]
 
 # The order of COCOeval.stats: name, the words of COCO's table (metric, IoU, area, detections an image).
 _NUMBERS = {
@@ -71,11 +77,41 @@ def encode_mask(mask: Tensor) -> dict[str, Any]:
     return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
 
 
+@dataclass(frozen=True)
+class CocoEvaluation:
+    """What COCO's protocol says of detections.
+
+    Attributes:
+        metrics: the twelve numbers, as `coco_metrics` returns them.
+        categories: id and name of each category, in the order of what follows.
+        precision: [10, 101, K] at the IoUs 0.5, 0.55, ... 0.95 and the recalls 0, 0.01, ... 1, of objects of
+            any area and 100 detections an image; -1 where a category has no ground truth.
+        confusion: [K + 1, K + 1] objects by category (rows) and category of the detection that found them
+            (columns) at an IoU and from a score of 0.5 on, the last row of detections that found nothing and
+            the last column of objects that were not found; None without hotcoco.
+    """
+
+    metrics: dict[str, float]
+    categories: dict[int, str]
+    precision: NDArray[np.float64]
+    confusion: NDArray[np.int64] | None
+
+    def by_category(self) -> dict[int, tuple[float, float]]:
+        """AP and AP50 of each category that has ground truth."""
+        curves = zip(self.categories, np.moveaxis(self.precision, -1, 0), strict=True)
+        return {
+            category: (float(precision.mean()), float(precision[0].mean()))
+            for category, precision in curves
+            if precision[0, 0] > -1
+        }
+
+
 def coco_metrics(
     annotations: str | Path | Instances,
     detections: Iterable[Mapping[str, Any]],
     image_ids: Iterable[ImageId] | None = None,
-    kind: Literal["bbox", "segm"] = "bbox",
+    kind: Kind = "bbox",
+    evaluator: Evaluator = "auto",
 ) -> dict[str, float]:
     """The twelve numbers of detections in COCO's result format, on all images of the file or some.
 
@@ -88,6 +124,8 @@ def coco_metrics(
         image_ids: by default all.
         kind: "bbox" compares the boxes, "segm" the masks (`segmentation`: run lengths or polygons). Small,
             medium and large detections are told apart by the area of what is compared.
+        evaluator: who counts: "hotcoco", which is many times faster, "pycocotools", or "auto": the first that
+            is installed. Both give the same numbers.
 
     Returns:
         AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm and ARl. A number is -1 where there is
@@ -97,10 +135,23 @@ def coco_metrics(
         FileNotFoundError: there is no such file.
         ValueError: the file is not usable; a detection lacks something, is not finite, or has an image or a
             category that is not in the file.
+        ModuleNotFoundError: the evaluator is not installed.
     """
+    return coco_evaluation(annotations, detections, image_ids, kind, evaluator).metrics
+
+
+def coco_evaluation(
+    annotations: str | Path | Instances,
+    detections: Iterable[Mapping[str, Any]],
+    image_ids: Iterable[ImageId] | None = None,
+    kind: Kind = "bbox",
+    evaluator: Evaluator = "auto",
+) -> CocoEvaluation:
+    """As `coco_metrics`, with what stands behind the numbers: curves and confusions of categories."""
     key = {"bbox": "bbox", "segm": "segmentation"}.get(kind)
     if key is None:
         raise ValueError(f"kind: expected 'bbox' or 'segm'; got {kind!r}")
+    library = _library(evaluator)
     detections = list(detections)
     for i, detection in enumerate(detections):
         if missing := [name for name in ("image_id", "category_id", "score", key) if name not in detection]:
@@ -112,28 +163,50 @@ def coco_metrics(
         annotations = read_instances(annotations, segmentations=kind == "segm")
     if kind == "segm" and annotations.masks is None:
         raise ValueError("annotations: expected instances with segmentations for kind='segm'")
+    categories = annotations.categories
     positions = annotations.images.positions()
     # pycocotools prints its progress, and its loadRes fails where nothing was detected.
     with redirect_stdout(io.StringIO()):
-        truth, found = COCO(), COCO()
+        truth, found = library.COCO(), library.COCO()
         sizes = enumerate(annotations.images.sizes)
         images = [{"id": position, "width": width, "height": height} for position, (width, height) in sizes]
         truth_rows, found_rows = _truth(annotations, kind), _found(annotations, detections, kind)
         for side, rows in ((truth, truth_rows), (found, found_rows)):
             side.dataset = {
                 "images": images,
-                "categories": [{"id": category} for category in annotations.categories],
+                "categories": [{"id": category, "name": name} for category, name in categories.items()],
                 # From 1 on: pycocotools takes the id 0 for no match.
                 "annotations": [{**row, "id": i} for i, row in enumerate(rows, start=1)],
             }
             side.createIndex()
-        evaluation = COCOeval(truth, found, kind)
+        evaluation = library.COCOeval(truth, found, kind)
         if image_ids is not None:
             evaluation.params.imgIds = sorted({_position(positions, i, "image_ids") for i in image_ids})
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return dict(zip(_NUMBERS, map(float, evaluation.stats), strict=True))
+    confusion = None
+    if hasattr(evaluation, "confusion_matrix"):
+        confusion = evaluation.confusion_matrix(iou_thr=0.5, min_score=0.5)["matrix"].astype(np.int64)
+    return CocoEvaluation(
+        dict(zip(_NUMBERS, map(float, evaluation.stats), strict=True)),
+        categories,
+        np.asarray(evaluation.eval["precision"])[..., 0, -1],
+        confusion,
+    )
+
+
+def _library(evaluator: Evaluator) -> Any:
+    """What has COCO and COCOeval."""
+    if evaluator not in get_args(Evaluator):
+        raise ValueError(f"evaluator: expected one of {', '.join(get_args(Evaluator))}; got {evaluator!r}")
+    if evaluator == "auto":
+        evaluator = "hotcoco" if find_spec("hotcoco") else "pycocotools"
+    if evaluator == "hotcoco":
+        return import_module("hotcoco")
+    return SimpleNamespace(
+        COCO=import_module("pycocotools.coco").COCO, COCOeval=import_module("pycocotools.cocoeval").COCOeval
+    )
 
 
 def _truth(data: Instances, kind: str) -> Iterator[dict[str, Any]]:

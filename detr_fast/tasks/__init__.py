@@ -2,6 +2,6 @@
 
 from detr_fast.tasks.datasets import build_dataset
 from detr_fast.tasks.table import TASKS
-from detr_fast.tasks.task import Categories, Record, Scorer, Task
+from detr_fast.tasks.task import Categories, Record, Scorer, Scores, Task
 
-__all__ = ["TASKS", "Categories", "Record", "Scorer", "Task", "build_dataset"]
+__all__ = ["TASKS", "Categories", "Record", "Scorer", "Scores", "Task", "build_dataset"]

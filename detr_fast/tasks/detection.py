@@ -15,8 +15,8 @@ from detr_fast.data.dataset import Transform
 from detr_fast.data.layouts import Split
 from detr_fast.distributed import gather
 from detr_fast.drawing.boxes import draw_detections
-from detr_fast.metrics import coco_detections, coco_metrics, format_metrics
-from detr_fast.tasks.task import Categories, Record, match_labels
+from detr_fast.metrics import Evaluator, coco_detections, coco_evaluation, format_metrics
+from detr_fast.tasks.task import Categories, Record, Scores, match_labels, unique_names
 
 
 class Detection:
@@ -82,9 +82,20 @@ class BoxScorer:
     def add(self, index: int, result: Mapping[str, Any]) -> None:
         self.detections += coco_detections(self.instances.images.ids[index], result, self.label_to_category)
 
-    def metrics(self) -> dict[str, float]:
+    def scores(self, evaluator: Evaluator = "auto") -> Scores:
         detections = list(chain.from_iterable(gather(self.detections)))
-        return coco_metrics(self.instances, detections, kind=self.kind)
+        found = coco_evaluation(self.instances, detections, kind=self.kind, evaluator=evaluator)
+        names = unique_names(found.categories)
+        classes = {names[i]: {"AP": ap, "AP50": ap50} for i, (ap, ap50) in found.by_category().items()}
+        with_truth = found.precision[..., found.precision[0, 0] > -1]
+        curves = {}
+        if with_truth.size:
+            curves = {
+                "IoU 0.5": with_truth[0].mean(-1),
+                "IoU 0.75": with_truth[5].mean(-1),
+                "IoU 0.5 to 0.95": with_truth.mean((0, -1)),
+            }
+        return Scores(found.metrics, classes, curves, found.confusion, tuple(names.values()), detections)
 
 
 def best_named(result: Mapping[str, Any], categories: Categories, threshold: float) -> dict[str, Any]:

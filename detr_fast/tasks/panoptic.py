@@ -15,7 +15,7 @@ from detr_fast.data.layouts import Split
 from detr_fast.distributed import gather
 from detr_fast.drawing.masks import draw_panoptic
 from detr_fast.metrics import PanopticQuality
-from detr_fast.tasks.task import Categories, Record, match_labels
+from detr_fast.tasks.task import Categories, Record, Scores, match_labels, unique_names
 
 
 class Panoptic:
@@ -99,8 +99,9 @@ class PanopticScorer:
         ]
         self.quality.update(result["segmentation"], segments, *self.dataset.panoptic_truth(index))
 
-    def metrics(self) -> dict[str, float]:
+    def scores(self) -> Scores:
         first, *others = gather(self.quality)
         for other in others:
             first.merge(other)
-        return first.result()
+        names = unique_names(self.dataset.category_names)
+        return Scores(first.result(), {names[label]: quality for label, quality in first.per_class().items()})

@@ -16,7 +16,7 @@ from detr_fast.data.layouts import Split
 from detr_fast.distributed import gather
 from detr_fast.drawing.masks import draw_semantic
 from detr_fast.metrics import MeanIoU
-from detr_fast.tasks.task import Categories, Record, match_labels
+from detr_fast.tasks.task import Categories, Record, Scores, match_labels, unique_names
 
 
 class Semantic:
@@ -86,8 +86,13 @@ class SemanticScorer:
         predicted = self.table[result["labels"].cpu().clamp(max=len(self.table) - 1)]
         self.iou.update(predicted, self.dataset.semantic_map(index))
 
-    def metrics(self) -> dict[str, float]:
+    def scores(self) -> Scores:
         first, *others = gather(self.iou)
         for other in others:
             first.merge(other)
-        return first.result()
+        names = unique_names(self.dataset.category_names)
+        classes = {names[label]: {"IoU": iou} for label, iou in first.per_class().items()}
+        labels = sorted(names)
+        confusion = np.zeros((len(labels) + 1,) * 2, np.int64)
+        confusion[:-1] = first.confusion.numpy()[np.ix_(labels, [*labels, -1])]
+        return Scores(first.result(), classes, {}, confusion, tuple(names[label] for label in labels))

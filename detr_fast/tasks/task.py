@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from detr_fast.data import DataSource, ImageDataset
@@ -21,14 +24,36 @@ Record: TypeAlias = dict[str, Any]
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Scores:
+    """What a model scores on a data set, and what stands behind it.
+
+    Attributes:
+        metrics: the task's numbers.
+        classes: those of each class, by its name, that occurs.
+        curves: precision at the recalls 0, 0.01, ... 1 by title, where the task has such.
+        confusion: [K + 1, K + 1] counts, true class (rows) by predicted class, the last row and column
+            "none"; None where nobody counted.
+        confused: names of the first K rows.
+        detections: in COCO's result format, where the task has such.
+    """
+
+    metrics: dict[str, float]
+    classes: dict[str, dict[str, float]]
+    curves: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    confusion: NDArray[np.int64] | None = None
+    confused: tuple[str, ...] = ()
+    detections: list[dict[str, Any]] | None = None
+
+
 class Scorer(Protocol):
     """Collects the results of one rank's images."""
 
     def add(self, index: int, result: Mapping[str, Any]) -> None:
         """Takes the result of the data set's image at `index`, at its original size."""
 
-    def metrics(self) -> dict[str, float]:
-        """The numbers of all ranks' images; to be called on every rank."""
+    def scores(self) -> Scores:
+        """Of all ranks' images; to be called on every rank."""
 
 
 class Task(Protocol):
@@ -75,6 +100,12 @@ class Task(Protocol):
 
         `queries`, `labels`, `captions` and `boxes_xyxy` or `masks`; ValueError where results mix all queries.
         """
+
+
+def unique_names(names: Mapping[int, str]) -> dict[int, str]:
+    """Names as they are, with the id where several share one or a name is empty."""
+    counts = Counter(names.values())
+    return {i: name if name and counts[name] == 1 else f"{name} ({i})".strip() for i, name in names.items()}
 
 
 def match_labels(dataset: ImageDataset, categories: Categories) -> dict[int, int]:

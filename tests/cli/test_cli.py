@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from detr_fast import bench, cli
 from detr_fast.engine import FAMILIES, Trainer
 from detr_fast.engine.logs import read_log
+from detr_fast.metrics import coco_metrics
 from detr_fast.ops import OPERATORS
 from tests.cli.running import ok, refused, run
 from tests.engine.tiny import SIZE, write_data
@@ -58,6 +59,13 @@ def test_eval_prints_twelve_numbers(data: Path, trained: Path, tmp_path: Path) -
     )
     assert len(text.strip().splitlines()) == 12
     assert len(json.loads(numbers.read_text())) == 12
+
+    found = tmp_path / "found.json"
+    evaluate = ["eval", "--checkpoint", trained / "best.pt", "--data", data, "--num-workers", 0]
+    assert ok(*evaluate, "--evaluator", "pycocotools", "--save-predictions", found) == text
+    annotations = data / "annotations" / "instances_val2017.json"
+    assert coco_metrics(annotations, json.loads(found.read_text())) == json.loads(numbers.read_text())
+    assert "would be written over the input" in refused(*evaluate, "--save-predictions", trained / "best.pt")
 
 
 def test_predict_writes_json_and_overlays(data: Path, trained: Path, tmp_path: Path) -> None:

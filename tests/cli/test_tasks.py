@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,10 +54,17 @@ def test_a_run_is_evaluated_and_predicts(
     run = runs[family, task]
     best = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
     numbers = tmp_path / "numbers.json"
-    ok("eval", "--checkpoint", run / "last.pt", "--data", data, "--json", numbers, "--num-workers", 0)
+    outputs = ["--json", numbers, "--report", tmp_path / "report"]
+    ok("eval", "--checkpoint", run / "last.pt", "--data", data, "--num-workers", 0, *outputs)
     metrics = json.loads(numbers.read_text())
     assert len(metrics) == NUMBERS[task]
     assert metrics == pytest.approx({name: best[name] for name in metrics})
+
+    table = (tmp_path / "report" / "scores.md").read_text()
+    assert "| class |" in table
+    for picture in re.findall(r"\]\((.*?)\)", table):
+        assert Image.open(tmp_path / "report" / picture).width > 300
+    assert ("confusion.png" in table) == (task == "semantic" or (tmp_path / "report/confusion.png").exists())
 
     images = sorted((data / "val2017").iterdir())[:2]
     predict = ["predict", *images, "--checkpoint", run / "last.pt", "--output", tmp_path, "--threshold", 0]

@@ -79,7 +79,7 @@ def test_perfect_detections_of_renumbered_categories_score_one(
     boxes = torch.tensor([[i, i, i + 9, i + 9] for i in (0, 1, 2, 0)])
     # The last is of a class that the data does not have.
     scorer.add(0, {"labels": torch.tensor([2, 0, 2, 1]), "scores": torch.ones(4), "boxes": boxes})
-    assert scorer.metrics()["AP"] == pytest.approx(1.0)
+    assert scorer.scores().metrics["AP"] == pytest.approx(1.0)
 
 
 def test_perfect_segments_of_renumbered_categories_score_one(tmp_path: Path) -> None:
@@ -95,16 +95,16 @@ def test_perfect_segments_of_renumbered_categories_score_one(tmp_path: Path) -> 
     scorer = TASKS["panoptic"].scorer(images, MODEL)
     segments = [{"id": 1, "label": 2}, {"id": 2, "label": 0}]
     scorer.add(0, {"segmentation": torch.from_numpy(np.where(ids == 7, 1, 2)), "segments": segments})
-    assert scorer.metrics()["PQ"] == 1
+    assert scorer.scores().metrics["PQ"] == 1
 
     semantic = TASKS["semantic"].scorer(images, MODEL)
     predicted = torch.from_numpy(np.where(ids == 7, 2, 0))
     semantic.add(0, {"labels": predicted})
-    assert semantic.metrics()["mIoU"] == 1
+    assert semantic.scores().metrics["mIoU"] == 1
     predicted[0, 0] = 1  # a class that the data does not have
     wrong = TASKS["semantic"].scorer(images, MODEL)
     wrong.add(0, {"labels": predicted})
-    assert wrong.metrics() == pytest.approx(
+    assert wrong.scores().metrics == pytest.approx(
         {"mIoU": 47 / 48, "mACC": 47 / 48, "pACC": 47 / 48, "fwIoU": 47 / 48}
     )
 
@@ -118,4 +118,4 @@ def test_label_maps_of_reordered_classes(tmp_path: Path) -> None:
     maps = SemanticMaps(tmp_path / "images", tmp_path / "maps", ["bus", "car"])
     scorer = TASKS["semantic"].scorer(maps, {k: (k, name) for k, (_, name) in MODEL.items()})
     scorer.add(0, {"labels": torch.tensor([[2, 0], [0, 99]])})
-    assert scorer.metrics()["mIoU"] == 1
+    assert scorer.scores().metrics["mIoU"] == 1
