@@ -38,7 +38,7 @@ from detr_fast.engine.prediction_run import (
 )
 from detr_fast.engine.recipe import ModelChoice, evaluation_dataset, train_on_coco
 from detr_fast.engine.scores_report import write_scores_report
-from detr_fast.export import export
+from detr_fast.export import FORMATS, export, format_of, trtexec_lines
 from detr_fast.extras import explain_missing
 from detr_fast.metrics import Evaluator
 from detr_fast.ops import BackendUnavailable
@@ -430,22 +430,40 @@ def predict(
 
 @app.command("export")
 def export_command(
-    checkpoint: Annotated[Path, typer.Argument(help="From `detr-fast train`, or an official one.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="From `detr-fast train`, an official one, or a folder of transformers.")
+    ],
     output: Annotated[
-        Path, typer.Option(help="model.onnx, model.xml (OpenVINO) or model.pt2 (torch.export).")
-    ] = Path("model.onnx"),
-    processing: Annotated[bool, typer.Option(help="Normalise pixels and decode detections inside.")] = True,
+        Path | None,
+        typer.Option(help="model.onnx, model.xml (OpenVINO), model.pt2 (torch) or a folder (transformers)."),
+    ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(help=f"{', '.join(FORMATS)}. Default: what the suffix of OUTPUT says, else onnx."),
+    ] = None,
+    processing: Annotated[
+        bool,
+        typer.Option(
+            "--with-processing/--without-processing", help="Normalise pixels and decode detections inside."
+        ),
+    ] = True,
     half: Annotated[bool, typer.Option("--half", help="Weights in float16 (OpenVINO).")] = False,
     model: Model = None,
     task: TaskName = None,
+    allow_non_finite: AllowNonFinite = False,
 ) -> None:
-    """Write a file that onnxruntime, OpenVINO, TensorRT or torch run; it is run and compared first."""
-    detector = load_detector(checkpoint, model=model, task=task)
+    """Write what onnxruntime, OpenVINO, TensorRT, torch or transformers run; it is run and compared first."""
+    if output is None:
+        chosen = format_of(None, format or "onnx")
+        output = Path("model").with_suffix(chosen.suffix)
+    chosen = format_of(output, format)
+    detector = load_detector(checkpoint, model=model, task=task, allow_non_finite=allow_non_finite)
     _echo_remarks(detector)
-    export(detector, output, processing=processing, half=half)
+    export(detector, output, format=chosen.name, processing=processing, half=half)
     typer.echo(f"written: {output}")
-    if output.suffix == ".onnx":
-        typer.echo(f"for TensorRT: trtexec --onnx={output} --saveEngine={output.with_suffix('.engine')}")
+    if chosen.suffix == ".onnx":
+        for line in trtexec_lines(detector, output, processing):
+            typer.echo(line)
 
 
 @convert.command("yolo")

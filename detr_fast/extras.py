@@ -4,7 +4,7 @@ from __future__ import annotations
 
 EXTRAS = {
     "train": {"PIL", "hotcoco", "matplotlib", "pycocotools", "scipy", "tensorboard", "tqdm", "typer", "yaml"},
-    "export": {"onnx", "onnxruntime", "onnxscript", "openvino"},
+    "export": {"onnx", "onnxruntime", "onnxscript", "openvino", "safetensors"},
     "video": {"av"},
     "serve": {"starlette", "uvicorn", "python_multipart", "prometheus_client"},
 }

@@ -12,9 +12,11 @@ from detr_fast.checkpoints.files import (
 )
 from detr_fast.checkpoints.kinds import describe
 from detr_fast.checkpoints.state_dicts import LoadReport, load_state_dict, official_names
+from detr_fast.checkpoints.transformers_files import Folder
 
 __all__ = [
     "Checkpoint",
+    "Folder",
     "LoadReport",
     "atomic_write",
     "describe",

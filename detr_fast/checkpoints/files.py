@@ -18,6 +18,7 @@ from detr_fast.checkpoints.pickle_arrays import read_pickle
 from detr_fast.checkpoints.pickle_machine import Refused
 from detr_fast.checkpoints.safetensors_files import read_safetensors, write_safetensors
 from detr_fast.checkpoints.torch_files import LEGACY, read_legacy, read_zip
+from detr_fast.checkpoints.transformers_files import is_transformers, read_folder
 
 FORMATS = ".pth, .pkl or .safetensors"
 
@@ -95,21 +96,31 @@ def open_checkpoint(path: str | Path, *, allow_non_finite: bool = False) -> Chec
     """Reads a file and finds the weights in it, whatever training code wrote it.
 
     They may lie at the top or under "model", "state_dict", "ema" and others, and their names may begin with
-    what wrappers add ("module.", "_orig_mod.", "model.").
+    what wrappers add ("module.", "_orig_mod.", "model."). A folder of transformers, or a weights file beside
+    its `config.json`, gives the official names too; its content is {"args": ..., "transformers": `Folder`}.
 
     Args:
-        path: the file.
+        path: the file or folder.
         allow_non_finite: take weights that are NaN or infinite, too.
 
     Raises:
         As `read_file`, and ValueError where there is no state dict, or several and nothing tells which, or
         where weights are not finite.
     """
-    content, verified = _read(Path(path))
+    path = Path(path)
+    checkpoint = _open_folder(path) if is_transformers(path) else _open_file(path)
+    if not allow_non_finite:
+        try:
+            _check_finite(checkpoint.state)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    return checkpoint
+
+
+def _open_file(path: Path) -> Checkpoint:
+    content, verified = _read(path)
     try:
         state, remarks = find_state(content)
-        if not allow_non_finite:
-            _check_finite(state)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if not verified:
@@ -117,6 +128,11 @@ def open_checkpoint(path: str | Path, *, allow_non_finite: bool = False) -> Chec
             "the file's format carries no checksums: damage inside of its tensors would go unnoticed"
         )
     return Checkpoint(state, content, tuple(remarks))
+
+
+def _open_folder(path: Path) -> Checkpoint:
+    folder = read_folder(path, read_file)
+    return Checkpoint(folder.state, {"args": folder.options, "transformers": folder}, folder.remarks)
 
 
 def read_checkpoint(path: str | Path, *, allow_non_finite: bool = False) -> dict[str, Tensor]:

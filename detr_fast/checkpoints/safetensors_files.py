@@ -32,7 +32,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], bool]:
 def write_safetensors(tensors: Mapping[str, Tensor], file: IO[bytes], path: Path) -> None:
     """Writes tensors with their checksum; those that share memory are stored once for each name."""
     separate = {name: t.clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
-    file.write(_package(path)[1].save(separate, {CHECKSUM: _checksum(separate)}))
+    # transformers takes files alone that say whose tensors they hold
+    file.write(_package(path)[1].save(separate, {CHECKSUM: _checksum(separate), "format": "pt"}))
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
@@ -50,5 +51,7 @@ def _package(path: Path) -> tuple[Any, Any]:
         import safetensors
         import safetensors.torch
     except ImportError as error:
-        raise ImportError(f"{path}: .safetensors files need the package safetensors") from error
+        raise ImportError(
+            f"{path}: .safetensors files need the package safetensors", name="safetensors"
+        ) from error
     return safetensors, safetensors.torch

@@ -9,6 +9,7 @@ and give `scores`, `labels` and `boxes_xyxy`, too.
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,10 +105,16 @@ def open_file(path: Path, runtime: Runtime | None = None) -> tuple[Run, dict[str
     """How to run an exported file, and the description in it.
 
     Raises:
-        ValueError: this package did not write it.
+        ValueError: it is damaged, or this package did not write it.
         ImportError: its runtime is not installed.
     """
-    run, text = OPENERS[path.suffix](path, runtime or Runtime())
+    try:
+        run, text = OPENERS[path.suffix](path, runtime or Runtime())
+    except (ImportError, OSError):
+        raise
+    except Exception as error:  # each runtime has errors of its own
+        what = str(error).strip().partition("\n")[0][:300]
+        raise ValueError(f"{path}: damaged, or no exported file: {what or type(error).__name__}") from error
     if not text:
         raise ValueError(f"{path}: expected a file that `detr-fast export` wrote; it has no description")
     return run, json.loads(text)
@@ -150,9 +157,11 @@ def _open_openvino(path: Path, runtime: Runtime) -> tuple[Run, str | None]:
 def _open_torch(path: Path, runtime: Runtime) -> tuple[Run, str | None]:
     import detr_fast.ops  # noqa: F401 - registers the operators in the file
 
-    about = {f"{KEY}.json": ""}
     if runtime.threads is not None:
         torch.set_num_threads(runtime.threads)
+    if _is_compiled(path):
+        return _open_compiled(path)
+    about = {f"{KEY}.json": ""}
     module: Any = torch.export.load(path, extra_files=about).module()
 
     def run(inputs: Arrays) -> Arrays:
@@ -161,6 +170,22 @@ def _open_torch(path: Path, runtime: Runtime) -> tuple[Run, str | None]:
         return {name: tensor.numpy() for name, tensor in found.items()}
 
     return run, about[f"{KEY}.json"]
+
+
+def _is_compiled(path: Path) -> bool:
+    """Whether an archive holds machine code of AOTInductor, not a graph."""
+    with zipfile.ZipFile(path) as archive:
+        return any("/data/aotinductor/" in name for name in archive.namelist())
+
+
+def _open_compiled(path: Path) -> tuple[Run, str | None]:
+    program = torch._inductor.aoti_load_package(str(path))
+
+    def run(inputs: Arrays) -> Arrays:
+        found = program(**{name: torch.from_numpy(array) for name, array in inputs.items()})
+        return {name: tensor.numpy() for name, tensor in found.items()}
+
+    return run, program.get_metadata().get(KEY)
 
 
 OPENERS: dict[str, Callable[[Path, Runtime], tuple[Run, str | None]]] = {

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detr_fast.checkpoints import describe, load_state_dict, open_checkpoint, options_in
+from detr_fast.checkpoints import Folder, describe, load_state_dict, open_checkpoint, options_in
 from detr_fast.distributed import pick_device
 from detr_fast.engine.coco_categories import coco_categories
 from detr_fast.engine.detector import Detector
@@ -30,10 +30,11 @@ def load_detector(
     compile: bool = False,
     allow_non_finite: bool = False,
 ) -> Detector:
-    """A model from a checkpoint of this package's training, an official one, or a file that `export` wrote.
+    """A model from a checkpoint: of this package's training, official, of transformers, or an exported file.
 
     Args:
-        path: the file. An official one tells its sizes by its shapes, and what has no shape by its `args`.
+        path: the file. An official one tells its sizes by its shapes, and what has no shape by its `args`. Or
+            a folder of transformers, or `model.safetensors` beside its `config.json`.
         model: a name of `MODELS` that the file must fit: a family, or one of its variants, which also tells
             what an official file without `args` does not (dilation has no shape).
         task: what to use it for; by default what it was trained for.
@@ -68,6 +69,8 @@ def load_detector(
             remarks = ()
         else:
             detector = _official(options_in(content), checkpoint.state, model, task)
+            if isinstance(content, Mapping) and isinstance(content.get("transformers"), Folder):
+                _surround(detector, content["transformers"], task)
         load_state_dict(detector.model, checkpoint.state)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -164,3 +167,25 @@ def _official(args: Any, state: Mapping[str, Tensor], model: str | None, task: s
         task_name=check_task(name, task),
         things=things,
     )
+
+
+def _surround(detector: Detector, folder: Folder, task: str | None) -> None:
+    """Takes over what a folder of transformers says of labels, sizes and task; COCO's keep their ids."""
+    for name, told in folder.options.items():
+        if (own := getattr(detector.config, name, told)) != told:
+            raise ValueError(f"config.json: {name}: expected the weights' {own}; got {told}")
+    about = folder.about
+    if folder.labels is not None:
+        ids, usual = about.get("category_ids", {}), detector.categories
+        detector.categories = {
+            label: usual[label]
+            if usual.get(label, (0, None))[1] == name
+            else (ids.get(str(label), label), name)
+            for label, name in folder.labels.items()
+        }
+    if "things" in about:
+        detector.things = None if about["things"] is None else frozenset(about["things"])
+    detector.image_size = about.get("image_size", detector.image_size)
+    detector.max_size = about.get("max_size", detector.max_size)
+    if task is None and "task" in about:
+        detector.task_name = check_task(detector.family, about["task"])

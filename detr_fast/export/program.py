@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -46,7 +48,11 @@ class Portable(nn.Module):
 def record(
     detector: Detector, processing: bool, example: tuple[int, int, int, int] = EXAMPLE
 ) -> ExportedProgram:
-    """The graph with this package's operators in it, for any batch, height and width."""
+    """The graph with this package's operators in it, for any batch, height and width.
+
+    Raises:
+        ValueError: a module cannot be recorded; the message names it and says why.
+    """
     batch, _, height, width = example
     sizes = torch.tensor([[height, width - 32], [height - 32, width]]).repeat(batch, 1)[:batch]
     inputs = {"images": torch.rand(example), "sizes": sizes, "output_sizes": sizes.clone()}
@@ -57,13 +63,32 @@ def record(
         "output_sizes": any_batch,
     }
     names = input_names(detector.family, processing)
-    return torch.export.export(
-        Portable(detector, processing).eval(),
-        (),
-        {name: inputs[name] for name in names},
-        dynamic_shapes={name: dynamic[name] for name in names},
-        strict=False,
-    )
+    try:
+        return torch.export.export(
+            Portable(detector, processing).eval(),
+            (),
+            {name: inputs[name] for name in names},
+            dynamic_shapes={name: dynamic[name] for name in names},
+            strict=False,
+        )
+    except Exception as error:  # what a module does that no graph can hold shows in errors of many kinds
+        where = module_in(error, detector.model)
+        why = str(error).strip().partition("\n")[0][:300] or type(error).__name__
+        raise ValueError(f"model: {where} cannot be recorded as a graph: {why}") from error
+
+
+def module_in(error: BaseException, model: nn.Module) -> str:
+    """The innermost module of `model` that was running when an error arose, by name and class."""
+    names = {id(module): name for name, module in model.named_modules()}
+    inner: Any = model
+    trace = error.__traceback__
+    while trace is not None:
+        frame = trace.tb_frame
+        running = frame.f_locals.get("self")
+        if frame.f_code.co_name == "forward" and id(running) in names:
+            inner = running
+        trace = trace.tb_next
+    return f"{names[id(inner)] or 'the whole'} ({type(inner).__name__})"
 
 
 def in_standard_operators(program: ExportedProgram) -> ExportedProgram:

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch.export import ExportedProgram
-
-from detr_fast import __version__
 from detr_fast.engine import Detector
-from detr_fast.engine.exported import KEY, ExportedModel, input_names, open_file
-from detr_fast.export.program import EXAMPLE, Portable, in_standard_operators, record
-
-OPSET = 20
-TOLERANCE = 1e-4  # of the largest value of an output
+from detr_fast.engine.exported import ExportedModel, open_file
+from detr_fast.export.check import HALF_TOLERANCE, TOLERANCE, check
+from detr_fast.export.formats import FORMATS, format_of
+from detr_fast.export.program import EXAMPLE
+from detr_fast.export.transformers_folder import check_folder
+from detr_fast.export.writers import Options
 
 
 def export(
     detector: Detector,
     path: str | Path,
     *,
+    format: str | None = None,
     processing: bool = True,
     half: bool = False,
     example: tuple[int, int, int, int] = EXAMPLE,
@@ -36,108 +33,78 @@ def export(
 
     Args:
         detector: with its model on the CPU.
-        path: `.onnx` (standard operators of opset 20, which onnxruntime, OpenVINO and TensorRT read), `.xml`
-            (OpenVINO; its weights go into a `.bin` beside it) or `.pt2` (`torch.export`, with the operators
-            of this package).
-        processing: normalise pixels and decode detections inside.
+        path: `.onnx`, `.xml` (OpenVINO; its weights go into a `.bin` beside it), `.pt2`, or a folder for
+            transformers.
+        format: by default what the suffix of `path` says. "onnx": standard operators of opset 20.
+            "openvino". "torch": a program of `torch.export`, with the operators of this package. "aoti": a
+            `.pt2` of machine code (AOTInductor), with attention in torch's operators. "tensorrt": the ONNX
+            file. "transformers": a folder that transformers loads.
+        processing: normalise pixels and decode detections inside; of no meaning for transformers.
         half: weights in float16, of OpenVINO files alone.
         example: batch, 3, height and width that the graph is recorded and checked with; any others run.
 
     Raises:
-        ValueError: an unknown format, or a file that does not do what the detector does.
+        ValueError: an unknown format, a model that it cannot hold, or a file that does not do what the
+            detector does.
         ImportError: a package for the format is missing.
+        OSError: the file cannot be written.
     """
     if isinstance(detector.model, ExportedModel):
         raise ValueError("detector: expected one with a network; got an exported file's")
     path = Path(path).expanduser()
-    write = WRITERS.get(path.suffix)
-    if write is None:
-        raise ValueError(f"path: expected a name that ends in {', '.join(WRITERS)}; got {path.name!r}")
-    if half and path.suffix != ".xml":
-        raise ValueError(f"half: expected an OpenVINO file (.xml); got {path.name!r}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent}: no such folder")
+    chosen = format_of(path, format)
+    if half and chosen.name != "openvino":
+        raise ValueError(f"half: expected the format openvino; got {chosen.name}")
+    check_example(example)
+    check_place(path, folder=chosen.suffix == "")
     detector.model.eval()
-    about = {**detector.description(), "processing": processing, "size_multiple": detector.size_multiple}
+    about = {
+        **detector.description(),
+        "processing": processing,
+        "size_multiple": detector.size_multiple,
+        "threshold": detector.task.threshold,
+    }
+    options = Options(json.dumps(about), processing, half, example)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         draft = Path(folder) / path.name
-        write(record(detector, processing, example), draft, json.dumps(about), half)
-        _check(detector, draft, processing, example, 1e-2 if half else TOLERANCE)
+        chosen.write(detector, draft, options)
+        if chosen is FORMATS["transformers"]:
+            check_folder(detector, draft)
+            _replace_folder(draft, path)
+            return path
+        check(detector, open_file(draft)[0], path, processing, example, HALF_TOLERANCE if half else TOLERANCE)
         for file in sorted(Path(folder).iterdir()):
             shutil.move(file, path.with_name(file.name))
     return path
 
 
-@torch.no_grad()
-def _check(
-    detector: Detector, path: Path, processing: bool, example: tuple[int, int, int, int], tolerance: float
-) -> None:
-    """Runs the file on batches of two shapes, none of them the one it was recorded with."""
-    run, _ = open_file(path)
-    network = Portable(detector, processing)
-    names = input_names(detector.family, processing)
-    _, _, height, width = example
-    generator = torch.Generator().manual_seed(0)
-    for batch, h, w in ((1, height + 32, width), (3, height, width + 64)):
-        images = torch.rand(batch, 3, h, w, generator=generator) * (255 if processing else 1)
-        sizes = torch.tensor([[h, w], [h - 40, w], [h, w - 72]])[:batch]
-        given = {"images": images, "sizes": sizes, "output_sizes": sizes * 2}
-        inputs = tuple(given[name] for name in names)
-        expected, moved = network(*inputs), network(images * (1 + 1e-6), *inputs[1:])
-        found = run({name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)})
-        for name, wanted in expected.items():
-            if not wanted.is_floating_point():
-                continue
-            off = (torch.from_numpy(found[name]) - wanted).abs().max().item()
-            # choices among near equals turn over by rounding alone: no file does better than the model itself
-            least = 3 * (moved[name] - wanted).abs().max().item()
-            if not off <= max(tolerance * wanted.abs().max().item(), least):
-                largest = wanted.abs().max().item()
-                raise ValueError(
-                    f"{path.name}: {name} of images {list(images.shape)} is off by {off:.2g}, where the "
-                    f"model's largest is {largest:.2g}; the file was not kept"
-                )
+def check_example(example: tuple[int, int, int, int]) -> None:
+    """ValueError for a shape from which no graph for all shapes can be recorded."""
+    batch, channels, height, width = example
+    if batch < 2 or channels != 3 or min(height, width) < 64:
+        raise ValueError(
+            f"example: expected a batch of 2 or more, 3 channels and sides of 64 or more; got {list(example)}"
+        )
 
 
-def _write_onnx(program: ExportedProgram, path: Path, about: str, half: bool) -> None:
-    import onnx
-    import onnxscript  # noqa: F401 - torch.onnx needs it and says so late
-
-    outputs: list[str] = program.call_spec.out_spec.context
-    made: Any = torch.onnx.export(
-        in_standard_operators(program),
-        (),
-        dynamo=True,
-        opset_version=OPSET,
-        output_names=outputs,
-        verbose=False,
-    )
-    made.save(str(path), external_data=False)
-    model = onnx.load(path)
-    onnx.checker.check_model(model, full_check=True)
-    for key, value in ((KEY, about), ("producer", f"detr_fast {__version__}")):
-        entry = model.metadata_props.add()
-        entry.key, entry.value = key, value
-    onnx.save(model, path)
+def check_place(path: Path, folder: bool) -> None:
+    """OSError or ValueError where a file, or a folder, of that name cannot be put."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"{path.parent}: cannot be written")
+    if not folder and path.is_dir():
+        raise IsADirectoryError(f"{path}: expected a file's name; got a folder")
+    if folder and path.exists() and not _replaceable(path):
+        raise ValueError(f"path: expected a new folder or one of transformers; {path} holds something else")
 
 
-def _write_openvino(program: ExportedProgram, path: Path, about: str, half: bool) -> None:
-    import openvino
-
-    onnx_file = path.with_suffix(".onnx")
-    _write_onnx(program, onnx_file, about, half)
-    model = openvino.convert_model(onnx_file)
-    model.set_rt_info(about, KEY)
-    openvino.save_model(model, path, compress_to_fp16=half)
-    onnx_file.unlink()
+def _replaceable(path: Path) -> bool:
+    return path.is_dir() and (not any(path.iterdir()) or (path / "config.json").is_file())
 
 
-def _write_torch(program: ExportedProgram, path: Path, about: str, half: bool) -> None:
-    torch.export.save(program, path, extra_files={f"{KEY}.json": about})
-
-
-WRITERS: dict[str, Callable[[ExportedProgram, Path, str, bool], None]] = {
-    ".onnx": _write_onnx,
-    ".xml": _write_openvino,
-    ".pt2": _write_torch,
-}
+def _replace_folder(draft: Path, path: Path) -> None:
+    """Moves a folder to its place; what was there goes with the draft's surroundings."""
+    if path.exists():
+        path.rename(draft.with_name(f"{path.name}.before"))
+    draft.rename(path)

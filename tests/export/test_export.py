@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,11 @@ import onnx
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from detr_fast.engine import FAMILIES, Detector, load_detector, predict_image
 from detr_fast.engine.exported import ExportedModel
-from detr_fast.export import export, write
+from detr_fast.export import FORMATS, check, export, format_of, program, trtexec_lines, writers
 from detr_fast.export.attention import ms_deform_attn_by_grid_sample
 from detr_fast.ops.ms_deform_attn import reference
 from detr_fast.ops.ms_deform_attn.arguments import DeformAttn
@@ -46,7 +50,7 @@ def check_operators_and_names(path: Path, detects: bool) -> None:
     model = onnx.load(path)
     assert {node.domain for node in model.graph.node} == {""}
     assert not model.functions
-    assert {o.domain: o.version for o in model.opset_import}[""] == write.OPSET
+    assert {o.domain: o.version for o in model.opset_import}[""] == writers.OPSET
     assert "GridSample" in {node.op_type for node in model.graph.node}
     assert [x.name for x in model.graph.input] == ["images", "sizes", "output_sizes"][: 2 + detects]
     names = ["logits", "boxes", "scores", "labels", "boxes_xyxy"] if detects else ["logits", "masks"]
@@ -60,7 +64,7 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 def test_every_family_leaves() -> None:
     assert {family for family, _ in FILES} == FAMILIES.keys()
-    assert {suffix for _, suffix in FILES} == write.WRITERS.keys()
+    assert {suffix for _, suffix in FILES} == {known.suffix for known in FORMATS.values()} - {""}
 
 
 @pytest.mark.parametrize(("family", "suffix"), FILES, ids="".join)
@@ -119,36 +123,142 @@ def test_without_processing_and_in_half(tmp_path: Path, rng: torch.Generator) ->
     )
 
 
-def test_nothing_stays_of_a_file_that_differs(
-    tmp_path: Path, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_stays_of_a_file_that_differs(tmp_path: Path, rng: torch.Generator) -> None:
     (tmp_path / "model.pt2").write_bytes(b"from before")
-    monkeypatch.setattr(write, "TOLERANCE", -1.0)
     detector = detector_of("detr", rng)
     with torch.no_grad():
         for parameter in detector.model.parameters():
             parameter.fill_(torch.nan)
-    with pytest.raises(ValueError, match=r"model\.pt2: logits of images .* is off by nan"):
+    with pytest.raises(ValueError, match=r"model\.pt2: of images .* logits are off by nan.*was not kept"):
         export(detector, tmp_path / "model.pt2", example=EXAMPLE)
     assert [file.name for file in tmp_path.iterdir()] == ["model.pt2"]
     assert (tmp_path / "model.pt2").read_bytes() == b"from before"
 
 
+class Fickle(nn.Module):
+    """What no graph can hold: a choice by values."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if float(x.sum()) > 0 else -x
+
+
+def test_what_cannot_be_recorded_is_named(tmp_path: Path, rng: torch.Generator) -> None:
+    detector = detector_of("detr", rng)
+    model: Any = detector.model
+    model.input_proj = nn.Sequential(model.input_proj, Fickle())
+    with pytest.raises(
+        ValueError, match=r"model: input_proj\.1 \(Fickle\) cannot be recorded as a graph: \S"
+    ):
+        export(detector, tmp_path / "model.onnx", example=EXAMPLE)
+    assert not list(tmp_path.iterdir())
+
+
+def detections(*rows: tuple[float, int, float]) -> dict[str, torch.Tensor]:
+    """Of (score, label, place of the box)."""
+    scores, labels, places = zip(*rows, strict=True)
+    boxes = torch.tensor(places)[:, None] + torch.tensor([0.0, 0.0, 10.0, 10.0])
+    return {"scores": torch.tensor(scores), "labels": torch.tensor(labels), "boxes_xyxy": boxes}
+
+
+def test_detections_are_compared_as_sets() -> None:
+    ours = detections((0.9, 1, 5.0), (0.9, 2, 50.0), (0.51, 3, 70.0), (0.1, 4, 5.0))
+    limits = (0.5, 0.02, 0.5)
+    swapped = detections((0.9, 2, 50.1), (0.9, 1, 5.0), (0.49, 3, 70.0), (0.1, 0, 99.0))
+    assert check.unmatched(ours, swapped, *limits) == check.unmatched(swapped, ours, *limits) == 0
+    for row in ((0.9, 0, 5.0), (0.9, 1, 6.0), (0.8, 1, 5.0)):
+        other = detections(row, (0.9, 2, 50.0), (0.51, 3, 70.0), (0.1, 4, 5.0))
+        assert check.unmatched(ours, other, *limits) == 1
+    cut_off = detections((0.9, 1, 5.0), (0.9, 2, 50.0))
+    assert check.unmatched(ours, cut_off, *limits) == 0, "as good as the last that a full list still holds"
+
+
+def test_a_file_with_other_labels_is_refused(rng: torch.Generator) -> None:
+    detector = detector_of("detr", rng)
+    network = program.Portable(detector, True)
+    names = ("images", "sizes", "output_sizes")
+
+    def run(inputs: Any) -> Any:
+        with torch.no_grad():
+            outputs = network(*(torch.from_numpy(inputs[name]) for name in names))
+        return {name: (x + (name == "labels")).numpy() for name, x in outputs.items()}
+
+    with pytest.raises(ValueError, match=r"detections above .* have no match of the same label"):
+        check.check(detector, run, Path("a.onnx"), True, EXAMPLE)
+
+
 def test_bad_requests(tmp_path: Path, rng: torch.Generator) -> None:
     detector = detector_of("detr", rng)
-    with pytest.raises(
-        ValueError, match=r"path: expected a name that ends in \.onnx, \.xml, \.pt2; got 'a.trt'"
+    for bad, message in (
+        (
+            {"path": "a.trt"},
+            r"path: expected a name that ends in \.onnx, \.xml, \.pt2, or a format; got 'a.trt'",
+        ),
+        ({"path": "a"}, "path: expected a name that ends in"),
+        ({"path": "a.onnx", "half": True}, "half: expected the format openvino; got onnx"),
+        (
+            {"path": "a.onnx", "format": "torch"},
+            r"path: expected a name that ends in \.pt2 for torch; got 'a.onnx'",
+        ),
+        ({"path": "a.onnx", "format": "transformers"}, "expected a folder's name, without suffix"),
+        ({"path": "a.onnx", "format": "Open-Vino"}, r"format: expected one of .*did you mean openvino\?"),
+        ({"path": "a.onnx", "format": "caffe2"}, r"format: expected one of .*; got 'caffe2'$"),
+        ({"path": "a.onnx", "example": (1, 3, 64, 96)}, "example: expected a batch of 2 or more"),
     ):
-        export(detector, tmp_path / "a.trt")
-    with pytest.raises(ValueError, match=r"half: expected an OpenVINO file \(\.xml\); got 'a.onnx'"):
-        export(detector, tmp_path / "a.onnx", half=True)
+        given: dict[str, Any] = {"example": EXAMPLE, **bad}
+        with pytest.raises(ValueError, match=message):
+            export(detector, tmp_path / given.pop("path"), **given)
     with pytest.raises(FileNotFoundError, match="none: no such folder"):
         export(detector, tmp_path / "none" / "a.onnx")
+    (tmp_path / "b.onnx").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"b\.onnx: expected a file's name; got a folder"):
+        export(detector, tmp_path / "b.onnx")
     exported = Detector(ExportedModel(dict, "detr", None, True, 1), {})
     with pytest.raises(ValueError, match="detector: expected one with a network"):
         export(exported, tmp_path / "a.onnx")
     with pytest.raises(FileNotFoundError, match=r"a\.onnx: no such file"):
         load_detector(tmp_path / "a.onnx")
+    assert [file.name for file in tmp_path.iterdir()] == ["b.onnx"]
+
+
+def test_a_folder_that_cannot_be_written(rng: torch.Generator, tmp_path: Path) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    # nobody may write there, not even root
+    for folder in (locked, Path("/proc")) if os.geteuid() else (Path("/proc"),):
+        with pytest.raises(OSError, match=re.escape(str(folder))):
+            export(detector_of("detr", rng), folder / "a.pt2", example=EXAMPLE)
+
+
+def test_foreign_checkpoints(tmp_path: Path) -> None:
+    torch.save({"model": {"layers.0.weight": torch.ones(3)}}, tmp_path / "other.pt")
+    message = refused("export", tmp_path / "other.pt", "--output", tmp_path / "a.onnx")
+    assert "expected a checkpoint of detr or" in message
+    (tmp_path / "notes.onnx").write_text("no model at all")
+    assert "error: " in refused("export", tmp_path / "notes.onnx", "--output", tmp_path / "a.onnx")
+    assert not (tmp_path / "a.onnx").exists()
+
+
+def test_the_line_for_tensorrt(rng: torch.Generator) -> None:
+    detector = replace(detector_of("detr", rng), image_size=800, max_size=1333)
+    line, precision = trtexec_lines(detector, Path("m.onnx"))
+    assert line.startswith(
+        "for TensorRT: trtexec --onnx=m.onnx --saveEngine=m.engine --minShapes=images:1x3x384x384"
+    )
+    assert "--optShapes=images:1x3x800x1344,sizes:1x2,output_sizes:1x2" in line
+    assert "--maxShapes=images:4x3x1344x1344,sizes:4x2,output_sizes:4x2" in line
+    assert "float32" in precision
+    assert "output_sizes" not in trtexec_lines(detector, Path("m.onnx"), processing=False)[0]
+
+
+def test_formats_by_name_and_suffix() -> None:
+    assert [format_of(Path(f"a{s}"), None).name for s in (".onnx", ".xml", ".pt2")] == [
+        "onnx",
+        "openvino",
+        "torch",
+    ]
+    assert format_of(Path("a.pt2"), "aoti").name == "aoti"
+    assert format_of(Path("a.onnx"), "tensorrt").name == "tensorrt"
+    assert format_of(None, "transformers").suffix == ""
 
 
 def test_command(tmp_path: Path, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,6 +271,8 @@ def test_command(tmp_path: Path, rng: torch.Generator, monkeypatch: pytest.Monke
     ok("predict", "red.png", "--checkpoint", "a.pt2", "--output", "out", "--threshold", "0")
     assert (tmp_path / "out" / "red.png").is_file()
     assert "expected a name that ends in" in refused("export", "last.pt", "--output", "a.engine")
+    assert "did you mean onnx?" in refused("export", "last.pt", "--format", "onxx")
     torch.onnx  # noqa: B018 - loaded before the module is hidden
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     assert "pip install 'detr_fast[export]'" in refused("export", "last.pt", "--output", "a.onnx")
+    assert "pip install 'detr_fast[export]'" in refused("export", "last.pt", "--format", "tensorrt")
