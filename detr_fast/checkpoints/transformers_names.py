@@ -41,6 +41,19 @@ OLDER = tuple(
         (r"(\.blocks\.\d+\.)mlp\.fc2\.", r"\1output.dense."),
         (r"\.o_proj\.", ".out_proj."),
         (r"\.mlp\.fc(\d)\.", r".fc\1."),
+        (r"^bbox_attention\.([qk])_proj\.", r"bbox_attention.\1_linear."),
+        (r"^mask_head\.conv([12])\.conv\.", r"mask_head.lay\1."),
+        (r"^mask_head\.conv([12])\.norm\.", r"mask_head.gn\1."),
+        (r"^mask_head\.output_conv\.", "mask_head.out_lay."),
+        *(
+            (rf"^mask_head\.fpn_stages\.{n}\.{fifth}\.", f"mask_head.{fourth}.")
+            for n in range(3)
+            for fifth, fourth in (
+                ("fpn_adapter", f"adapter{n + 1}"),
+                (r"refine\.conv", f"lay{n + 3}"),
+                (r"refine\.norm", f"gn{n + 3}"),
+            )
+        ),
     )
 )
 
