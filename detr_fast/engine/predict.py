@@ -24,7 +24,7 @@ from detr_fast.engine.progress import progress
 from detr_fast.engine.records import result_files
 from detr_fast.engine.results import ImageResult
 from detr_fast.engine.sources import STDIN, Source, has_videos, read_image, read_video
-from detr_fast.tasks import TASKS, Record
+from detr_fast.tasks import Record
 
 T = TypeVar("T")
 
@@ -321,7 +321,7 @@ def _save(
     """Writes the pictures of an image and makes its record."""
     record: Record = {"file": loaded.file, **(loaded.frame or {})}
     record |= {"width": result.image.width, "height": result.image.height}
-    record[TASKS[result.task_name].records_key] = result.records
+    record[result.records_key] = result.records
     if output is None:
         return record
     if pictures.overlays:

@@ -40,6 +40,11 @@ class ImageResult:
         raise NotImplementedError
 
     @property
+    def records_key(self) -> str:
+        """What records are called where they are listed."""
+        return TASKS[self.task_name].records_key
+
+    @property
     def records(self) -> list[Record]:
         """Each find as plain data that JSON takes; see the task's `records`."""
         return TASKS[self.task_name].records(self.result, self.categories)
