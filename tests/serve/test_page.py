@@ -61,7 +61,7 @@ def test_what_was_found_appears(tmp_path: Path) -> None:
     # a class name is text, whatever it holds
     assert re.search(r"<td>&lt;b&gt;light&lt;/b&gt;</td><td>0\.\d\d</td>", shown)
     assert re.search(r'<img id="picture" alt="&lt;b&gt;light.*" src="data:image/jpeg;base64,/9j/', shown)
-    assert re.search(r"1 found in 60 × 40 pixels, \d+\.\d\d s", shown)
+    assert re.search(r"1 found in 60 . 40 pixels, \d+\.\d\d s", shown)
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
