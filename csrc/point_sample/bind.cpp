@@ -16,8 +16,8 @@ struct Call {
     bool chooses_maps;  // by map_index, whose address is null where it is empty
 
     // (maps, channels, height, width, sets, points_of_set, rows, points, map_index or None, point_index or
-    // None, ...)
-    explicit Call(Arguments& in) {
+    // None, ...); points may be None where the call `draws` them
+    explicit Call(Arguments& in, bool draws = false) {
         at.maps = in.integer("maps");
         at.channels = in.integer("channels");
         at.height = in.integer("height");
@@ -25,7 +25,8 @@ struct Call {
         at.sets = in.integer("sets");
         at.points_of_set = in.integer("points_of_set");
         at.rows = in.integer("rows");
-        at.points = in.array<const float>("points", 2 * at.sets * at.points_of_set);
+        if (!draws || !in.skip_none())
+            at.points = in.array<const float>("points", 2 * at.sets * at.points_of_set);
         chooses_maps = !in.skip_none();
         if (chooses_maps) at.map_index = in.array<const int64_t>("map_index", at.rows);
         const bool chooses_sets = !in.skip_none();
@@ -45,7 +46,7 @@ struct Call {
     }
 };
 
-PointSampleForward read_forward(Arguments& in, const Call& call) {
+PointSampleForward read_maps(Arguments& in, const Call& call) {
     PointSampleForward args{};
     args.at = call.at;
     Strides strides;
@@ -56,6 +57,11 @@ PointSampleForward read_forward(Arguments& in, const Call& call) {
     args.channel_stride = strides.of[1];
     args.row_stride = strides.of[2];
     args.column_stride = strides.of[3];
+    return args;
+}
+
+PointSampleForward read_forward(Arguments& in, const Call& call) {
+    PointSampleForward args = read_maps(in, call);
     const Floats out = in.floats("out", call.out_size);
     args.out = out.data;
     args.out_type = out.type;
@@ -65,6 +71,10 @@ PointSampleForward read_forward(Arguments& in, const Call& call) {
 }  // namespace
 
 #if DETR_FAST_WITH_CPU
+void expect_adjacent_columns(const PointSampleForward& args) {
+    if (args.column_stride != 1 && args.at.width > 1) not_ready("maps", "adjacent columns");
+}
+
 void bind_point_sample_cpu(py::module_& m) {
     // (..., threads, maps, out) -> the first row whose entry of map_index is out of range or, counted on, of
     // point_index, before any work; or -1
@@ -73,11 +83,37 @@ void bind_point_sample_cpu(py::module_& m) {
         Call call(in);
         call.at.threads = static_cast<int>(in.integer("threads"));
         const PointSampleForward args = read_forward(in, call);
-        if (args.column_stride != 1 && call.at.width > 1) not_ready("maps", "adjacent columns");
+        expect_adjacent_columns(args);
         in.end();
         const py::gil_scoped_release release;
         const int64_t bad = call.bad_row();
         if (bad < 0) DETR_FAST_CPU(point_sample_cpu_fwd)(args);
+        return bad;
+    });
+    // (..., threads, maps, chosen, uniform, draws_uniform, seed, points out) with one set of points for each
+    // row, the candidates, or None: drawn; -> the same
+    m.def("uncertain_points_cpu", [](const py::args& arguments) {
+        Arguments in(arguments);
+        Call call(in, true);
+        call.at.threads = static_cast<int>(in.integer("threads"));
+        UncertainPoints args{};
+        args.sample = read_maps(in, call);
+        expect_adjacent_columns(args.sample);
+        args.chosen = in.integer("chosen");
+        args.uniform = in.integer("uniform");
+        args.draws_uniform = in.flag("draws_uniform");
+        args.seed = static_cast<uint64_t>(in.integer("seed"));
+        if (call.at.channels != 1 || call.at.sets != call.at.rows || args.uniform < 0 || args.chosen < 0 ||
+            args.chosen > call.at.points_of_set)
+            throw py::type_error("chosen: expected 0 to as many as there are candidates for each row");
+        args.points = in.array<float>("out", 2 * call.at.rows * (args.chosen + args.uniform));
+        in.end();
+        const py::gil_scoped_release release;
+        const int64_t bad = call.bad_row();
+        if (bad >= 0) return bad;
+        bool ok = true;
+        DETR_FAST_CPU(uncertain_points_cpu)(args, ok);
+        if (!ok) throw std::bad_alloc();
         return bad;
     });
     // (..., threads, grad_out, grad_maps) -> the same

@@ -15,6 +15,17 @@ struct PointSampleBackward {
     FloatType type;            // of both
 };
 
+// For each row the `chosen` of its candidates where its map is nearest to zero, in their order, the first
+// among equals; then `uniform` points.
+struct UncertainPoints {
+    PointSampleForward
+        sample;  // of one channel; points [rows, points_of_set, 2] are the candidates, or nullptr: drawn
+    int64_t chosen, uniform;  // chosen <= points_of_set
+    bool draws_uniform;       // else they are left as they are
+    uint64_t seed;
+    float* points;  // [rows, chosen + uniform, 2]
+};
+
 // Fills order and first_row of PointSampleBackward; the rows of a map keep their order.
 void group_rows(const int64_t* map_index, int64_t rows, int64_t maps, int64_t* order, int64_t* first_row);
 
@@ -22,5 +33,7 @@ void group_rows(const int64_t* map_index, int64_t rows, int64_t maps, int64_t* o
 DETR_FAST_DECLARE_CPU(point_sample_cpu_fwd, (const PointSampleForward& args))
 // `ok` becomes false where working memory ran out; grad_maps is then undefined.
 DETR_FAST_DECLARE_CPU(point_sample_cpu_bwd, (const PointSampleBackward& args, bool& ok))
+// `ok` becomes false where working memory ran out.
+DETR_FAST_DECLARE_CPU(uncertain_points_cpu, (const UncertainPoints& args, bool& ok))
 
 }  // namespace detr_fast

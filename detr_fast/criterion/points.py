@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from detr_fast.ops.point_sample import point_sample
+from detr_fast.ops.point_sample import OPERATOR, cpu, point_sample
+from detr_fast.ops.point_sample.checks import check
+from detr_fast.ops.register import watched
 
 _AT_ONCE = 2**22  # candidates that are drawn and sampled at once: 0.1 GB
 
@@ -25,10 +27,13 @@ def uncertain_points(
     """Draws the points of each row: most of them where its logit is nearest to zero, the rest anywhere.
 
     PointRend's training points (arXiv:1912.08193, section 3.1) with Mask2Former's uncertainty -|logit|: of
-    `int(oversample_ratio * P)` uniform candidates the `int(importance_ratio * P)` most uncertain ones, in
-    any order, then uniform points. A logit is sampled before its uncertainty is taken. Rows are
-    treated some at a time, so that working memory does not grow with their number, and nothing waits
-    for a GPU.
+    `int(oversample_ratio * P)` uniform candidates the `int(importance_ratio * P)` most uncertain ones, then
+    uniform points. A logit is sampled before its uncertainty is taken; NaN is the most uncertain. Nothing
+    waits for a GPU, and working memory does not grow with the number of rows.
+
+    The native CPU backend keeps the candidates in their order and takes the first of equally uncertain ones.
+    One number of the generator is the seed of all that it draws, from top to bottom of the map; the points
+    are the same for any number of threads. Elsewhere the order is any.
 
     Args:
         maps: [M, 1, h, w] mask logits.
@@ -62,6 +67,15 @@ def uncertain_points(
         if given is not None and given.shape != (rows, count, 2):
             raise ValueError(f"{name}: expected [R, {count}, 2] with R = {rows}; got {list(given.shape)}")
     points = torch.empty(rows, num_points, 2, device=maps.device)
+    check(maps, points if candidates is None else candidates, map_index, None)
+    plain = all(t is None or type(t) is Tensor for t in (maps, map_index, candidates))
+    if plain and not watched(maps) and OPERATOR.select(maps.device, maps.dtype, None) is cpu:
+        draws = candidates is None or extra is None
+        seed = int(torch.randint(2**63 - 1, (), generator=generator)) if draws else 0
+        cpu.uncertain_points(points, maps, map_index, candidates, oversampled, chosen, extra is None, seed)
+        if extra is not None:
+            points[:, chosen:] = extra
+        return points
     if map_index is None:
         map_index = torch.arange(rows, device=maps.device)
     step = max(1, _AT_ONCE // max(1, oversampled))

@@ -169,6 +169,24 @@ def _point_sample(e: dict[str, int], out: _Poisoned) -> list[Call]:
     grad_out, zeros = torch.rand(samples), torch.zeros_like(tensor)
     return [
         Call("point_sample_cpu_fwd", {**first, "threads": 2, **forward}, ("out",)),
+        Call(
+            "uncertain_points_cpu",
+            {
+                **first,
+                "C": min(channels, 1),
+                "sets": rows,
+                "points": torch.rand(rows, points, 2),
+                "point_index": None,
+                "threads": 2,
+                "maps": tensor[:, :1].contiguous(),
+                "chosen": points // 2,
+                "uniform": 2,
+                "draws": True,
+                "seed": 1,
+                "out": out(rows, points // 2 + 2, 2),
+            },
+            ("out",),
+        ),
         Call("point_sample_cuda_fwd", {**first, **forward, **on_gpu}, ("out",), simt_module),
         Call(
             "point_sample_cpu_bwd",

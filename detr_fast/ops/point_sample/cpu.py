@@ -36,6 +36,50 @@ def backward(
     return grad_maps
 
 
+def uncertain_points(
+    points: Tensor,
+    maps: Tensor,
+    map_index: Tensor | None,
+    candidates: Tensor | None,
+    offered: int,
+    chosen: int,
+    draws_uniform: bool,
+    seed: int,
+) -> None:
+    """Chooses the candidates at which each row's map is nearest to zero; any number of threads alike.
+
+    Args:
+        points: [R, P, 2] float32, which are written.
+        maps: [M, 1, h, w], logits. NaN is nearest of all.
+        map_index: [R] int64, or None.
+        candidates: [R, offered, 2], or None: uniform ones, from top to bottom.
+        offered: candidates of a row.
+        chosen: how many of them `points[:, :chosen]` become, in their order; of equal ones the first.
+        draws_uniform: whether `points[:, chosen:]` become uniform points, too; else they stay.
+        seed: of all that is drawn.
+    """
+    rows = len(points)
+    bad = run(
+        extension.extension().uncertain_points_cpu,
+        *maps.shape,
+        rows,
+        offered,
+        rows,
+        None if candidates is None else cast(candidates, torch.float32),
+        map_index,
+        None,
+        torch.get_num_threads(),
+        maps,
+        chosen,
+        points.shape[1] - chosen,
+        draws_uniform,
+        seed,
+        points,
+    )
+    if bad >= 0 and map_index is not None:
+        raise range_error("map_index", map_index, maps.shape[0], bad)
+
+
 def _run(
     function: Callable[..., int],
     shape: torch.Size,
