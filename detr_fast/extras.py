@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 EXTRAS = {
-    "train": {"PIL", "hotcoco", "matplotlib", "pycocotools", "scipy", "tensorboard", "tqdm", "typer", "yaml"},
+    "train": {
+        "PIL",
+        "hotcoco",
+        "matplotlib",
+        "msgspec",
+        "pycocotools",
+        "scipy",
+        "tensorboard",
+        "tqdm",
+        "typer",
+        "yaml",
+    },
     "export": {"onnx", "onnxruntime", "onnxscript", "openvino", "safetensors"},
     "video": {"av"},
     "serve": {"starlette", "uvicorn", "python_multipart", "prometheus_client"},

@@ -29,6 +29,7 @@ from detr_fast.data.coco_json import (
     short,
 )
 from detr_fast.data.packed_masks import PackedMasks
+from detr_fast.data.typed_coco import NotTyped, TypedReader
 
 MAX_AREA = 1e10  # pycocotools leaves larger objects out of all its ranges, without a word
 
@@ -99,14 +100,18 @@ def read_instances(path: str | Path, *, segmentations: bool = False, part: Part 
         ValueError: it is not a usable COCO file; the message names the entry.
     """
     path = Path(path)
-    content = read_coco(path, "instances")
-    where = str(path)
-    all_images = image_entries(content["images"], where)
+    try:
+        return _read(path, TypedReader(path, segmentations=segmentations), segmentations, part)
+    except NotTyped:
+        return _read(path, EntryReader(path), segmentations, part)
+
+
+def _read(path: Path, reader: TypedReader | EntryReader, segmentations: bool, part: Part | None) -> Instances:
+    all_images = reader.image_entries()
     images = all_images.part(part)
-    reader = _Reader(where, content["annotations"])
-    categories = category_names(content["categories"], where)
+    categories = category_names(reader.category_entries, str(path))
     category = reader.categories(categories)
-    categories, remarks = _without_supercategory(categories, content["categories"], category)
+    categories, remarks = _without_supercategory(categories, reader.category_entries, category)
     image = reader.images(all_images, images)
     crowd, area = reader.crowds(), reader.areas()
     boxes, boxed = reader.boxes()
@@ -119,8 +124,9 @@ def read_instances(path: str | Path, *, segmentations: bool = False, part: Part 
         return height, width
 
     masks, numbers = PackedMasks(), np.full(len(image), -1, np.int64)
-    for i in np.flatnonzero(here & (has_area & segmentations | ~boxed)).tolist():
-        numbers[i] = reader.take_mask(i, shape(i), masks, boxes[i] if crowd[i] else None)
+    wanted = np.flatnonzero(here & (has_area & segmentations | ~boxed))
+    crowd_boxes = np.where(crowd[wanted, None], boxes[wanted], np.nan)
+    numbers[wanted] = reader.take_masks(wanted, sizes[wanted, ::-1].astype(np.int64), masks, crowd_boxes)
     masked = numbers >= 0
     for i in np.flatnonzero(masked & ~boxed).tolist():
         around, positive = _cut(masks.bounds(int(numbers[i]), shape(i))[None], sizes[i : i + 1])
@@ -135,7 +141,8 @@ def read_instances(path: str | Path, *, segmentations: bool = False, part: Part 
     }
     kept = np.flatnonzero(here & ~np.any(list(problems.values()), axis=0))
     kept = kept[np.argsort(image[kept], kind="stable")]
-    reader.check_areas(area, kept)
+    for i in kept[~((area[kept] >= 0) & (area[kept] <= MAX_AREA))].tolist():
+        reader.refuse_area(i)
     for i in kept[np.isnan(area[kept])].tolist():
         if masked[i]:
             area[i] = coco_mask.area(masks.encoding(int(numbers[i]), shape(i)))
@@ -157,11 +164,16 @@ def read_instances(path: str | Path, *, segmentations: bool = False, part: Part 
     )
 
 
-class _Reader:
-    """The columns of `annotations`, each checked as a whole."""
+class EntryReader:
+    """The columns of `annotations`, each checked as a whole; what is wrong is named with its entry."""
 
-    def __init__(self, where: str, annotations: list[dict[str, Any]]) -> None:
-        self.where, self.annotations = where, annotations
+    def __init__(self, path: Path) -> None:
+        content = read_coco(path, "instances")
+        self.where, self.annotations = str(path), content["annotations"]
+        self.category_entries, self._images = content["categories"], content["images"]
+
+    def image_entries(self) -> ImageEntries:
+        return image_entries(self._images, self.where)
 
     def entry(self, i: int) -> str:
         return f"{self.where}: annotations[{i}] (id {short(get(self.annotations[i], 'id', None))})"
@@ -206,11 +218,10 @@ class _Reader:
         """NaN where none is given."""
         return np.array(converted(self.column("area"), _area, {float}, self.expected(AREA)), np.float64)
 
-    def check_areas(self, areas: NDArray[np.float64], rows: NDArray[np.int64]) -> None:
+    def refuse_area(self, i: int) -> None:
         """Of the rows that count, an area that is given must be a sensible one."""
-        for i in rows[~((areas[rows] >= 0) & (areas[rows] <= MAX_AREA))].tolist():
-            if (value := self.annotations[i].get("area")) is not None:
-                raise ValueError(self.expected(AREA)(i, value))
+        if (value := self.annotations[i].get("area")) is not None:
+            raise ValueError(self.expected(AREA)(i, value))
 
     def boxes(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """[A, 4] (x, y, w, h), and for each whether it is given; NaN where it is not."""
@@ -236,18 +247,29 @@ class _Reader:
     def bad_box(self, i: int) -> str:
         return self.expected("'bbox' as four finite numbers [x, y, w, h]")(i, self.annotations[i].get("bbox"))
 
-    def take_mask(
-        self, i: int, shape: tuple[int, int], masks: PackedMasks, crowd_box: NDArray[np.float64] | None
-    ) -> int:
-        """The number of an annotation's mask, -1 where it has none; a crowd's box stands in for one."""
-        try:
-            taken = masks.append(self.annotations[i].get("segmentation"), shape)
-        except ValueError as error:
-            raise ValueError(f"{self.entry(i)}: {error}") from None
-        if not taken and crowd_box is not None and np.isfinite(crowd_box).all():
-            x, y, w, h = crowd_box.tolist()
-            taken = masks.append([[x, y, x + w, y, x + w, y + h, x, y + h]], shape)
-        return len(masks) - 1 if taken else -1
+    def take_masks(
+        self,
+        rows: NDArray[np.int64],
+        shapes: NDArray[np.int64],
+        masks: PackedMasks,
+        crowd_boxes: NDArray[np.float64],
+    ) -> NDArray[np.int64]:
+        """The numbers of annotations' masks, -1 where one has none; a crowd's box stands in for it.
+
+        Args:
+            rows: of which X annotations.
+            shapes: [X, 2] (height, width) of their images.
+            masks: where they are put.
+            crowd_boxes: [X, 4] (x, y, w, h), NaN where an annotation is no crowd.
+        """
+        numbers = np.full(len(rows), -1, np.int64)
+        for n, (i, (height, width)) in enumerate(zip(rows.tolist(), shapes.tolist(), strict=True)):
+            segmentation = self.annotations[i].get("segmentation")
+            try:
+                numbers[n] = masks.append_object(segmentation, (height, width), crowd_boxes[n])
+            except ValueError as error:
+                raise ValueError(f"{self.entry(i)}: {error}") from None
+        return numbers
 
 
 def _plain_number(value: Any) -> float | None:

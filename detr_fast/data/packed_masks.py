@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,68 @@ class PackedMasks:
             "expected 'segmentation' as a list of polygons or an object with 'counts' and 'size'; "
             f"got {short(segmentation)}"
         )
+
+    def append_object(self, segmentation: Any, size: tuple[int, int], crowd_box: NDArray[np.float64]) -> int:
+        """The number that an object gets, -1 where it has no mask; otherwise as `append`.
+
+        `crowd_box`, [x, y, w, h] of a crowd and NaN of others, stands in for a mask.
+        """
+        taken = self.append(segmentation, size)
+        if not taken and np.isfinite(crowd_box).all():
+            x, y, w, h = crowd_box.tolist()
+            taken = self.append([[x, y, x + w, y, x + w, y + h, x, y + h]], size)
+        return len(self) - 1 if taken else -1
+
+    def extend(
+        self,
+        segmentations: Sequence[list[list[float]] | dict[str, Any] | None],
+        sizes: NDArray[np.int64],
+        crowd_boxes: NDArray[np.float64],
+    ) -> NDArray[np.int64]:
+        """As `append_object` for many, polygons all at once.
+
+        Args:
+            segmentations: of X objects.
+            sizes: [X, 2] (height, width) of their images.
+            crowd_boxes: [X, 4], NaN where an object is none.
+
+        Returns:
+            [X] numbers, in another order than one by one.
+        """
+        outlined = [i for i, segmentation in enumerate(segmentations) if type(segmentation) is list]
+        numbers = np.full(len(segmentations), -1, np.int64)
+        numbers[outlined], done = self._extend_polygons([segmentations[i] for i in outlined])  # type: ignore[misc]
+        left = np.ones(len(segmentations), bool)
+        if done:
+            left[outlined] = False
+            left |= (numbers < 0) & np.isfinite(crowd_boxes).all(1)
+        for i in np.flatnonzero(left).tolist():
+            height, width = sizes[i].tolist()
+            numbers[i] = self.append_object(segmentations[i], (height, width), crowd_boxes[i])
+        return numbers
+
+    def _extend_polygons(self, objects: Sequence[list[list[float]]]) -> tuple[NDArray[np.int64], bool]:
+        """The numbers of objects, and whether they were taken: not where a polygon needs a closer look."""
+        polygons = list(chain.from_iterable(objects))
+        lengths = np.fromiter(map(len, polygons), np.int64, len(polygons))
+        points = np.fromiter(chain.from_iterable(polygons), np.float64, int(lengths.sum()))
+        numbers = np.full(len(objects), -1, np.int64)
+        largest = np.abs(points).max(initial=0)
+        long = 2 * largest * lengths.max(initial=0) > MAX_OUTLINE
+        if (lengths % 2).any() or long or not largest <= MAX_COORDINATE:
+            return numbers, False
+        proper = lengths >= 6
+        owner = np.repeat(np.arange(len(objects)), np.fromiter(map(len, objects), np.int64, len(objects)))
+        counts = np.bincount(owner[proper], minlength=len(objects))
+        points = points[np.repeat(proper, lengths)]
+        covered, first = counts > 0, len(self._polygon_ends) - 1
+        last = first + counts.cumsum()
+        spans = np.stack([np.zeros_like(last), last - counts, last], 1)[covered]
+        numbers[covered] = len(self) + np.arange(covered.sum())
+        self._polygon_ends.frombytes((self._polygon_ends[-1] + lengths[proper].cumsum()).tobytes())
+        self._numbers.frombytes(points.tobytes())
+        self._spans.frombytes(spans.tobytes())
+        return numbers, True
 
     def _append_polygons(self, polygons: list[Any]) -> bool:
         first = len(self._polygon_ends) - 1

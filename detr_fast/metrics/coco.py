@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -196,13 +197,24 @@ def coco_evaluation(
     )
 
 
+# Its threads do not follow a fork, and in the child it waits for them without end.
+_hotcoco_ran_in: int | None = None
+
+
 def _library(evaluator: Evaluator) -> Any:
     """What has COCO and COCOeval."""
+    global _hotcoco_ran_in
     if evaluator not in get_args(Evaluator):
         raise ValueError(f"evaluator: expected one of {', '.join(get_args(Evaluator))}; got {evaluator!r}")
+    threads_are_here = _hotcoco_ran_in in (None, os.getpid())
     if evaluator == "auto":
-        evaluator = "hotcoco" if find_spec("hotcoco") else "pycocotools"
+        evaluator = "hotcoco" if find_spec("hotcoco") and threads_are_here else "pycocotools"
     if evaluator == "hotcoco":
+        if not threads_are_here:
+            raise RuntimeError(
+                "evaluator: hotcoco ran before this process was forked and would wait for its threads"
+            )
+        _hotcoco_ran_in = os.getpid()
         return import_module("hotcoco")
     return SimpleNamespace(
         COCO=import_module("pycocotools.coco").COCO, COCOeval=import_module("pycocotools.cocoeval").COCOeval

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from pathlib import Path
+from random import Random
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +16,16 @@ from hypothesis import strategies as st
 
 from detr_fast.data import CocoDetection
 from detr_fast.data.coco_json import Part
-from detr_fast.data.instances import NO_AREA, NO_MASK, NO_PLACE, Instances, read_instances
+from detr_fast.data.instances import (
+    NO_AREA,
+    NO_MASK,
+    NO_PLACE,
+    EntryReader,
+    Instances,
+    _read,
+    read_instances,
+)
+from detr_fast.data.typed_coco import NotTyped, TypedReader
 from detr_fast.metrics import coco_metrics
 from tests.data.make import CATEGORIES, annotation, image, write_json
 
@@ -401,3 +412,64 @@ def test_repeated_images_and_names_are_told(tmp_path: Path) -> None:
         "image ids are no integers of 64 bits, as 'c': numbered from 1",
         "1 images are listed again under another id",
     )
+
+
+def odd_content(random: Random) -> bytes:
+    """An ordinary file in which a few things are as some tool or accident writes them."""
+
+    def box() -> list[float]:
+        return [random.uniform(-5, 50), random.uniform(-5, 30), random.uniform(0, 30), random.uniform(0, 30)]
+
+    def outline() -> list[float]:
+        return [round(random.uniform(0, 40), 1) for _ in range(2 * random.randrange(1, 8))]
+
+    ids = random.sample(range(100), 6)
+    images = [image(i, 60, 40) for i in ids]
+    annotations: list[dict[str, Any]] = [
+        {
+            **annotation(n, random.choice(ids), box(), random.choice([3, 7]), int(random.random() < 0.3)),
+            "segmentation": random.choice(
+                [
+                    [outline() for _ in range(random.randrange(3))],
+                    {"size": [40, 60], "counts": [50, 20, 2330]},
+                ]
+            ),
+        }
+        for n in range(random.randrange(12))
+    ]
+    strange = [None, "", "7", 7, 7.0, 7.5, -1, 2**63, 2**70, 1e300, True, [], [1], {}, "\ud800", [[1, 2, 3]]]
+    for _ in range(random.randrange(4)):
+        entry = random.choice(random.choice([images, annotations, [{}]]) or [{}])
+        key = random.choice([*entry, "new"])
+        if random.random() < 0.3:
+            entry.pop(key, None)
+        else:
+            entry[key] = random.choice(strange)
+    text = json.dumps({"images": images, "annotations": annotations, "categories": CATEGORIES})
+    if random.random() < 0.1:
+        text = text.replace(str(random.choice(ids)), random.choice(["NaN", "1e999", "-0", "03", '"\xe9"']), 1)
+    return text.encode(random.choice(["utf-8"] * 8 + ["utf-8-sig", "utf-16"]))
+
+
+@pytest.mark.parametrize("segmentations", [False, True])
+def test_files_are_read_alike_by_type_and_entry_by_entry(
+    tmp_path: Path, rng: torch.Generator, segmentations: bool
+) -> None:
+    random = Random(int(torch.randint(2**31, (), generator=rng)))
+    path, typed = tmp_path / "a.json", 0
+    for _ in range(150):
+        path.write_bytes(odd_content(random))
+        try:
+            ours = _read(path, TypedReader(path, segmentations=segmentations), segmentations, None)
+        except NotTyped:
+            continue
+        typed += 1
+        careful = _read(path, EntryReader(path), segmentations, None)
+        assert (ours.images, ours.categories) == (careful.images, careful.categories)
+        assert (ours.left_out, ours.remarks) == (careful.left_out, careful.remarks)
+        for column in ("image", "category", "boxes_xywh", "area", "crowd"):
+            np.testing.assert_array_equal(getattr(ours, column), getattr(careful, column))
+        if segmentations:
+            for a in range(len(careful)):
+                assert ours.encoding(a) == careful.encoding(a)
+    assert typed > 20

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,16 @@ def test_evaluators_give_the_same_numbers(tmp_path: Path, rng: torch.Generator, 
         ValueError, match="evaluator: expected one of auto, hotcoco, pycocotools; got 'cocoeval'"
     ):
         coco_metrics(file, [], evaluator="cocoeval")  # type: ignore[arg-type]
+
+
+def test_a_forked_process_does_not_wait_for_the_threads_of_its_parent(tmp_path: Path) -> None:
+    file = write_json(tmp_path / "a.json", [image(1)], [annotation(1, 1, [1.0, 1.0, 20.0, 20.0])])
+    detection = {"image_id": 1, "category_id": 3, "bbox": [1.0, 1.0, 20.0, 20.0], "score": 0.5}
+    numbers = coco_metrics(file, [detection], evaluator="hotcoco")
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply_async(coco_metrics, (file, [detection])).get(60) == numbers
+        with pytest.raises(RuntimeError, match="evaluator: hotcoco ran before this process was forked"):
+            pool.apply_async(coco_metrics, (file, [detection], None, "bbox", "hotcoco")).get(60)
 
 
 def test_without_hotcoco_pycocotools_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
