@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import shlex
+from enum import Enum
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from detr_fast import __version__
 from detr_fast.bench import run_benchmarks
@@ -29,6 +32,7 @@ from detr_fast.engine import (
     train_config,
 )
 from detr_fast.engine.demo import run_demo
+from detr_fast.engine.model_choice import ModelChoice
 from detr_fast.engine.outputs import check_not_inputs
 from detr_fast.engine.prediction_run import (
     ALL_FORMATS,
@@ -36,10 +40,12 @@ from detr_fast.engine.prediction_run import (
     print_predictions,
     run_predictions,
 )
-from detr_fast.engine.recipe import ModelChoice, evaluation_dataset, train_on_coco
+from detr_fast.engine.recipe import evaluation_dataset, train_on_coco
+from detr_fast.engine.resuming import EarlierRun
 from detr_fast.engine.scores_report import write_scores_report
 from detr_fast.export import FORMATS, export, format_of, trtexec_lines
 from detr_fast.extras import explain_missing
+from detr_fast.families.family import SMALL_TRAINING
 from detr_fast.metrics import Evaluator
 from detr_fast.ops import BackendUnavailable
 from detr_fast.tasks.detection import BoxScorer
@@ -74,15 +80,36 @@ app = typer.Typer(
 )
 
 
-def _default(name: str) -> str:
-    """A training setting's default, and the families that have another."""
+def _setting(name: str, about: str) -> Any:
+    """An option for a training setting, with its default and the families that have another."""
     usual = getattr(TrainConfig, name)
-    others = (
-        f"{family} {about.training[name]}"
-        for family, about in FAMILIES.items()
-        if about.training.get(name, usual) != usual
-    )
-    return "Default: " + ", ".join([str(usual), *others]) + "."
+    others = [
+        f"{family} {training[name]}"
+        for family, training in [
+            *((family, about.training) for family, about in FAMILIES.items()),
+            ("-tiny", SMALL_TRAINING),
+        ]
+        if training.get(name, usual) != usual
+    ]
+    return typer.Option(help=f"{about} Default: {', '.join([str(usual), *others])}.", show_default=False)
+
+
+class Resume(str, Enum):
+    """Whether a run goes on."""
+
+    yes = "yes"
+    auto = "auto"
+
+
+class _Train(TyperCommand):
+    """`--resume` may stand alone."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        choices = {choice.value for choice in Resume}
+        alone = (
+            arg == "--resume" and following not in choices for arg, following in zip_longest(args, args[1:])
+        )
+        return super().parse_args(ctx, [arg + "=yes" * one for arg, one in zip(args, alone, strict=True)])
 
 
 convert = typer.Typer(no_args_is_help=True, help="Turn data sets of other formats into the COCO layout.")
@@ -100,14 +127,12 @@ ValFraction = Annotated[
     float | None,
     typer.Option(help="Share of the training images to hold out where there is no validation split."),
 ]
-ExifOption = Annotated[
-    str,
-    typer.Option(
-        "--exif",
-        help="Where sizes do not tell whether annotations are of the upright image: apply or ignore its EXIF "
-        "orientation. auto: as for the images whose sizes tell, else apply.",
-    ),
-]
+EXIF = typer.Option(
+    "--exif",
+    help="Where sizes do not tell whether annotations are of the upright image: apply or ignore its EXIF "
+    "orientation. auto: as for the images whose sizes tell, else apply.",
+)
+ExifOption = Annotated[str, EXIF]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Workers = Annotated[int, typer.Option(help="Processes that read images.")]
 Amp = Annotated[bool, typer.Option("--amp", help="Forward pass in bfloat16.")]
@@ -157,7 +182,7 @@ def _settings(
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
 
 
-@app.command()
+@app.command(cls=_Train)
 def train(
     output: Annotated[Path, typer.Option(help="Folder for checkpoints, log and TensorBoard events.")],
     root: Data = None,
@@ -166,7 +191,7 @@ def train(
     val_json: ValJson = None,
     val_images: ValImages = None,
     val_fraction: ValFraction = None,
-    exif: ExifOption = DataSource.exif,
+    exif: Annotated[str | None, EXIF] = None,
     model: Model = None,
     task: TaskName = None,
     weights: Annotated[
@@ -179,7 +204,14 @@ def train(
         Path | None,
         typer.Option(help="Trained DETR for detr-segm to keep as it is; the mask head learns."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from OUTPUT/last.pt.")] = False,
+    resume: Annotated[
+        Resume | None,
+        typer.Option(
+            help="Go on from OUTPUT/last.pt; options that are not given are the earlier run's. "
+            "auto: start where there is none.",
+            metavar="[auto]",
+        ),
+    ] = None,
     num_classes: Annotated[int | None, typer.Option(help="Default: what the data needs.")] = None,
     num_queries: Annotated[
         int | None, typer.Option(help="Objects an image at most. Default: the model's.")
@@ -189,7 +221,7 @@ def train(
         typer.Option(
             min=32,
             help="Largest short side in pixels, or side of LSJ's canvas; all else scales. "
-            "Default: 800, or 1024.",
+            "Default: 800, or 1024; 256 of -tiny models; what the weights were trained on.",
         ),
     ] = None,
     augmentation: Annotated[
@@ -197,69 +229,77 @@ def train(
         typer.Option(help="detr (random sizes, crops) or lsj (large-scale jitter). Default: the family's."),
     ] = None,
     skip_bad_images: Annotated[
-        bool, typer.Option("--skip-bad-images", help="Log and skip, not stop.")
-    ] = False,
+        bool | None, typer.Option("--skip-bad-images", help="Log and skip, not stop.")
+    ] = None,
     evaluate: Annotated[bool, typer.Option(help="Evaluate on the val split.")] = True,
-    epochs: Annotated[int | None, typer.Option(help=f"Passes over the data. {_default('epochs')}")] = None,
-    batch_size: Annotated[
-        int, typer.Option(help="Images a process and backward pass.")
-    ] = TrainConfig.batch_size,
-    accumulate: Annotated[int, typer.Option(help="Backward passes a step.")] = TrainConfig.accumulate,
-    lr: Annotated[float | None, typer.Option(help=f"Learning rate. {_default('lr')}")] = None,
-    lr_backbone: Annotated[
-        float | None, typer.Option(help=f"The backbone's. {_default('lr_backbone')}")
-    ] = None,
-    weight_decay: Annotated[float | None, typer.Option(help=f"AdamW's. {_default('weight_decay')}")] = None,
-    lr_drop: Annotated[
-        int | None, typer.Option(help=f"Epochs until both rates drop to a tenth. {_default('lr_drop')}")
-    ] = None,
-    warmup_steps: Annotated[int, typer.Option(help="Steps of rising rates.")] = TrainConfig.warmup_steps,
-    clip_max_norm: Annotated[
-        float | None, typer.Option(help=f"Gradient bound; 0: none. {_default('clip_max_norm')}")
-    ] = None,
-    amp: Amp = TrainConfig.amp,
-    ema: Annotated[
-        float, typer.Option(help="Decay of averaged weights, say 0.9997; 0: none.")
-    ] = TrainConfig.ema,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = TrainConfig.seed,
-    num_workers: Workers = TrainConfig.num_workers,
-    eval_every: Annotated[int, typer.Option(help="Epochs between evaluations.")] = TrainConfig.eval_every,
+    epochs: Annotated[int | None, _setting("epochs", "Passes over the data.")] = None,
+    batch_size: Annotated[int | None, _setting("batch_size", "Images a process and backward pass.")] = None,
+    accumulate: Annotated[int | None, _setting("accumulate", "Backward passes a step.")] = None,
+    lr: Annotated[float | None, _setting("lr", "Learning rate.")] = None,
+    lr_backbone: Annotated[float | None, _setting("lr_backbone", "The backbone's.")] = None,
+    weight_decay: Annotated[float | None, _setting("weight_decay", "AdamW's.")] = None,
+    lr_drop: Annotated[int | None, _setting("lr_drop", "Epochs until both rates drop to a tenth.")] = None,
+    warmup_steps: Annotated[int | None, _setting("warmup_steps", "Steps of rising rates.")] = None,
+    clip_max_norm: Annotated[float | None, _setting("clip_max_norm", "Gradient bound; 0: none.")] = None,
+    amp: Annotated[bool | None, typer.Option(help="Forward pass in bfloat16.")] = None,
+    ema: Annotated[float | None, _setting("ema", "Decay of averaged weights, say 0.9997; 0: none.")] = None,
+    seed: Annotated[int | None, _setting("seed", "Of everything random.")] = None,
+    num_workers: Annotated[int | None, _setting("num_workers", "Processes that read images.")] = None,
+    eval_every: Annotated[int | None, _setting("eval_every", "Epochs between evaluations.")] = None,
     checkpoint_every: Annotated[
-        int, typer.Option(help="Steps between checkpoints; 0: one an epoch.")
-    ] = TrainConfig.checkpoint_every,
-    log_every: Annotated[int, typer.Option(help="Steps between log records.")] = TrainConfig.log_every,
-    device: Device = TrainConfig.device,
+        int | None, _setting("checkpoint_every", "Steps between checkpoints; 0: one an epoch.")
+    ] = None,
+    checkpoint_minutes: Annotated[
+        float | None, _setting("checkpoint_minutes", "Minutes between checkpoints; 0: none by time.")
+    ] = None,
+    log_every: Annotated[int | None, _setting("log_every", "Steps between log records.")] = None,
+    device: Annotated[str | None, _setting("device", "auto, cpu, cuda or cuda:N.")] = None,
     allow_non_finite: AllowNonFinite = False,
     threads: Threads = None,
 ) -> None:
-    """Train or fine-tune a model. Start it with torchrun for several processes."""
+    """Train or fine-tune a model.
+
+    Eight GPUs of one machine: torchrun --nproc-per-node 8 -m detr_fast train ...; of two, on each of them:
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint FIRST:29500 -m detr_fast ...
+    """
     given = locals()
     settings = {field.name: given[field.name] for field in dataclasses.fields(TrainConfig)}
-    source = DataSource(**{field.name: given[field.name] for field in dataclasses.fields(DataSource)})
+    places = {field.name: given[field.name] for field in dataclasses.fields(DataSource)}
     _set_threads(threads)
-    with process_group(pick_device(device)):
-        start = ModelChoice(
-            model,
-            weights,
-            backbone_weights,
-            num_classes,
-            num_queries,
-            task,
-            frozen_weights,
-            allow_non_finite,
-        ).starting_point()
-        metrics = train_on_coco(
-            source,
-            output,
-            train_config(start.family, **settings),
-            start,
-            image_size=image_size,
-            augmentation=augmentation,
-            resume=resume,
-            skip_bad_images=skip_bad_images,
-            evaluate_val=evaluate,
-            echo=typer.echo,
+    choice = ModelChoice(
+        model, weights, backbone_weights, num_classes, num_queries, task, frozen_weights, allow_non_finite
+    )
+    earlier = None
+    if resume == Resume.yes or (resume == Resume.auto and (output / "last.pt").exists()):
+        earlier = EarlierRun.read(output)
+        choice = earlier.model_choice(choice)
+        image_size, augmentation, skip_bad_images = (
+            earlier.options.get(name) if given[name] is None else given[name]
+            for name in ("image_size", "augmentation", "skip_bad_images")
         )
+    with process_group(pick_device(device or (earlier.train_config() if earlier else TrainConfig).device)):
+        start = choice.starting_point()
+        if earlier is None:
+            source = DataSource(**{name: value for name, value in places.items() if value is not None})
+            config = train_config(start.family, small=start.small, **settings)
+        else:
+            source, config = earlier.data_source(**places), earlier.train_config(**settings)
+        try:
+            metrics = train_on_coco(
+                source,
+                output,
+                config,
+                start,
+                image_size=image_size,
+                augmentation=augmentation,
+                resume=earlier is not None,
+                skip_bad_images=bool(skip_bad_images),
+                evaluate_val=evaluate,
+                echo=typer.echo,
+            )
+        except Interrupted as stopped:
+            go_on = f"go on with: detr-fast train --output {shlex.quote(str(output))} --resume"
+            raise Interrupted(stopped.number, f"{stopped}\n{go_on}") from None
         if is_main():
             if metrics:
                 typer.echo(TASKS[start.task].format(metrics))
@@ -540,7 +580,7 @@ def demo(
     output: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("runs/demo"),
     threads: Threads = None,
 ) -> None:
-    """Train a small DETR on drawn shapes, evaluate it, and time the operators; minutes."""
+    """Train a small DINO and Mask2Former on drawn shapes, evaluate them, time the operators; minutes."""
     _set_threads(threads)
     run_demo(output, echo=typer.echo)
 

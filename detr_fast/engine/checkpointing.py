@@ -36,16 +36,32 @@ def read_training_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def dataset_identity(dataset: ImageDataset) -> dict[str, Any]:
-    """What tells a data set from another one: how many images, and a checksum of their ids."""
+    """What tells a data set from another one: its images, objects and annotations, by number and checksum."""
     ids = ",".join(map(str, dataset.image_ids))
-    return {"images": len(dataset), "image ids": hashlib.sha256(ids.encode()).hexdigest()[:16]}
+    identity: dict[str, Any] = {
+        "images": len(dataset),
+        "image ids": _short(hashlib.sha256(ids.encode())),
+        "objects": dataset.num_objects,
+    }
+    if dataset.annotation_file is not None:
+        digest = hashlib.sha256()
+        with dataset.annotation_file.open("rb") as file:
+            while part := file.read(1 << 22):
+                digest.update(part)
+        identity["annotations"] = _short(digest)
+    return identity
+
+
+def _short(digest: Any) -> str:
+    return digest.hexdigest()[:16]
 
 
 def check_resumable(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Compares the settings of an interrupted run and of its continuation.
 
     Args:
-        then: "config", "images_per_step", "processes", "data" and "detector" of the first.
+        then: "config", "options", "images_per_step", "processes", "data" and "detector" of the first. What an
+            earlier version did not record is not compared.
         now: the same of the second.
 
     Returns:
@@ -54,14 +70,15 @@ def check_resumable(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
     Raises:
         ValueError: naming what changed and may not, as the curve of the losses would be another.
     """
-    changed = _changes(then["config"], now["config"])
+    changed = _changes({**now["config"], **then["config"]}, now["config"])
     for name in ("images_per_step", "processes"):
         changed.update(_changes({name: then.get(name)}, {name: now[name]}))
     free = FREE_ON_RESUME | SPLIT_OF_A_STEP
     refused = {name: values for name, values in changed.items() if name not in free}
-    refused.update(_changes(then.get("data") or now["data"], now["data"]))
     if then["detector"] != now["detector"]:
         refused.update(_detector_changes(then["detector"], now["detector"]))
+    for name in ("data", "options"):
+        refused.update(_changes({**now[name], **then.get(name, {})}, now[name]))
     if refused:
         listing = "; ".join(f"{name}: {old} then, {new} now" for name, (old, new) in sorted(refused.items()))
         raise ValueError(f"cannot be resumed with other settings: {listing}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from detr_fast.families import FAMILIES
+from detr_fast.families.family import SMALL_TRAINING
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class TrainConfig:
         num_workers: processes that read images; 0 reads in this one.
         eval_every: epochs between evaluations; the last epoch is always evaluated.
         checkpoint_every: optimizer steps between checkpoints inside an epoch; 0 writes one an epoch.
+        checkpoint_minutes: time between checkpoints inside an epoch; 0: none by time. Several processes write
+            them at log records.
         log_every: optimizer steps between log records. Losses are checked for NaN as often, and before
             every checkpoint.
         device: "auto", "cpu", "cuda" or "cuda:N".
@@ -48,6 +51,7 @@ class TrainConfig:
     num_workers: int = 2
     eval_every: int = 1
     checkpoint_every: int = 0
+    checkpoint_minutes: float = 0.0
     log_every: int = 10
     device: str = "auto"
 
@@ -56,7 +60,7 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected >= 1; got {getattr(self, name)}")
         for name in ("lr", "lr_backbone", "weight_decay", "warmup_steps", "clip_max_norm", "num_workers",
-                     "checkpoint_every"):  # fmt: skip
+                     "checkpoint_every", "checkpoint_minutes"):  # fmt: skip
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: expected a finite number >= 0; got {getattr(self, name)}")
         if not 0 <= self.ema < 1:
@@ -66,13 +70,16 @@ class TrainConfig:
 # What may differ between an interrupted run and its continuation: how long and how fast it learns, and where.
 FREE_ON_RESUME = {
     "epochs", "lr", "lr_backbone", "lr_drop", "warmup_steps", "num_workers", "eval_every", "checkpoint_every",
-    "log_every", "device",
+    "checkpoint_minutes", "log_every", "device",
 }  # fmt: skip
 # These share out the images of a step, whose number must stay.
 SPLIT_OF_A_STEP = {"batch_size", "accumulate", "processes"}
 
 
-def train_config(family: str, **given: Any) -> TrainConfig:
-    """The family's training settings; `given` ones override them, None leaves them alone."""
+def train_config(family: str, *, small: bool = False, **given: Any) -> TrainConfig:
+    """The family's training settings, or those of a small model that starts from nothing.
+
+    `given` ones override them, None leaves them alone.
+    """
     chosen = {key: value for key, value in given.items() if value is not None}
-    return TrainConfig(**{**FAMILIES[family].training, **chosen})
+    return TrainConfig(**{**FAMILIES[family].training, **(SMALL_TRAINING if small else {}), **chosen})

@@ -11,128 +11,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from detr_fast.checkpoints import load_state_dict
 from detr_fast.data import DataSource, ImageDataset, LargeScaleJitter
 from detr_fast.data.transforms import MAX_SIZE, SCALES
 from detr_fast.distributed import is_main
 from detr_fast.engine.config import TrainConfig
 from detr_fast.engine.detector import Detector
 from detr_fast.engine.evaluate import evaluate
-from detr_fast.engine.loading import load_detector
+from detr_fast.engine.introduction import introduction
+from detr_fast.engine.model_choice import StartingPoint
 from detr_fast.engine.outputs import check_not_inputs
+from detr_fast.engine.resuming import source_record
 from detr_fast.engine.train import Trainer
-from detr_fast.families import FAMILIES, check_task, family_of, model_config
+from detr_fast.families import FAMILIES
 from detr_fast.tasks import build_dataset
-
-DEFAULT_MODEL = "detr-r50"
-
-
-@dataclass(frozen=True)
-class ModelChoice:
-    """What to train.
-
-    Args:
-        name: of `MODELS`; by default the architecture of `weights`, else detr-r50.
-        weights: a checkpoint to start from. Where it has other numbers of classes or queries, the first rows
-            are taken.
-        backbone_weights: an ImageNet file to start the backbone from.
-        frozen_weights: a trained DETR that a DETR for segmentation keeps as it is and learns a mask head for.
-        num_classes: by default what the data needs.
-        num_queries: by default the model's.
-        task: by default that of `weights`, else the family's first.
-        allow_non_finite: take weights that are NaN or infinite, too.
-    """
-
-    name: str | None = None
-    weights: Path | None = None
-    backbone_weights: Path | None = None
-    num_classes: int | None = None
-    num_queries: int | None = None
-    task: str | None = None
-    frozen_weights: Path | None = None
-    allow_non_finite: bool = False
-
-    def starting_point(self) -> StartingPoint:
-        """Reads `weights` or `frozen_weights`, where given."""
-        sources = {name: getattr(self, name) for name in ("weights", "backbone_weights", "frozen_weights")}
-        if len(given := [name for name, path in sources.items() if path is not None]) > 1:
-            raise ValueError(f"{', '.join(given)}: expected one of them; got {len(given)}")
-        if self.frozen_weights is not None:
-            return self._around_frozen(self.frozen_weights)
-        if self.weights is None:
-            family = family_of(self.name or DEFAULT_MODEL)
-            return StartingPoint(
-                self, family, check_task(family, self.task), FAMILIES[family].contiguous_labels
-            )
-        trained = load_detector(self.weights, model=self.name, allow_non_finite=self.allow_non_finite)
-        task = check_task(trained.family, self.task or trained.task_name)
-        return StartingPoint(
-            self, trained.family, task, trained.contiguous_labels, trained.model, trained.remarks
-        )
-
-    def _around_frozen(self, path: Path) -> StartingPoint:
-        outer = {name: family for name, family in FAMILIES.items() if family.frozen is not None}
-        name = self.name or next(iter(outer))
-        family = outer.get(family_of(name))
-        if family is None or family.frozen is None:
-            expected = " or ".join(outer)
-            raise ValueError(
-                f"frozen_weights: expected the model {expected} around them; got {family_of(name)}"
-            )
-        trained = load_detector(
-            path,
-            model=name.replace(family.name, family.frozen.family, 1),
-            allow_non_finite=self.allow_non_finite,
-        )
-        model = family.frozen.around(trained.model)
-        task = check_task(family.name, self.task)
-        return StartingPoint(self, family.name, task, trained.contiguous_labels, model, trained.remarks)
-
-
-@dataclass(frozen=True)
-class StartingPoint:
-    """A resolved `ModelChoice`.
-
-    Args:
-        contiguous_labels: whether labels are 0, 1, ... rather than the category ids, as `trained` has it.
-        trained: the model of the choice's weights.
-        remarks: what a person should know about their file.
-    """
-
-    choice: ModelChoice
-    family: str
-    task: str
-    contiguous_labels: bool
-    trained: nn.Module | None = None
-    remarks: tuple[str, ...] = ()
-
-    def build(self, num_classes: int) -> tuple[nn.Module, list[str]]:
-        """The model with its starting weights, and remarks on what was special about them."""
-        family, choice = FAMILIES[self.family], self.choice
-        if self.trained is None:
-            config = model_config(
-                choice.name or DEFAULT_MODEL, num_classes=num_classes, num_queries=choice.num_queries
-            )
-            return family.model(config, backbone_weights=choice.backbone_weights), []
-        trained: Any = self.trained.config
-        num_queries = choice.num_queries or trained.num_queries
-        if choice.frozen_weights and (num_classes, num_queries) != (trained.num_classes, trained.num_queries):
-            raise ValueError(
-                f"{choice.frozen_weights}: has {trained.num_classes} classes and {trained.num_queries} "
-                f"queries, but {num_classes} and {num_queries} are needed, which a frozen model cannot learn"
-            )
-        model = family.model(dataclasses.replace(trained, num_classes=num_classes, num_queries=num_queries))
-        load_state_dict(model, self.trained.state_dict())
-        remarks = [
-            f"{choice.weights}: has {old} {what} and {new} are needed: the first {min(old, new)} are taken"
-            + (", the others start afresh" if new > old else "")
-            for what, old, new in (
-                ("classes", trained.num_classes, num_classes),
-                ("queries", trained.num_queries, num_queries),
-            )
-            if old != new
-        ]
-        return model, [*self.remarks, *remarks]
 
 
 @dataclass(frozen=True)
@@ -150,8 +41,8 @@ class ImageSizes:
     canvas: int | None = None
 
     @classmethod
-    def of(cls, image_size: int | None, augmentation: str) -> ImageSizes:
-        """The official sizes, or all of them in proportion to `image_size`.
+    def of(cls, image_size: int | None, augmentation: str, short_side: int = SCALES[-1]) -> ImageSizes:
+        """The official sizes, or all of them in proportion to `image_size`, else to `short_side`.
 
         "detr": its largest short side, officially 800 (the others begin at 480, the long side ends at 1333).
         "lsj": its canvas, officially 1024, raised to a multiple of 32; evaluation at 800 as well.
@@ -159,9 +50,8 @@ class ImageSizes:
         official = {"detr": SCALES[-1], "lsj": LargeScaleJitter.size}
         if augmentation not in official:
             raise ValueError(f"augmentation: expected 'detr' or 'lsj'; got {augmentation!r}")
-        size = image_size or official[augmentation]
-        ratio = size / official[augmentation]
-        canvas = -(-size // 32) * 32 if augmentation == "lsj" else None
+        ratio = short_side / SCALES[-1] if image_size is None else image_size / official[augmentation]
+        canvas = -(-round(ratio * official["lsj"]) // 32) * 32 if augmentation == "lsj" else None
         return cls(tuple(round(scale * ratio) for scale in SCALES), round(MAX_SIZE * ratio), canvas)
 
 
@@ -185,7 +75,7 @@ def train_on_coco(
         output: the run's folder. One that holds a run already is only gone on with (`resume`).
         config: how to train.
         start: what to train.
-        image_size: see `ImageSizes.of`.
+        image_size: see `ImageSizes.of`; by default what suits the model.
         augmentation: "detr": random short sides and crops; "lsj": large-scale jitter. Default: the family's.
         resume: go on from `output/last.pt`.
         skip_bad_images: log unreadable training images and go on, instead of stopping.
@@ -203,7 +93,7 @@ def train_on_coco(
         sources = (choice.weights, choice.backbone_weights, choice.frozen_weights)
         check_not_inputs([last, output / "best.pt"], [path for path in sources if path is not None])
     augmentation = augmentation or family.augmentation
-    sizes = ImageSizes.of(image_size, augmentation)
+    sizes = ImageSizes.of(image_size, augmentation, start.image_size)
     # None: where the category ids would make most labels stand for nothing.
     contiguous_labels = start.contiguous_labels or (None if choice.num_classes is None else False)
     options: dict[str, Any] = {
@@ -250,8 +140,22 @@ def train_on_coco(
         best_metric=detector.task.best_metric,
         parameter_groups=family.parameter_groups,
         batch_shape=None if sizes.canvas is None else (sizes.canvas, sizes.canvas),
+        options={
+            "augmentation": augmentation,
+            "image_size": image_size,
+            **dataclasses.asdict(sizes),
+            "masks": family.masks,
+            "skip_bad_images": skip_bad_images,
+            "num_classes": choice.num_classes,
+        },
+        source=source_record(DataSource.of(data)),
         resume=last if resume else None,
     )
+    if is_main():
+        for line in introduction(trainer, detector):
+            echo(line)
+        if trainer.progress.epoch >= config.epochs:
+            echo(f"nothing left to do: all {config.epochs} epochs are done; for more, say so (--epochs)")
     return trainer.fit()
 
 

@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -36,6 +37,9 @@ from detr_fast.engine.run_folder import claimed
 from detr_fast.engine.stopping import Interrupted, StopRequest
 from detr_fast.families.family import Groups, backbone_groups
 from detr_fast.structures import PackedTargets
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +82,8 @@ class Trainer:
         best_metric: the number of `evaluate` that decides which checkpoint is the best.
         parameter_groups: the optimizer's groups, from model and configuration.
         batch_shape: (height, width) that training batches are padded to; by default their largest image's.
+        options: what else changes the training, as plain data by name; a continuation must have the same.
+        source: where the data set lies, as plain data, for a continuation that is not told.
         resume: a `last.pt` to go on from.
     """
 
@@ -94,9 +100,12 @@ class Trainer:
         best_metric: str = "AP",
         parameter_groups: Callable[[nn.Module, TrainConfig], Groups] = backbone_groups,
         batch_shape: tuple[int, int] | None = None,
+        options: Mapping[str, Any] | None = None,
+        source: Mapping[str, Any] | None = None,
         resume: str | Path | None = None,
     ) -> None:
         self.config = config
+        self.dataset = dataset
         self.device = pick_device(config.device)
         self.output = Path(output)
         self.output.mkdir(parents=True, exist_ok=True)
@@ -131,6 +140,7 @@ class Trainer:
         self.scheduler = LambdaLR(self.optimizer, self._lr_factor)
         self.progress = Progress()
         self._data = dataset_identity(dataset)
+        self._options, self._source = dict(options or {}), dict(source or {})
         self._stop = StopRequest(impatient=world_size() == 1)
         self._pending: list[tuple[int, dict[str, Tensor]]] = []
         self._crowding_known = False
@@ -252,26 +262,39 @@ class Trainer:
             unit="step",
         )
         started, first = time.perf_counter(), done.step
+        saved = time.monotonic()
         with bar:
             for micro_batches in self._steps():
                 _seed_step(config.seed, done.step)
-                self._pending.append((done.step + 1, self.train_step(micro_batches)))
+                terms = self.train_step(micro_batches)
+                self._pending.append((done.step + 1, terms))
                 done.step += 1
                 done.step_in_epoch += 1
                 bar.update()
                 checkpoint = config.checkpoint_every and done.step % config.checkpoint_every == 0
-                stop = self._stop.number is not None and not dist.is_initialized()
-                if checkpoint or stop or done.step % config.log_every == 0:
-                    seconds = (time.perf_counter() - started) / (done.step - first)
-                    means = self._check_and_log(seconds)
-                    bar.set_postfix(loss=f"{means['loss']:.3f}", refresh=False)
+                alone, record = not dist.is_initialized(), done.step % config.log_every == 0
+                if config.checkpoint_minutes and (alone or record):
+                    checkpoint |= time.monotonic() - saved >= 60 * config.checkpoint_minutes
+                stop = self._stop.number is not None and alone
+                seconds = (time.perf_counter() - started) / (done.step - first)
+                if done.step == first + 1:
+                    self._show(bar, float(terms["loss"]), seconds)
+                if checkpoint or stop or record:
+                    self._show(bar, self._check_and_log(seconds)["loss"], seconds)
                     stop = self._stop.number is not None  # by now all processes know of it
                 if checkpoint or stop:
                     self.save("last.pt")
+                    saved = time.monotonic()
                 if stop:
                     self._stop.raise_if_asked()
             if self._pending:
                 self._check_and_log((time.perf_counter() - started) / max(1, done.step - first))
+
+    def _show(self, bar: tqdm, loss: float, seconds_per_step: float) -> None:
+        """The loss, and when the whole run will have ended, evaluations not counted."""
+        steps = self.config.epochs * self.steps_per_epoch - self.progress.step
+        left = timedelta(seconds=round(steps * seconds_per_step))
+        bar.set_postfix(loss=f"{loss:.3f}", run_left=str(left), refresh=False)
 
     def _steps(self) -> Iterator[list[Batch]]:
         """The rest of the epoch's batches, in groups of one optimizer step."""
@@ -345,6 +368,8 @@ class Trainer:
             "images_per_step": _images_per_step(self.config),
             "processes": world_size(),
             "data": self._data,
+            "options": self._options,
+            "source": self._source,
         }
 
     def _load(self, path: Path) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from detr_fast.criterion import DINOCriterion, dino_weights
-from detr_fast.families.family import TINY, Family
+from detr_fast.families.family import DEMO, TINY, Family
 from detr_fast.families.results import detection_results
 from detr_fast.matcher import HungarianMatcher
 from detr_fast.models import DINO, DINOConfig
@@ -42,7 +42,14 @@ FAMILY = Family(
         "swin-t-4scale": {"backbone": "swin_t"},
         "swin-l": {"backbone": "swin_l_384"},
         "swin-l-5scale": {"backbone": "swin_l_384", **FIVE_SCALE},
-        "tiny": {**TINY, "num_feature_levels": 3, "dn_number": 50},
+        "tiny": {**TINY, "num_feature_levels": 3, "num_queries": 100, "dn_number": 50},
+        "demo": {
+            **DEMO,
+            "backbone_levels": 1,
+            "num_feature_levels": 1,
+            "dn_number": 20,
+            "dn_limit_groups": True,
+        },
     },
     criterion=dino_criterion,
     decode={"detection": detection_results(FIND)},

@@ -19,7 +19,7 @@ Variants: TypeAlias = Mapping[str, Mapping[str, Any]]
 # fields that tensor shapes cannot determine
 SHAPELESS = ("backbone", "dilation")
 
-# "tiny" variants learn from nothing on small images in minutes
+# "tiny" variants learn from nothing on photographs in minutes
 TINY: dict[str, Any] = {
     "backbone": "conv_stem",
     "hidden_dim": 128,
@@ -29,6 +29,11 @@ TINY: dict[str, Any] = {
     "dropout": 0.0,
     "num_queries": 20,
 }
+# what suits models on the convolutional stem, which start from nothing: short side of images, and training
+SMALL_IMAGE_SIZE = 256
+SMALL_TRAINING: dict[str, Any] = {"lr": 5e-4, "lr_backbone": 5e-4, "clip_max_norm": 1.0, "warmup_steps": 50}
+# "demo" variants do on drawings of 64 pixels
+DEMO: dict[str, Any] = {**TINY, "backbone": "conv_stem_8", "num_queries": 10}
 
 
 class OptimizerSettings(Protocol):

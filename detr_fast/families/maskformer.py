@@ -7,11 +7,13 @@ from functools import partial
 from typing import Any
 
 from detr_fast.criterion import MaskFormerCriterion, mask_weights
-from detr_fast.families.family import TINY, Family, Groups, OptimizerSettings, Variants
+from detr_fast.families.family import DEMO, TINY, Family, Groups, OptimizerSettings, Variants
 from detr_fast.families.results import mask_instances, mask_labels, mask_segments
 from detr_fast.matcher import MaskMatcher
 from detr_fast.models import MaskFormer, MaskFormerConfig
 from detr_fast.models.decoder_attention import AttentionSource
+
+_SMALL = {"conv_dim": 64, "mask_dim": 64, "enc_dim_feedforward": 256}
 
 VARIANTS: Variants = {
     "r50": {"backbone": "resnet50"},
@@ -20,7 +22,8 @@ VARIANTS: Variants = {
     "swin-s": {"backbone": "swin_s"},
     "swin-b": {"backbone": "swin_b"},
     "swin-l": {"backbone": "swin_l"},
-    "tiny": {**TINY, "conv_dim": 64, "mask_dim": 64, "enc_dim_feedforward": 256},
+    "tiny": {**TINY, **_SMALL},
+    "demo": {**DEMO, **_SMALL},
 }
 
 

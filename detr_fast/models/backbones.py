@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from detr_fast.checkpoints import load_state_dict, read_checkpoint
 from detr_fast.models import resnet, swin
-from detr_fast.models.conv_stem import ConvStem
+from detr_fast.models.conv_stem import STEMS, ConvStem
 from detr_fast.models.resnet import ResNet
 from detr_fast.models.swin import Swin
 
-BACKBONES = (*resnet.ARCHITECTURES, *swin.ARCHITECTURES, "conv_stem")
+BACKBONES = (*resnet.ARCHITECTURES, *swin.ARCHITECTURES, *STEMS)
 TIMM = "timm:"  # before the name of one of timm's models
 
 
@@ -65,8 +65,8 @@ def build_body(
     body: ConvStem | ResNet | Swin | TimmBackbone
     if name.startswith(TIMM):
         body = TimmBackbone(name.removeprefix(TIMM))
-    elif name == "conv_stem":
-        body = ConvStem()
+    elif name in STEMS:
+        body = ConvStem(*STEMS[name])
     elif name in swin.ARCHITECTURES:
         body = Swin(name, outputs=stages)
     else:
@@ -77,6 +77,23 @@ def build_body(
         raise ValueError(f"backbone_weights: expected a ResNet or Swin backbone; got {name}")
     body.load_official(weights)
     return body
+
+
+def size_multiple(body: nn.Module) -> int:
+    """What the sides of a batch must be multiples of, so that nothing depends on them."""
+    return body.size_multiple if isinstance(body, ConvStem) else 1
+
+
+def features_of(cnn: nn.Module, pixels: Tensor, padding: Tensor | None) -> list[Tensor]:
+    """A backbone's features, the finest first; of those here the stem alone takes note of padding.
+
+    Args:
+        cnn: the backbone, maybe alone inside another module.
+        pixels: [B, 3, H, W].
+        padding: [B, H, W], True = padding.
+    """
+    body = cnn[0] if isinstance(cnn, nn.Sequential) else cnn
+    return body(pixels, padding) if isinstance(body, ConvStem) else cnn(pixels)
 
 
 def backbone_in(state: Mapping[str, Tensor], prefix: str = "backbone.0.body.") -> str:

@@ -78,10 +78,15 @@ class MLP(nn.Module):
         return last(x)
 
 
-def pixels_and_mask(images: PaddedImages | Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Pixels [B, 3, H, W] and the padding mask [B, H, W], or None where nothing is padded."""
+def pixels_and_mask(
+    images: PaddedImages | Tensor | Sequence[Tensor], multiple: int = 1
+) -> tuple[Tensor, Tensor | None]:
+    """Pixels [B, 3, H, W] and the padding mask [B, H, W], or None where nothing is padded.
+
+    A list of images is padded to a `multiple`.
+    """
     if not isinstance(images, PaddedImages | Tensor):
-        images = PaddedImages.from_list(images)
+        images = PaddedImages.from_list(images, multiple=multiple)
     pixels, mask = (images, None) if isinstance(images, Tensor) else (images.tensors, images.mask)
     if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.numel():
         raise ValueError(f"images: expected [B, 3, H, W]; got {list(pixels.shape)}")

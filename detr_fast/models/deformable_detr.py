@@ -28,7 +28,7 @@ class DeformableDETRConfig(ModelConfig):
     dilation, aux_loss and, with two stages, num_queries.
 
     Args:
-        backbone: a ResNet, a Swin, or "conv_stem" for small images without pre-trained weights.
+        backbone: a ResNet, a Swin, or "conv_stem", which needs no pre-trained weights.
         num_classes: the largest category id + 1; there is no class "no object".
         num_feature_levels: 1 (the last backbone stage alone), or 3 and more: the last three stages and, for
             each further level, a convolution of stride 2.

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from detr_fast.masks import resize_masks
-from detr_fast.models.backbones import BACKBONES, backbone_in, build_body, count_modules
+from detr_fast.models.backbones import (
+    BACKBONES,
+    backbone_in,
+    build_body,
+    count_modules,
+    features_of,
+    size_multiple,
+)
 from detr_fast.models.common import (
     MLP,
     Config,
@@ -37,7 +44,7 @@ class DETRConfig(ModelConfig):
     The shapes of weights determine all but nheads, dropout, activation, dilation and aux_loss.
 
     Args:
-        backbone: a ResNet, a Swin, or "conv_stem" for small images without pre-trained weights.
+        backbone: a ResNet, a Swin, or "conv_stem", which needs no pre-trained weights.
         num_classes: the largest category id + 1, "no object" not counted.
         dilation: stride 16 instead of 32 in the last backbone stage ("DC5").
         pre_norm: layers normalise their input rather than their output.
@@ -128,6 +135,7 @@ class DETR(nn.Module):
         body = build_body(config.backbone, config.dilation, backbone_weights)
         position_encoding = POSITION_EMBEDDINGS[config.position_embedding](channels)
         self.backbone = nn.ModuleList([nn.Sequential(OrderedDict(body=body)), position_encoding])
+        self.size_multiple = size_multiple(body)
         self.feature_channels = body.channels
         self.input_proj = nn.Conv2d(body.channels[-1], channels, kernel_size=1)
         self.transformer = Transformer(
@@ -158,9 +166,9 @@ class DETR(nn.Module):
 
     def stages(self, images: PaddedImages | Tensor | Sequence[Tensor]) -> Stages:
         """Runs everything before the heads on `images`."""
-        pixels, mask = pixels_and_mask(images)
+        pixels, mask = pixels_and_mask(images, self.size_multiple)
         cnn, position_encoding = self.backbone
-        features = cnn(pixels)
+        features = features_of(cnn, pixels, mask)
         projected = self.input_proj(features[-1])
         queries = self.query_embed.weight
         mask = None if mask is None else resize_masks(mask, projected.shape[2:])

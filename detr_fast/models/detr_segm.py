@@ -62,6 +62,7 @@ class DETRSegm(nn.Module):
         self.config = config
         self.detr = DETR(config, backbone_weights=backbone_weights)
         self.bbox_attention = AttentionMap(config.hidden_dim, config.nheads)
+        self.size_multiple = self.detr.size_multiple
         finer = self.detr.feature_channels[-2::-1]
         self.mask_head = MaskHead(config.hidden_dim, config.nheads, finer)
         self.frozen = False
@@ -84,7 +85,7 @@ class DETRSegm(nn.Module):
         Returns:
             Logits [L, B, Q, K + 1], boxes [L, B, Q, 4], relative to each image without its padding, and of
             the last layer mask logits [1, B, Q, h, w] over the padded images, at the backbone's finest
-            resolution (stride 4; 2 with "conv_stem").
+            resolution (stride 4; 2 with "conv_stem_8").
         """
         stages = self.detr.stages(images)
         found = self.detr.heads(stages.hs)

@@ -75,7 +75,7 @@ class DINOConfig(ModelConfig):
     dilation, aux_loss, the positions' and the denoising options.
 
     Args:
-        backbone: a ResNet, a Swin, or "conv_stem" for small images without pre-trained weights.
+        backbone: a ResNet, a Swin, or "conv_stem", which needs no pre-trained weights.
         activation: `transformer_activation`.
         num_classes: the largest category id + 1; there is no class "no object".
         num_queries: the encoder's best proposals that become queries.

@@ -33,8 +33,8 @@ class MaskClassifierConfig(ModelConfig):
     """The sizes of a mask classifier.
 
     Args:
-        backbone: a ResNet, a Swin, "timm:NAME" where timm is installed, or "conv_stem" for small images
-            without pre-trained weights, whose features are finer: masks at stride 2 instead of 4, the
+        backbone: a ResNet, a Swin, "timm:NAME" where timm is installed, or "conv_stem", which
+            needs no pre-trained weights; "conv_stem_8" for small images has masks at stride 2, not 4, and the
             transformer's maps at 4 and 8.
         num_classes: "no object" not counted.
         hidden_dim, nheads, dec_layers, dim_feedforward: of the transformer decoder.

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from detr_fast.masks import resize_masks
-from detr_fast.models.backbones import count_modules
+from detr_fast.models.backbones import count_modules, features_of, size_multiple
 from detr_fast.models.common import MLP, pixels_and_mask
+from detr_fast.models.conv_stem import ChannelNorm, ConvStem
 from detr_fast.models.deformable_transformer import Levels
 from detr_fast.models.position_encoding import PositionEncodingSine
 from detr_fast.structures import PaddedImages
@@ -71,6 +72,7 @@ class MultiScaleModel(nn.Module):
     ) -> None:
         super().__init__()
         self.stages = stages
+        self.size_multiple = size_multiple(body)
         inputs = body.channels[-stages:]
         convolutions = [nn.Conv2d(n, channels, kernel_size=1) for n in inputs]
         for n in range(len(inputs), levels):
@@ -79,8 +81,11 @@ class MultiScaleModel(nn.Module):
         for convolution in convolutions:
             nn.init.xavier_uniform_(convolution.weight)
             nn.init.zeros_(convolution.get_parameter("bias"))
+        # the official norm sees all of a map, padding included
+        own = isinstance(body, ConvStem)
         self.input_proj = nn.ModuleList(
-            nn.Sequential(convolution, nn.GroupNorm(GROUPS, channels)) for convolution in convolutions
+            nn.Sequential(convolution, ChannelNorm(channels) if own else nn.GroupNorm(GROUPS, channels))
+            for convolution in convolutions
         )
         cnn = nn.Sequential(OrderedDict(body=body)) if nested else body
         self.backbone = nn.ModuleList([cnn, position_encoding])
@@ -89,9 +94,9 @@ class MultiScaleModel(nn.Module):
         self, images: PaddedImages | Tensor | Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor], Levels]:
         """Projected features and position encodings [B, C, h, w] of each level, and the levels' geometry."""
-        pixels, padding = pixels_and_mask(images)
+        pixels, padding = pixels_and_mask(images, self.size_multiple)
         cnn, position_encoding = self.backbone
-        stages = cnn(pixels)[-self.stages :]
+        stages = features_of(cnn, pixels, padding)[-self.stages :]
         features = [project(x) for project, x in zip(self.input_proj, stages, strict=False)]
         for n in range(len(features), len(self.input_proj)):
             features.append(self.input_proj[n](stages[-1] if n == len(stages) else features[-1]))

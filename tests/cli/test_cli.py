@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from detr_fast import bench, cli
 from detr_fast.engine import FAMILIES, Trainer
+from detr_fast.engine.checkpointing import read_training_checkpoint
 from detr_fast.engine.logs import read_log
 from detr_fast.metrics import coco_metrics
 from detr_fast.ops import OPERATORS
@@ -50,6 +51,35 @@ def test_train_leaves_checkpoints_and_goes_on(data: Path, trained: Path) -> None
     ok(*again, "--epochs", 2, "--resume")
     assert [record["epoch"] for record in read_log(trained, "eval")] == [1, 2]
     assert "seed: 42 then, 7 now" in refused(*again, "--epochs", 3, "--resume", "--seed", 7)
+
+
+def test_a_run_goes_on_with_its_own_options(data: Path, tmp_path: Path) -> None:
+    """Those that are not given are what they were, the data set's folder and the model among them."""
+    train = ["train", "--output", tmp_path]
+    own = ["--model", "deformable-detr-tiny", "--num-queries", 4, "--lr", 1e-3, "--batch-size", 1,
+           "--ema", 0.5, "--augmentation", "lsj", *SMALL]  # fmt: skip
+    first = ok(*train, "--data", data, *own, "--epochs", 1, "--resume", "auto")
+    assert "model: deformable-detr with conv_stem" in first
+    assert "4 images, " in first
+    assert "classes: disc" in first, first
+    assert "1 images each, 4 an epoch, 1 epochs; learning rates 0.001, 0.0005, 0.0001" in first
+    assert "about" in first
+    before = read_training_checkpoint(tmp_path / "last.pt")["training"]
+    assert "nothing left to do: all 1 epochs are done" in ok(*train, "--resume", "auto")
+    ok(*train, "--resume", "--epochs", 2)
+    after = read_training_checkpoint(tmp_path / "last.pt")["training"]
+    assert after["progress"]["step"] == 8
+    assert after["config"] == before["config"] | {"epochs": 2}
+    assert (after["options"], after["source"]) == (before["options"], before["source"])
+    for option, refusal in (
+        (["--augmentation", "detr"], "augmentation: lsj then, detr now"),
+        (["--image-size", 64], f"image_size: {SIZE} then, 64 now"),
+        (["--skip-bad-images"], "skip_bad_images: False then, True now"),
+        (["--num-queries", 5], "model num_queries: 4 then, 5 now"),
+        (["--ema", 0.6], "ema: 0.5 then, 0.6 now"),
+        (["--model", "detr-tiny"], "holds deformable-detr"),
+    ):
+        assert refusal in refused(*train, "--resume", *option, "--epochs", 3)
 
 
 def test_eval_prints_twelve_numbers(data: Path, trained: Path, tmp_path: Path) -> None:
@@ -119,7 +149,7 @@ def test_signals_end_training_with_their_code(
     result = run(*train)
     assert result.exit_code == code
     assert "after step 1; " in result.output
-    assert "(--resume) goes on from there" in result.output
+    assert f"go on with: detr-fast train --output {tmp_path} --resume" in result.output
     assert (tmp_path / "last.pt").exists()
 
 

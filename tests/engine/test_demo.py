@@ -49,4 +49,4 @@ def test_demo_leaves_a_whole_report(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         run = tmp_path / part.name
         assert len(list((run / "tensorboard").glob("events.*"))) == 1
         assert load_detector(run / "best.pt").task_name == part.task
-    assert load_detector(tmp_path / "detr-detection" / "best.pt").categories[5] == (5, "star")
+    assert load_detector(tmp_path / "dino-detection" / "best.pt").categories[5] == (5, "star")

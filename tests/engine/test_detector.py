@@ -13,7 +13,8 @@ import torch
 
 from detr_fast import DETR, DETRConfig
 from detr_fast.engine import MODELS, Detector, TrainConfig, load_detector, model_config
-from detr_fast.engine.recipe import ImageSizes, ModelChoice, train_on_coco
+from detr_fast.engine.model_choice import ModelChoice
+from detr_fast.engine.recipe import ImageSizes, train_on_coco
 from tests.engine.tiny import SIZE, detr
 
 SMALL = {"hidden_dim": 32, "nheads": 4, "enc_layers": 1, "dec_layers": 2, "dim_feedforward": 32}

@@ -34,7 +34,7 @@ def detr(num_classes: int = 8, dropout: float = 0.1, **sizes: Any) -> DETR:
     torch.manual_seed(0)
     small = {"hidden_dim": 32, "nheads": 4, "enc_layers": 1, "dec_layers": 2, "dim_feedforward": 32}
     config = DETRConfig(
-        backbone="conv_stem", num_queries=5, num_classes=num_classes, dropout=dropout, **{**small, **sizes}
+        backbone="conv_stem_8", num_queries=5, num_classes=num_classes, dropout=dropout, **{**small, **sizes}
     )
     return DETR(config)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from detr_fast import models
 
 SIZES: dict[str, Any] = {
-    "backbone": "conv_stem",
+    "backbone": "conv_stem_8",
     "hidden_dim": 64,
     "nheads": 4,
     "enc_layers": 1,

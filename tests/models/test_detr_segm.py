@@ -79,14 +79,15 @@ def test_attention_maps(rng: torch.Generator) -> None:
     torch.testing.assert_close(maps[1:, :, :, :3, :2], alone)
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "conv_stem"])
+@pytest.mark.parametrize("backbone", ["resnet18", "conv_stem_8"])
 def test_shapes(backbone: str, rng: torch.Generator) -> None:
     model = DETRSegm(replace(SMALL, backbone=backbone)).eval()
-    stride = 2 if backbone == "conv_stem" else 4
+    stride = 2 if backbone == "conv_stem_8" else 4
     for sizes in (((64, 96), (70, 50), (40, 40)), ((33, 1),), ((3, 5), (1, 1))):
         found = model(images(rng, *sizes))
         batch = len(sizes)
-        height, width = (-(-max(size[side] for size in sizes) // stride) for side in (0, 1))
+        padded = (-(-max(size[side] for size in sizes) // model.size_multiple) for side in (0, 1))
+        height, width = (-(-side * model.size_multiple // stride) for side in padded)
         assert found.logits.shape == (2, batch, 6, 6)
         assert found.boxes.shape == (2, batch, 6, 4)
         assert found.masks is not None

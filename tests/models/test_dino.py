@@ -282,4 +282,4 @@ def test_official_options() -> None:
 
 def test_too_few_positions(rng: torch.Generator) -> None:
     with pytest.raises(ValueError, match="images: expected at least num_queries = 6 positions"):
-        make(rng)([torch.randn(3, 2, 4, generator=rng)])
+        make(rng)(torch.randn(1, 3, 2, 4, generator=rng))

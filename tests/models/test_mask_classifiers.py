@@ -21,7 +21,7 @@ from detr_fast.structures import PaddedImages
 from tests.models.small import images
 
 SIZES: dict[str, Any] = {
-    "backbone": "conv_stem",
+    "backbone": "conv_stem_8",
     "hidden_dim": 64,
     "conv_dim": 64,
     "mask_dim": 32,
@@ -191,8 +191,8 @@ def test_compiled(config: Config, rng: torch.Generator) -> None:
 def test_state_dict_tells_the_config(config: Config) -> None:
     model = make(config)
     told = {name: getattr(config, name) for name in ("nheads", "dropout", "pre_norm")}
-    if config.backbone == "conv_stem":
-        told["backbone"] = "conv_stem"
+    if config.backbone == "conv_stem_8":
+        told["backbone"] = "conv_stem_8"
     if not config.enc_layers:
         told["enc_dim_feedforward"] = config.enc_dim_feedforward
     if isinstance(config, Mask2FormerConfig):
@@ -248,7 +248,7 @@ def test_parameter_groups(config: Config) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"backbone": "vgg16"}, "backbone: expected one of .*conv_stem; got 'vgg16'"),
+        ({"backbone": "vgg16"}, "backbone: expected one of .*conv_stem_8; got 'vgg16'"),
         ({"conv_dim": 48}, "conv_dim: expected a multiple of 32, at least 64, for the norms; got 48"),
         ({"conv_dim": 32}, "conv_dim: expected a multiple of 32, at least 64, for the norms; got 32"),
         ({"nheads": 3, "hidden_dim": 60}, "conv_dim: expected a multiple of nheads = 3; got 64"),
