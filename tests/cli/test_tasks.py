@@ -40,7 +40,7 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str
             family, task = key
             output = tmp_path_factory.mktemp(f"{family}-{task}")
             ok("train", "--data", data, "--output", output, "--model", f"{family}-tiny", "--task", task,
-               "--epochs", 1, *SMALL)  # fmt: skip
+               "--epochs", 1, "--num-queries", 10, *SMALL)  # fmt: skip
             self[key] = output
             return output
 

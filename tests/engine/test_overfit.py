@@ -133,7 +133,7 @@ def test_dino_overfits_the_sample(tmp_path: Path) -> None:
 
 def test_mask2former_overfits_the_sample(tmp_path: Path) -> None:
     before, after, first, last = learn(
-        "mask2former-tiny",
+        "mask2former-demo",
         "panoptic",
         64,
         tmp_path,
