@@ -42,7 +42,7 @@ FAMILY = Family(
         "swin-t-4scale": {"backbone": "swin_t"},
         "swin-l": {"backbone": "swin_l_384"},
         "swin-l-5scale": {"backbone": "swin_l_384", **FIVE_SCALE},
-        "tiny": {**TINY, "num_feature_levels": 3, "num_queries": 100, "dn_number": 50},
+        "tiny": {**TINY, "num_feature_levels": 3, "dn_number": 50},
         "demo": {
             **DEMO,
             "backbone_levels": 1,

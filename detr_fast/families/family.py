@@ -27,7 +27,7 @@ TINY: dict[str, Any] = {
     "dec_layers": 3,
     "dim_feedforward": 256,
     "dropout": 0.0,
-    "num_queries": 20,
+    "num_queries": 50,
 }
 # what suits models on the convolutional stem, which start from nothing: short side of images, and training
 SMALL_IMAGE_SIZE = 256

@@ -101,7 +101,7 @@ def test_deformable_detr_overfits_the_sample(tmp_path: Path) -> None:
         "detection",
         96,
         tmp_path,
-        {"backbone": "resnet18", "num_feature_levels": 4},
+        {"backbone": "resnet18", "num_feature_levels": 4, "num_queries": 20},
         epochs=75,
         batch_size=13,
         lr=1e-3,
