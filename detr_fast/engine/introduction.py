@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -88,7 +89,7 @@ def _tried(
 def _levels(model: nn.Module, images: PaddedImages) -> list[tuple[int, int]]:
     if isinstance(model, MultiScaleModel):
         return model.feature_levels(images)[2].shapes
-    detector = getattr(model, "detr", model)
+    detector: Any = getattr(model, "detr", model)
     backbone = detector.backbone
     cnn = backbone[0] if isinstance(backbone, nn.ModuleList) else backbone
     features = features_of(cnn, images.tensors, images.mask)

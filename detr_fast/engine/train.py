@@ -271,7 +271,7 @@ class Trainer:
                 done.step += 1
                 done.step_in_epoch += 1
                 bar.update()
-                checkpoint = config.checkpoint_every and done.step % config.checkpoint_every == 0
+                checkpoint = bool(config.checkpoint_every) and done.step % config.checkpoint_every == 0
                 alone, record = not dist.is_initialized(), done.step % config.log_every == 0
                 if config.checkpoint_minutes and (alone or record):
                     checkpoint |= time.monotonic() - saved >= 60 * config.checkpoint_minutes
