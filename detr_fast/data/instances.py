@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from detr_fast.data.annotation_cache import Arrays, cached
 from detr_fast.data.coco_json import (
     ImageEntries,
     Part,
@@ -34,6 +36,8 @@ from detr_fast.data.typed_coco import NotTyped, TypedReader
 MAX_AREA = 1e10  # pycocotools leaves larger objects out of all its ranges, without a word
 
 AREA = f"'area' as a number of 0..{MAX_AREA:.0e} square pixels"
+
+COLUMNS = ("image", "category", "boxes_xywh", "area", "crowd", "mask_number")
 
 NO_AREA = "boxes without an area inside their image"
 NO_MASK = "objects without a usable mask"
@@ -100,10 +104,47 @@ def read_instances(path: str | Path, *, segmentations: bool = False, part: Part 
         ValueError: it is not a usable COCO file; the message names the entry.
     """
     path = Path(path)
-    try:
-        return _read(path, TypedReader(path, segmentations=segmentations), segmentations, part)
-    except NotTyped:
-        return _read(path, EntryReader(path), segmentations, part)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such annotation file")
+
+    def read() -> Instances:
+        try:
+            return _read(path, TypedReader(path, segmentations=segmentations), segmentations, part)
+        except NotTyped:
+            return _read(path, EntryReader(path), segmentations, part)
+
+    options = {"segmentations": segmentations, "part": part and dataclasses.asdict(part)}
+    return _unpacked(path, *cached(path, options, lambda: _packed(read())))
+
+
+def _packed(data: Instances) -> tuple[dict[str, Any], Arrays]:
+    """Plain data and arrays that `_unpacked` makes the same of."""
+    arrays: Arrays = {name: getattr(data, name) for name in COLUMNS}
+    arrays["sizes"] = np.array(data.images.sizes, np.int64).reshape(-1, 2)
+    if data.masks is not None:
+        arrays |= data.masks.arrays()
+    content = {
+        "ids": data.images.ids,
+        "files": data.images.files,
+        "categories": list(data.categories.items()),
+        "left_out": dict(data.left_out),
+        "remarks": data.remarks,
+        "masks": data.masks is not None,
+    }
+    return content, arrays
+
+
+def _unpacked(path: Path, content: dict[str, Any], arrays: Arrays) -> Instances:
+    sizes: Any = list(map(tuple, arrays["sizes"].tolist()))
+    return Instances(
+        path=path,
+        images=ImageEntries(content["ids"], content["files"], sizes),
+        categories=dict(content["categories"]),
+        masks=PackedMasks.from_arrays(arrays) if content["masks"] else None,
+        left_out=content["left_out"],
+        remarks=tuple(content["remarks"]),
+        **{name: arrays[name] for name in COLUMNS},
+    )
 
 
 def _read(path: Path, reader: TypedReader | EntryReader, segmentations: bool, part: Part | None) -> Instances:

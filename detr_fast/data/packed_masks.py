@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -18,6 +18,7 @@ from detr_fast.data.coco_json import short
 # pycocotools walks along every edge in steps of a fifth of a pixel: one absurd corner would take all memory.
 MAX_COORDINATE = 1e5
 MAX_OUTLINE = 3e6
+ARRAYS = ("mask_numbers", "mask_polygon_ends", "mask_runs", "mask_spans")
 
 
 class PackedMasks:
@@ -27,13 +28,29 @@ class PackedMasks:
     """
 
     def __init__(self) -> None:
-        self._numbers = array("d")  # x0, y0, x1, y1, ... of all polygons
-        self._polygon_ends = array("q", [0])  # polygon p: numbers[ends[p]:ends[p + 1]]
-        self._runs = bytearray()  # compressed run lengths of all encodings
-        self._spans = array("q")  # for each object: 1 if encoded, and its range of polygons or of bytes
+        self._numbers: Any = array("d")  # x0, y0, x1, y1, ... of all polygons
+        self._polygon_ends: Any = array("q", [0])  # polygon p: numbers[ends[p]:ends[p + 1]]
+        self._runs: Any = bytearray()  # compressed run lengths of all encodings
+        self._spans: Any = array("q")  # for each object: 1 if encoded, and its range of polygons or of bytes
 
     def __len__(self) -> int:
         return len(self._spans) // 3
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All that it holds, for `from_arrays`."""
+        held = self._numbers, self._polygon_ends, self._runs, self._spans
+        dtypes = np.float64, np.int64, np.uint8, np.int64
+        return {
+            name: np.frombuffer(values, dtype)
+            for name, values, dtype in zip(ARRAYS, held, dtypes, strict=True)
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> PackedMasks:
+        """Masks to be drawn; nothing can be appended. The arrays are not copied."""
+        masks = cls()
+        masks._numbers, masks._polygon_ends, masks._runs, masks._spans = (arrays[name] for name in ARRAYS)
+        return masks
 
     def append(self, segmentation: Any, size: tuple[int, int]) -> bool:
         """Takes in one `segmentation`; False, and nothing taken in, where it cannot cover a pixel: it is

@@ -65,13 +65,10 @@ class TypedReader:
     """The columns of a file's `annotations`; what it says of them is what `instances.EntryReader` says.
 
     Raises:
-        FileNotFoundError: there is no such file.
         NotTyped: the file, or later a column, is not as usual.
     """
 
     def __init__(self, path: Path, *, segmentations: bool) -> None:
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such annotation file")
         content: Any
         try:
             content = msgspec.json.decode(path.read_bytes(), type=_SegmentedFile if segmentations else _File)
