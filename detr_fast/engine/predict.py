@@ -194,7 +194,7 @@ def predict_sources(
             chain(written, result_files(output)),
             [Path(source.file) for source in sources if source.file != STDIN],
         )
-    failed = failed or (lambda file, why: None)
+    tell = failed or (lambda file, why: None)
     mine = ordered[shard[0] :: shard[1]]
     total = None if has_videos(mine) else sum(source.file not in done for source in mine)
 
@@ -203,9 +203,14 @@ def predict_sources(
             ThreadPoolExecutor(workers) as pool,
             progress(total=total, desc="predict", unit="image") as bar,
         ):
+
+            def told(file: str, why: str) -> None:
+                bar.update()
+                tell(file, why)
+
             reads = _reads(detector, mine, names, every, done)
-            loaded = _usable(_in_order(pool, reads, workers + batch_size), failed)
-            found = _found(detector, loaded, threshold, batch_size, failed)
+            loaded = _usable(_in_order(pool, reads, workers + batch_size), told)
+            found = _found(detector, loaded, threshold, batch_size, told)
             saves = (
                 partial(_save, one, result, _attention(detector, result, pictures), output, pictures)
                 for one, result in found

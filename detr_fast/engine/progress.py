@@ -15,7 +15,11 @@ def say(line: str, *, error: bool = False) -> None:
     """Writes a line without tearing a bar."""
     from tqdm import tqdm
 
-    tqdm.write(line, file=sys.stderr if error else sys.stdout)
+    file = sys.stderr if error else sys.stdout
+    if sys.stderr.isatty():
+        tqdm.write(line, file=file)
+    else:  # a log, which has no use for the bar after each line
+        print(line, file=file, flush=True)
 
 
 def progress(*args: Any, **options: Any) -> tqdm:
