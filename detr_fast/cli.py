@@ -101,15 +101,20 @@ class Resume(str, Enum):
     auto = "auto"
 
 
-class _Train(TyperCommand):
+class TrainCommand(TyperCommand):
     """`--resume` may stand alone."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        choices = {choice.value for choice in Resume}
+        return super().parse_args(ctx, self.spelled_out(args))
+
+    @staticmethod
+    def spelled_out(args: list[str]) -> list[str]:
+        """With a value for each `--resume`."""
+        values = [choice.value for choice in Resume]
         alone = (
-            arg == "--resume" and following not in choices for arg, following in zip_longest(args, args[1:])
+            arg == "--resume" and following not in values for arg, following in zip_longest(args, args[1:])
         )
-        return super().parse_args(ctx, [arg + "=yes" * one for arg, one in zip(args, alone, strict=True)])
+        return [arg + "=yes" * one for arg, one in zip(args, alone, strict=True)]
 
 
 convert = typer.Typer(no_args_is_help=True, help="Turn data sets of other formats into the COCO layout.")
@@ -182,7 +187,7 @@ def _settings(
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
 
 
-@app.command(cls=_Train)
+@app.command(cls=TrainCommand)
 def train(
     output: Annotated[Path, typer.Option(help="Folder for checkpoints, log and TensorBoard events.")],
     root: Data = None,

@@ -12,7 +12,7 @@ import pytest
 import torch
 import typer.main
 
-from detr_fast.cli import app
+from detr_fast.cli import TrainCommand, app
 from tests.paths import ROOT
 
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -70,6 +70,8 @@ def test_commands_have_the_options_that_pages_give_them(page: str, line: str) ->
     while hasattr(command, "commands"):
         command = command.commands[arguments.pop(0)]
     arguments = [argument for argument in arguments if argument != "..."]
+    if isinstance(command, TrainCommand):
+        arguments = command.spelled_out(arguments)
     context = command.context_class(command, **command.context_settings)
     command.make_parser(context).parse_args(arguments)
 
