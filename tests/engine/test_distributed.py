@@ -102,3 +102,33 @@ def test_evaluation_sees_every_image_once(results: tuple[Path, list[dict]]) -> N
     images = dataset(directory / "data", "val", train=False)
     alone = evaluate(detector_of(model, images), images)
     assert ranks[0]["metrics"] == ranks[1]["metrics"] == pytest.approx(alone)
+
+
+def test_a_killed_worker_costs_what_came_after_the_last_checkpoint(tmp_path: Path) -> None:
+    """torchrun starts all workers again, which go on by themselves to the end of an undisturbed run."""
+    write_data(tmp_path / "data", train_images=8, val_images=2)
+    weights = []
+    for name in ("none", "killed"):
+        command = [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"),
+            *("--max-restarts", "3", "-m", "tests.engine.run_killed", str(tmp_path / name)),
+            *("train", "--data", str(tmp_path / "data"), "--output", str(tmp_path / f"run-{name}")),
+            *("--model", "detr-tiny", "--resume", "auto", "--epochs", "3", "--checkpoint-every", "1"),
+            *("--image-size", "32", "--num-workers", "0", "--device", "cpu", "--no-evaluate"),
+        ]
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        content = read_training_checkpoint(tmp_path / f"run-{name}" / "last.pt")
+        assert content["training"]["progress"]["step"] == 6
+        weights.append(content["model"])
+    assert (tmp_path / "killed").exists()
+    for name, weight in weights[0].items():
+        assert torch.equal(weight, weights[1][name]), name

@@ -227,6 +227,22 @@ def test_killed_run_resumes_to_the_same_weights(data: Path, tmp_path: Path) -> N
     assert steps == list(range(1, 241))
 
 
+def test_checkpoints_by_time(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that a step moves by a minute: every other step of an epoch's six is saved, and its end."""
+    run = trainer(data, tmp_path, epochs=1, checkpoint_minutes=2, log_every=100)
+    step, saved, now = run.train_step, [], [0.0]
+
+    def slow(batches):
+        now[0] += 60
+        return step(batches)
+
+    run.train_step = slow  # type: ignore[method-assign]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    run.save = lambda name: saved.append(run.progress.step)  # type: ignore[method-assign]
+    run.fit()
+    assert saved == [2, 4, 6, 6]
+
+
 def read_step(directory: Path) -> int:
     return read_training_checkpoint(directory / "last.pt")["training"]["progress"]["step"]
 
