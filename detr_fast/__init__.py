@@ -3,29 +3,32 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from detr_fast.criterion import (
-    DINOCriterion,
-    FocalSetCriterion,
-    MaskFormerCriterion,
-    MaskSetCriterion,
-    SetCriterion,
-)
-from detr_fast.integrations.accelerate import accelerate, restore
-from detr_fast.matcher import HungarianMatcher, MaskMatcher
-from detr_fast.models import (
-    DETR,
-    DINO,
-    DeformableDETR,
-    DeformableDETRConfig,
-    DETRConfig,
-    DETRSegm,
-    DETRSegmConfig,
-    DINOConfig,
-    Mask2Former,
-    Mask2FormerConfig,
-    MaskFormer,
-    MaskFormerConfig,
-)
+if TYPE_CHECKING:
+    from detr_fast import criterion, integrations, matcher, models, ops, structures
+    from detr_fast.criterion import (
+        DINOCriterion,
+        FocalSetCriterion,
+        MaskFormerCriterion,
+        MaskSetCriterion,
+        SetCriterion,
+    )
+    from detr_fast.engine.detector import Detector
+    from detr_fast.integrations.accelerate import accelerate, restore
+    from detr_fast.matcher import HungarianMatcher, MaskMatcher
+    from detr_fast.models import (
+        DETR,
+        DINO,
+        DeformableDETR,
+        DeformableDETRConfig,
+        DETRConfig,
+        DETRSegm,
+        DETRSegmConfig,
+        DINOConfig,
+        Mask2Former,
+        Mask2FormerConfig,
+        MaskFormer,
+        MaskFormerConfig,
+    )
 
 __version__ = "0.1.0"
 
@@ -51,15 +54,35 @@ __all__ = [
     "MaskSetCriterion",
     "SetCriterion",
     "accelerate",
+    "criterion",
+    "integrations",
+    "matcher",
+    "models",
+    "ops",
     "restore",
+    "structures",
 ]
 
-if TYPE_CHECKING:
-    from detr_fast.engine.detector import Detector
-else:
+_MODULES = ("criterion", "integrations", "matcher", "models", "ops", "structures")
+_PLACES = {
+    "criterion": [name for name in __all__ if name.endswith("Criterion")],
+    "engine.detector": ["Detector"],
+    "integrations.accelerate": ["accelerate", "restore"],
+    "matcher": ["HungarianMatcher", "MaskMatcher"],
+}
+_PLACE = {name: place for place, names in _PLACES.items() for name in names}
 
-    def __getattr__(name: str) -> Any:
-        """`Detector` needs the packages of the extra `train`, and is imported when it is asked for."""
-        if name == "Detector":
-            return import_module("detr_fast.engine.detector").Detector
+
+def __getattr__(name: str) -> Any:
+    """Names are imported when they are asked for: with them torch, and for `Detector` the extra `train`."""
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
+    value = getattr(import_module(f"{__name__}.{_PLACE.get(name, 'models')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -25,7 +25,7 @@ def run(modules: set[str], program: str) -> subprocess.CompletedProcess[str]:
 def test_operators_and_models_need_torch_and_numpy_alone() -> None:
     program = """
 import torch
-import detr_fast, detr_fast.families, detr_fast.integrations, detr_fast.ops
+import detr_fast.families, detr_fast.integrations, detr_fast.ops
 costs = torch.rand(1, 3, 5)
 assert detr_fast.ops.linear_assignment(costs, [3], backend="cpu").unique().numel() == 3
 try:
@@ -38,7 +38,25 @@ except detr_fast.ops.BackendUnavailable as error:
     assert "reference: scipy is not installed; `pip install scipy`" in done.stdout
 
 
-def test_importing_the_package_loads_nothing_of_the_extra() -> None:
+def test_importing_the_package_loads_nothing_else() -> None:
+    done = run(set(), "import detr_fast; print({'torch', 'numpy'} & sys.modules.keys())")
+    assert done.stdout == "set()\n"
+
+
+def test_all_names_of_the_package_are_there() -> None:
+    program = """
+import detr_fast
+for name in detr_fast.__all__:
+    value = getattr(detr_fast, name)
+    assert getattr(value, "__name__", name).endswith(name), name
+from detr_fast import *
+print(DETR, restore, ops.linear_assignment)
+"""
+    done = run(set(), program)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_operators_loads_nothing_of_the_extra() -> None:
     program = f"""
 import torch
 before = set(sys.modules)
