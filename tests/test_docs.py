@@ -23,6 +23,7 @@ WITH_OTHERS = {
     "detr",
     "detectron2",
     "realtime",
+    "serving",
 }  # need what is not here
 COMMAND = re.compile(r"(?:^|-m )detr[-_]fast (.*)$")
 

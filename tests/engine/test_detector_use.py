@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -273,3 +274,16 @@ def test_compiled_it_answers_the_same(
     assert compiled.model._compiled_call_impl is not None
     for one, other in zip(compiled(pictures, 0.0), detector(pictures, 0.0), strict=True):
         same(one, other, atol=1e-5)
+
+
+def test_the_guide_is_right(
+    checkpoint: Path, pictures: list[Image.Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures[0].save(tmp_path / "street.jpg")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/guides/serving.md").read_text(), re.DOTALL)
+    scope: dict[str, Any] = {}
+    for code in blocks:
+        exec(code, scope)
+    assert len(scope["results"]) == 2
+    assert (tmp_path / "street-boxes.png").is_file()
