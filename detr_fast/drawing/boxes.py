@@ -5,7 +5,9 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from detr_fast.drawing.fonts import caption_font
 
 Color = tuple[int, int, int]
 
@@ -49,7 +51,6 @@ class CaptionPlates:
 
     def __init__(self, canvas: Image.Image) -> None:
         self.size = canvas.size
-        self.font = caption_font(canvas.size)
         self._draw = ImageDraw.Draw(canvas, "RGBA")
         self._taken: list[tuple[float, float, float, float]] = []
 
@@ -67,7 +68,8 @@ class CaptionPlates:
 
     def _plate(self, caption: str) -> tuple[int, int, int]:
         """Width, height and margin."""
-        left, top, right, bottom = map(round, self._draw.textbbox((0, 0), caption, font=self.font))
+        font = caption_font(self.size, caption)
+        left, top, right, bottom = map(round, self._draw.textbbox((0, 0), caption, font=font))
         pad = max(1, round((bottom - top) / 5))
         return right - left + 2 * pad, bottom - top + 2 * pad, pad
 
@@ -89,10 +91,11 @@ class CaptionPlates:
             return
         self._taken.append(plate)
         self._draw.rectangle(plate, fill=color)
-        left, top = self._draw.textbbox((0, 0), caption, font=self.font)[:2]
+        font = caption_font(self.size, caption)
+        left, top = self._draw.textbbox((0, 0), caption, font=font)[:2]
         luminance = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
         fill = "black" if luminance > 140 else "white"
-        self._draw.text((x + pad - left, y + pad - top), caption, font=self.font, fill=fill)
+        self._draw.text((x + pad - left, y + pad - top), caption, font=font, fill=fill)
 
 
 def class_color(label: int) -> Color:
@@ -105,11 +108,6 @@ def shade(color: Color, hue: float = 0.0, saturation: float = 1.0, value: float 
     """A colour turned by `hue` of the circle, its saturation and value multiplied."""
     h, s, v = colorsys.rgb_to_hsv(*(channel / 255 for channel in color))
     return _rgb((h + hue) % 1.0, s * saturation, v * value)
-
-
-def caption_font(size: tuple[int, int]) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Letters that can be read over a picture of this size."""
-    return ImageFont.load_default(size=max(9, min(size) / 32))
 
 
 def _rgb(hue: float, saturation: float, value: float) -> Color:

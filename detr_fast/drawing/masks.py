@@ -10,7 +10,8 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from detr_fast.drawing.boxes import CaptionPlates, Color, caption_font, class_color, draw_detections, shade
+from detr_fast.drawing.boxes import CaptionPlates, Color, class_color, draw_detections, shade
+from detr_fast.drawing.fonts import caption_font
 
 Array = npt.NDArray[Any]
 
@@ -160,12 +161,15 @@ def _with_legend(canvas: Image.Image, entries: Sequence[tuple[str, Color]]) -> I
     """The picture with rows of swatches and names below it."""
     if not entries:
         return canvas
-    font = caption_font(canvas.size)
+    fonts = [caption_font(canvas.size, name) for name, _ in entries]
     draw = ImageDraw.Draw(canvas)
-    line = max(round(draw.textbbox((0, 0), name, font=font)[3]) for name, _ in entries)
+    line = max(
+        round(draw.textbbox((0, 0), name, font=font)[3])
+        for (name, _), font in zip(entries, fonts, strict=True)
+    )
     gap = max(3, line // 2)
     places, x, row = [], gap, 0
-    for name, _ in entries:
+    for (name, _), font in zip(entries, fonts, strict=True):
         width = line + gap // 2 + round(draw.textlength(name, font=font))
         if x > gap and x + width > canvas.width - gap:
             x, row = gap, row + 1
@@ -174,7 +178,7 @@ def _with_legend(canvas: Image.Image, entries: Sequence[tuple[str, Color]]) -> I
     picture = Image.new("RGB", (canvas.width, places[-1][1] + line + gap), "white")
     picture.paste(canvas)
     draw = ImageDraw.Draw(picture)
-    for (name, color), (x, y) in zip(entries, places, strict=True):
+    for (name, color), (x, y), font in zip(entries, places, fonts, strict=True):
         # the swatch looks as the colour does over the picture
         mixed = tuple(round(SEGMENT_OPACITY * c + (1 - SEGMENT_OPACITY) * 128) for c in color)
         draw.rectangle((x, y, x + line - 1, y + line - 1), fill=mixed, outline="black")

@@ -15,6 +15,7 @@ from detr_fast.data.dataset import Transform
 from detr_fast.data.layouts import Split
 from detr_fast.distributed import gather
 from detr_fast.drawing.boxes import draw_detections
+from detr_fast.drawing.fonts import drawable
 from detr_fast.metrics import Evaluator, coco_detections, coco_evaluation, format_metrics
 from detr_fast.tasks.task import Categories, Record, Scores, match_labels, unique_names
 
@@ -128,4 +129,4 @@ def box_records(result: Mapping[str, Any], categories: Categories) -> list[Recor
 def captions(result: Mapping[str, Any], categories: Categories) -> Sequence[str]:
     """A name and a score for each object."""
     rows = zip(result["labels"].tolist(), result["scores"].tolist(), strict=True)
-    return [f"{categories[label][1]} {score:.2f}" for label, score in rows]
+    return [f"{drawable(*categories[label])} {score:.2f}" for label, score in rows]

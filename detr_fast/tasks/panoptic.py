@@ -13,6 +13,7 @@ from detr_fast.data.build import build_segments
 from detr_fast.data.dataset import Transform
 from detr_fast.data.layouts import Split
 from detr_fast.distributed import gather
+from detr_fast.drawing.fonts import drawable
 from detr_fast.drawing.masks import draw_panoptic
 from detr_fast.metrics import PanopticQuality
 from detr_fast.tasks.task import Categories, Record, Scores, match_labels, unique_names
@@ -68,7 +69,7 @@ class Panoptic:
         return Image.fromarray(np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8))
 
     def overlay(self, image: Image.Image, result: Mapping[str, Any], categories: Categories) -> Image.Image:
-        segments = [{**segment, "caption": categories[segment["label"]][1]} for segment in result["segments"]]
+        segments = [{**s, "caption": drawable(*categories[s["label"]])} for s in result["segments"]]
         return draw_panoptic(image, result["segmentation"], segments)
 
     def by_query(self, result: Mapping[str, Any], categories: Categories, most: int) -> dict[str, Any]:
@@ -77,7 +78,7 @@ class Panoptic:
         return {
             "queries": [segment["query"] for segment in first],
             "labels": [segment["label"] for segment in first],
-            "captions": [f"{categories[s['label']][1]} {s['score']:.2f}" for s in first],
+            "captions": [f"{drawable(*categories[s['label']])} {s['score']:.2f}" for s in first],
             "masks": result["segmentation"] == ids[:, None, None],
         }
 

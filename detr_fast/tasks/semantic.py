@@ -14,6 +14,7 @@ from detr_fast.data.build import build_segments
 from detr_fast.data.dataset import Transform
 from detr_fast.data.layouts import Split
 from detr_fast.distributed import gather
+from detr_fast.drawing.fonts import drawable
 from detr_fast.drawing.masks import draw_semantic
 from detr_fast.metrics import MeanIoU
 from detr_fast.tasks.task import Categories, Record, Scores, match_labels, unique_names
@@ -63,7 +64,9 @@ class Semantic:
         return Image.fromarray(labels.astype(np.uint8 if labels.max() < 256 else np.uint16))
 
     def overlay(self, image: Image.Image, result: Mapping[str, Any], categories: Categories) -> Image.Image:
-        return draw_semantic(image, result["labels"], {k: name for k, (_, name) in categories.items()})
+        return draw_semantic(
+            image, result["labels"], {k: drawable(*named) for k, named in categories.items()}
+        )
 
     def by_query(self, result: Mapping[str, Any], categories: Categories, most: int) -> dict[str, Any]:
         raise ValueError("attention: semantic results mix all queries; expected another task")
