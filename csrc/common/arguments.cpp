@@ -1,6 +1,7 @@
 #include "common/arguments.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "common/dlpack.h"
 
@@ -14,7 +15,8 @@ constexpr int kDtypes = sizeof kDtypeNames / sizeof *kDtypeNames;
 constexpr uintptr_t kAlignment = 16;
 
 // References that are never given back: the interpreter may end before static objects do.
-PyObject *dtypes[kDtypes], *dtype, *numel, *data_ptr, *stride, *is_contiguous, *is_neg, *not_ready_class;
+PyObject *dtypes[kDtypes], *dtype, *shape, *device, *numel, *data_ptr, *stride, *is_contiguous, *is_neg,
+    *not_ready_class;
 const DlpackExchange* exchange;  // of torch 2.10 and later: a tensor is read in a third of the time
 
 long long to_integer(PyObject* object) {
@@ -58,6 +60,8 @@ void use_tensors_of(const py::object& torch, const py::object& error) {
     static_assert(kDtypes == static_cast<int>(Arguments::Dtype::count));
     for (int i = 0; i < kDtypes; ++i) dtypes[i] = attribute(torch, kDtypeNames[i]);
     dtype = PyUnicode_InternFromString("dtype");
+    shape = PyUnicode_InternFromString("shape");
+    device = PyUnicode_InternFromString("device");
     const py::object tensor = torch.attr("Tensor");
     numel = attribute(tensor, "numel");
     data_ptr = attribute(tensor, "data_ptr");
@@ -73,9 +77,15 @@ void not_ready(const char* name, const char* expected) {
     throw py::error_already_set();
 }
 
-py::handle Arguments::next(const char* name) {
+py::handle Arguments::peek(const char* name) const {
     if (at_ >= call_.size()) refuse(name, "an argument", "none");
-    return PyTuple_GET_ITEM(call_.ptr(), at_++);
+    return PyTuple_GET_ITEM(call_.ptr(), at_);
+}
+
+py::handle Arguments::next(const char* name) {
+    const py::handle found = peek(name);
+    ++at_;
+    return found;
 }
 
 void Arguments::end() const {
@@ -118,17 +128,6 @@ std::vector<int64_t> Arguments::integers(const char* name) {
     return numbers;
 }
 
-std::vector<int64_t> Arguments::pairs(const char* name) {
-    const py::object items = sequence(next(name), name);
-    std::vector<int64_t> numbers(2 * PySequence_Fast_GET_SIZE(items.ptr()));
-    for (size_t i = 0; i < numbers.size(); i += 2) {
-        const py::object pair = sequence(PySequence_Fast_GET_ITEM(items.ptr(), i / 2), name);
-        if (PySequence_Fast_GET_SIZE(pair.ptr()) != 2) refuse(name, "pairs of integers", text(pair));
-        for (int k = 0; k < 2; ++k) numbers[i + k] = to_integer(PySequence_Fast_GET_ITEM(pair.ptr(), k));
-    }
-    return numbers;
-}
-
 Targets Arguments::targets(const char* name) {
     Targets targets{integers(name)};
     targets.first.insert(targets.first.begin(), 0);
@@ -146,13 +145,43 @@ Queue Arguments::queue() {
     return {device, reinterpret_cast<void*>(integer("stream"))};
 }
 
+Sizes Arguments::sizes(const char* name, int least) const {
+    const py::handle tensor = peek(name);
+    Sizes sizes{};
+    DlpackTensor view;
+    py::object all;
+    if (exchange && exchange->view(tensor.ptr(), &view) == 0) {
+        sizes.dims = view.ndim;
+    } else {
+        PyErr_Clear();
+        all = py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor.ptr(), shape));
+        if (!all) PyErr_Clear();
+        if (all && PyTuple_Check(all.ptr())) sizes.dims = PyTuple_GET_SIZE(all.ptr());
+    }
+    if (sizes.dims < least)
+        refuse(name, "a tensor of at least " + std::to_string(least) + " dimensions", type_name(tensor));
+    for (int64_t i = 0; i < std::min<int64_t>(sizes.dims, std::size(sizes.of)); ++i)
+        sizes.of[i] = all ? to_integer(PyTuple_GET_ITEM(all.ptr(), i)) : view.shape[i];
+    return sizes;
+}
+
+void Arguments::expect(const char* name, std::initializer_list<int64_t> shape) const {
+    const Sizes found = sizes(name, static_cast<int>(shape.size()));
+    if (found.dims == static_cast<int64_t>(shape.size()) && std::equal(shape.begin(), shape.end(), found.of))
+        return;
+    std::string expected;
+    for (int64_t size : shape) expected += (expected.empty() ? "[" : ", ") + std::to_string(size);
+    refuse(name, expected + "]", text(py::list(peek(name).attr("shape"))));
+}
+
 Arguments::Memory Arguments::by_exchange(py::handle tensor, const char* name, Strides* strides) {
     DlpackTensor view;
     if (exchange->view(tensor.ptr(), &view) != 0) {
         PyErr_Clear();
         refuse(name, "a tensor", type_name(tensor));
     }
-    Memory found{static_cast<char*>(view.data) + view.byte_offset, Dtype::count, 1, true};
+    Memory found{static_cast<char*>(view.data) + view.byte_offset, Dtype::count, 1, true,
+                 int64_t{view.device.type} << 32 | static_cast<uint32_t>(view.device.index)};
     constexpr struct {
         uint8_t code, bits;
     } kCodes[kDtypes] = {{kDlpackFloat, 32}, {kDlpackBfloat, 16}, {kDlpackFloat, 16}, {kDlpackUInt, 8},
@@ -185,13 +214,17 @@ Arguments::Memory Arguments::by_attributes(py::handle tensor, const char* name, 
         for (size_t i = 1; i <= std::min<size_t>(all.size(), 4); ++i)
             strides->of[4 - i] = all[all.size() - i].cast<int64_t>();
     }
+    const py::object place = py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor.ptr(), device));
+    if (!place) throw py::error_already_set();
     return {reinterpret_cast<void*>(call(data_ptr, tensor)), Dtype(number), call(numel, tensor),
-            call(is_contiguous, tensor) != 0};
+            call(is_contiguous, tensor) != 0, PyObject_Hash(place.ptr())};
 }
 
 Arguments::Memory Arguments::memory(py::handle tensor, const char* name, int64_t count, Strides* strides) {
     if (!not_ready_class) throw std::runtime_error("use_tensors_of(torch, ...) comes first");
     const Memory found = exchange ? by_exchange(tensor, name, strides) : by_attributes(tensor, name, strides);
+    if (device_ == -1) device_ = found.device;
+    if (found.device != device_) refuse(name, "the device of the other tensors", text(tensor.attr("device")));
     if (found.elements != count)
         refuse(name, std::to_string(count) + " elements",
                std::to_string(found.elements) + " in shape " + text(py::list(tensor.attr("shape"))));

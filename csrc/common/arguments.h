@@ -4,12 +4,14 @@
 // garbage.
 //
 // A tensor whose memory is not as kernels read it raises NotReady, before anything has run; the caller then
-// copies (detr_fast/ops/memory.py). The caller sees to the right device and keeps the tensors until the
-// function returns. Arguments are read under the GIL, before it is released.
+// copies (detr_fast/ops/memory.py). All tensors of a call are on one device, which the caller sees is the
+// right one; it keeps them until the function returns. Arguments are read under the GIL, before it is
+// released.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
+#include <initializer_list>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -29,6 +31,11 @@ void use_tensors_of(const py::object& torch, const py::object& error);
 // Of the last four dimensions of a tensor, in elements; 0 for those that it lacks.
 struct Strides {
     int64_t of[4];
+};
+
+// The shape of a tensor, of its first dimensions.
+struct Sizes {
+    int64_t dims, of[6];
 };
 
 // How many targets each image of a packed batch has, as the places where each image's targets begin.
@@ -56,9 +63,13 @@ class Arguments {
     float number(const char* name);
     bool flag(const char* name);
     std::vector<int64_t> integers(const char* name);  // of a sequence; pybind11's caster takes 20 ns for each
-    std::vector<int64_t> pairs(const char* name);     // of a sequence of pairs, one after the other
     Targets targets(const char* name);                // from the sequence of their counts
     Queue queue();                                    // device and stream, as integers
+
+    // Of the tensor that comes next, which has `least` dimensions or more.
+    Sizes sizes(const char* name, int least) const;
+    // That the tensor that comes next has this shape.
+    void expect(const char* name, std::initializer_list<int64_t> shape) const;
 
     // Each of `count` numbers.
     template <class T>
@@ -94,15 +105,18 @@ class Arguments {
         Dtype dtype;  // `count` for one that no kernel takes
         int64_t elements;
         bool packed;
+        int64_t device;
     };
     static Memory by_exchange(py::handle tensor, const char* name, Strides* strides);
     static Memory by_attributes(py::handle tensor, const char* name, Strides* strides);
-    static Memory memory(py::handle tensor, const char* name, int64_t count, Strides* strides = nullptr);
+    Memory memory(py::handle tensor, const char* name, int64_t count, Strides* strides = nullptr);
+    py::handle peek(const char* name) const;
     py::handle next(const char* name);
     void* array_of(Dtype dtype, const char* name, int64_t count);
 
     const py::args& call_;
     size_t at_ = 0;
+    int64_t device_ = -1;  // of the tensors so far
 };
 
 }  // namespace detr_fast

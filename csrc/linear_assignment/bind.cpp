@@ -13,12 +13,14 @@
 namespace detr_fast {
 namespace {
 
+// (costs [layers, sum of sizes, queries] or without the layers, query, ...)
 AssignmentBatch read(Arguments& in, const Targets& targets) {
     AssignmentBatch batch{};
     batch.first = targets.first.data();
     batch.images = targets.images();
-    batch.layers = in.integer("layers");
-    batch.queries = in.integer("queries");
+    const Sizes sizes = in.sizes("costs", 2);
+    batch.layers = sizes.dims == 2 ? 1 : sizes.of[0];
+    batch.queries = sizes.of[sizes.dims == 2 ? 1 : 2];
     Strides strides;
     batch.costs =
         in.float_or_double(batch.is_double, "costs", batch.layers * targets.count() * batch.queries, strides);
@@ -112,8 +114,8 @@ void bind_linear_assignment_cpu(py::module_& m) {
         },
         py::arg("costs").noconvert());
 
-    // (sizes, layers, queries, costs, query, status or None, threads) -> the first
-    // infeasible problem, counted over layers and images, or -1
+    // (sizes, costs, query, status or None, threads) -> the first infeasible problem, counted over layers and
+    // images, or -1
     m.def("linear_assignment_cpu", [](const py::args& call) {
         Arguments in(call);
         const Targets targets = in.targets("sizes");
@@ -134,8 +136,20 @@ void bind_linear_assignment_cpu(py::module_& m) {
 #endif
 
 #if DETR_FAST_WITH_CUDA
+namespace {
+
+// Of what the launch asks for. A status of the problems' own lies behind it.
+int64_t workspace_bytes(bool is_double, int64_t layers, const Targets& targets, int64_t queries,
+                        int64_t shared_bytes) {
+    return linear_assignment_cuda_workspace(is_double, layers, targets.images(), queries,
+                                            targets.first.data(), shared_bytes);
+}
+int64_t status_bytes(int64_t problems) { return problems * static_cast<int64_t>(sizeof(int32_t)); }
+
+}  // namespace
+
 void bind_linear_assignment_cuda(py::module_& m) {
-    // (sizes, layers, queries, is_double, shared_bytes) -> bytes
+    // (sizes, layers, queries, is_double, shared_bytes) -> bytes, with room for a status that nobody asks for
     m.def("linear_assignment_cuda_workspace", [](const py::args& call) {
         Arguments in(call);
         const Targets targets = in.targets("sizes");
@@ -143,25 +157,26 @@ void bind_linear_assignment_cuda(py::module_& m) {
         const bool is_double = in.flag("is_double");
         const int64_t shared_bytes = in.integer("shared_bytes");
         in.end();
-        return linear_assignment_cuda_workspace(is_double, layers, targets.images(), queries,
-                                                targets.first.data(), shared_bytes);
+        return workspace_bytes(is_double, layers, targets, queries, shared_bytes) +
+               status_bytes(layers * targets.images());
     });
-    // (sizes, layers, queries, costs, query, status, by_auction, shared_bytes, workspace,
-    // device, stream)
+    // (sizes, costs, query, status or None, by_auction, shared_bytes, workspace, device, stream)
     m.def("linear_assignment_cuda", [](const py::args& call) {
         Arguments in(call);
         const Targets targets = in.targets("sizes");
         AssignmentBatch batch = read(in, targets);
-        batch.status = in.array<int32_t>("status", batch.layers * batch.images);
+        const int64_t problems = batch.layers * batch.images;
+        if (!in.skip_none()) batch.status = in.array<int32_t>("status", problems);
         const bool by_auction = in.flag("by_auction");
         const int64_t shared_bytes = in.integer("shared_bytes");
-        void* const workspace = in.array<uint8_t>(
-            "workspace", linear_assignment_cuda_workspace(batch.is_double, batch.layers, batch.images,
-                                                          batch.queries, batch.first, shared_bytes));
+        const int64_t bytes =
+            workspace_bytes(batch.is_double, batch.layers, targets, batch.queries, shared_bytes);
+        uint8_t* const workspace = in.array<uint8_t>("workspace", bytes + status_bytes(problems));
+        if (!batch.status) batch.status = reinterpret_cast<int32_t*>(workspace + bytes);
         const Queue queue = in.queue();
         in.end();
         const py::gil_scoped_release release;
-        linear_assignment_cuda(batch, by_auction, shared_bytes, workspace, queue);
+        if (problems) linear_assignment_cuda(batch, by_auction, shared_bytes, workspace, queue);
     });
 }
 #endif

@@ -11,43 +11,70 @@ namespace {
 
 // The inputs of a call, and how many elements its arrays have.
 struct Call {
-    std::vector<int64_t> sizes, points;
+    std::vector<int64_t> sides, points;
     MsDeformAttnInputs inputs{};
-    int64_t value, out, samples, references, reference_parts;
+    int64_t value, out, samples, references = 0, reference_parts;
 
-    // (levels, points, batch, queries, heads, channels, reference_dims, value, coordinates, weights,
-    // references or None, ...); a level is a pair (height, width) and has its own number of points
-    explicit Call(Arguments& in) : sizes(in.pairs("levels")), points(in.integers("points")) {
+    // (sides, points or None, value, coordinates, weights, references or None, ...): each level has two
+    // sides, height and width, and its own number of points; None where all have that of the coordinates.
+    // These shapes are checked; of the tensors that follow the elements are counted.
+    explicit Call(Arguments& in) : sides(in.integers("sides")) {
+        const bool equal_points = in.skip_none();
+        if (!equal_points) points = in.integers("points");
         MsDeformAttnShape& s = inputs.shape;
-        s.sizes = sizes.data();
-        s.points = points.data();
-        s.levels = static_cast<int64_t>(points.size());
-        bool good = sizes.size() == 2 * points.size();
-        for (int64_t count : points) good = good && count >= 0;
-        if (!good) throw py::value_error("points: expected a count >= 0 for each level");
-        s.batch = in.integer("batch");
-        s.queries = in.integer("queries");
-        s.heads = in.integer("heads");
-        s.channels = in.integer("channels");
-        s.reference_dims = static_cast<int>(in.integer("reference_dims"));
+        s.levels = static_cast<int64_t>(sides.size()) / 2;
+        if (sides.size() % 2) throw py::value_error("sides: expected two for each level");
+        s.sizes = sides.data();
         for (int64_t n = 0; n < s.levels; ++n) {
-            s.pixels += sizes[2 * n] * sizes[2 * n + 1];
-            s.samples += points[n];
+            s.pixels += sides[2 * n] * sides[2 * n + 1];
+            if (s.pixels >= int64_t{1} << 31)
+                throw py::value_error("sides: expected fewer than 2**31 pixels");
         }
+        const Sizes of_value = in.sizes("value", 4);
+        s.batch = of_value.of[0];
+        s.heads = of_value.of[2];
+        s.channels = of_value.of[3];
+        in.expect("value", {s.batch, s.pixels, s.heads, s.channels});
         value = s.batch * s.pixels * s.heads * s.channels;
-        out = s.batch * s.queries * s.heads * s.channels;
-        samples = s.batch * s.queries * s.heads * s.samples;
-        references = s.batch * s.queries * s.levels * s.reference_dims;
-        reference_parts = references * s.heads;
-
         const Floats values = in.floats("value", value);
         inputs.value = values.data;
         inputs.value_type = values.type;
+
+        const Sizes of_coordinates = in.sizes("coordinates", equal_points ? 6 : 5);
+        s.queries = of_coordinates.of[1];
+        const int64_t points_each = of_coordinates.of[4];
+        if (equal_points) points.assign(s.levels, points_each);
+        bool good = static_cast<int64_t>(points.size()) == s.levels;
+        for (int64_t count : points) {
+            good = good && count >= 0;
+            s.samples += count;
+        }
+        if (!good) throw py::value_error("points: expected a count >= 0 for each level");
+        s.points = points.data();
+        out = s.batch * s.queries * s.heads * s.channels;
+        samples = s.batch * s.queries * s.heads * s.samples;
+
+        if (equal_points) {
+            in.expect("coordinates", {s.batch, s.queries, s.heads, s.levels, points_each, 2});
+        } else {
+            in.expect("coordinates", {s.batch, s.queries, s.heads, s.samples, 2});
+        }
         const Floats coordinates = in.floats("coordinates", 2 * samples);
         inputs.coordinates = coordinates.data;
         inputs.coordinate_type = coordinates.type;
+        if (equal_points) {
+            in.expect("weights", {s.batch, s.queries, s.heads, s.levels, points_each});
+        } else {
+            in.expect("weights", {s.batch, s.queries, s.heads, s.samples});
+        }
         inputs.weights = in.array_of(coordinates.type, "weights", samples);
-        if (!in.skip_none()) inputs.references = in.array<const float>("references", references);
+        if (!in.skip_none()) {
+            s.reference_dims = in.sizes("references", 4).of[3] == 4 ? 4 : 2;
+            in.expect("references", {s.batch, s.queries, s.levels, s.reference_dims});
+            references = s.batch * s.queries * s.levels * s.reference_dims;
+            inputs.references = in.array<const float>("references", references);
+        }
+        reference_parts = references * s.heads;
     }
     Call(const Call&) = delete;
 };
@@ -132,12 +159,12 @@ void bind_ms_deform_attn_cuda(py::module_& m) {
         const py::gil_scoped_release release;
         ms_deform_attn_cuda_bwd(call.inputs, queue, grad);
     });
-    // (levels) -> cells of an image and head
+    // (sides) -> cells of an image and head
     m.def("ms_deform_attn_cuda_cells", [](const py::args& arguments) {
         Arguments in(arguments);
-        const std::vector<int64_t> sizes = in.pairs("levels");
+        const std::vector<int64_t> sides = in.integers("sides");
         in.end();
-        return ms_deform_attn_cuda_cells(static_cast<int64_t>(sizes.size()) / 2, sizes.data());
+        return ms_deform_attn_cuda_cells(static_cast<int64_t>(sides.size()) / 2, sides.data());
     });
     // (..., device, stream, cells, records)
     m.def("ms_deform_attn_cuda_bin", [](const py::args& arguments) {

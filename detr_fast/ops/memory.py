@@ -60,8 +60,12 @@ def ready(tensor: Tensor, dtype: torch.dtype | None = None, *, contiguous: bool 
 
 
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """`tensor.to(dtype)`, in a third of the time where there is nothing to do."""
-    return tensor if tensor.dtype is dtype else tensor.to(dtype)
+    """`tensor.to(dtype)` of floats, in a third of the time where there is nothing to do."""
+    if tensor.dtype is dtype:
+        return tensor
+    if not tensor.is_floating_point():
+        raise TypeError(f"expected floating point; got {tensor.dtype}")
+    return tensor.to(dtype)
 
 
 def empty(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -69,10 +73,12 @@ def empty(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) 
 
     The shape has at least one dimension.
     """
-    dtype = dtype or like.dtype
     if torch.are_deterministic_algorithms_enabled():
-        return _never_filled(shape, dtype, like.device)
-    return torch.empty(*shape, dtype=dtype, device=like.device)  # a third faster than with a tuple
+        return _never_filled(shape, dtype or like.dtype, like.device)
+    # with a tuple it takes half as long again, with a dtype a quarter
+    if dtype is None or dtype is like.dtype:
+        return like.new_empty(*shape)
+    return like.new_empty(*shape, dtype=dtype)
 
 
 def _never_filled(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -20,7 +20,7 @@ from detr_fast.ops.operator import Operator
 
 Result: TypeAlias = "Tensor | tuple[Tensor | None, ...]"
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+_PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None)))
 _C = torch._C
 _dispatch_modes, _function_modes = _C._len_torch_dispatch_stack, _C._len_torch_function_stack
 _transforms, _is_tracing = _C._are_functorch_transforms_active, _C._is_tracing
@@ -36,6 +36,8 @@ class Registered:
         schema: that of torch.library without the backend: first the tensors, then numbers and strings.
         fake: makes results of the right shape and dtype from arguments without data.
         run: `run(implementation, arguments)` calls a backend; arguments are a tuple, in the schema's order.
+        check: raises where arguments do not fit each other, in the caller's words. For an implementation
+            with `CHECKS_ARGUMENTS`, which refuses them itself in less time, it only explains why.
         pack: makes that tuple of a list; an ordinary call brings it.
         name: registered name; by default the operator's.
         gradient: `gradient(grad_outputs, tensors, rest, needs, backend)` gives the gradient, or None, of each
@@ -57,6 +59,7 @@ class Registered:
         fake: Callable[..., Any],
         run: Callable[[Any, Any], Result],
         *,
+        check: Callable[[Any], None] | None = None,
         pack: Callable[[Sequence[Any]], Any] = tuple,
         name: str | None = None,
         gradient: Callable[..., Sequence[Tensor | None]] | None = None,
@@ -69,7 +72,7 @@ class Registered:
         fold_out: int = 0,
     ) -> None:
         self.operator, self.fake, self.run, self.gradient = operator, fake, run, gradient
-        self.pack = pack
+        self.check, self.pack = check, pack
         self.name = name or operator.name
         self.by_autograd, self.decides, self.shape_key = by_autograd, decides, shape_key
         self.fold_ndim, self.fold_out = fold_ndim, fold_out
@@ -92,33 +95,41 @@ class Registered:
         self.op = getattr(torch.ops.detr_fast, self.name).default
 
     def __call__(self, arguments: tuple[Any, ...], backend: str | None = None) -> Any:
-        """The result for checked arguments, packed."""
-        tensors = arguments[: self.tensors]
-        wants_gradient = False
-        for tensor in tensors:
-            if tensor is not None:
-                if type(tensor) not in _PLAIN:
-                    return self._recorded(tensors, arguments, backend)
-                if tensor.requires_grad:
-                    wants_gradient = True
-        if watched(tensors[0]):
+        """The result for arguments as `pack` makes them."""
+        tensors, check = arguments[: self.tensors], self.check
+        if not _PLAIN.issuperset(map(type, tensors)) or watched(tensors[0]):
+            if check is not None:
+                check(arguments)
             return self._recorded(tensors, arguments, backend)
-        implementation = self._select(arguments, backend)
         try:
+            implementation = self._select(arguments, backend)
+            if check is not None and not hasattr(implementation, "CHECKS_ARGUMENTS"):
+                check(arguments)
             if self.gradient is not None and not (implementation is self.reference and self.by_autograd):
                 if forward_ad._current_level >= 0 and implementation is not self.reference:
                     self._refuse_duals(tensors)
-                if wants_gradient and torch.is_grad_enabled():
-                    return _apply(self, implementation, backend, arguments[self.tensors :], *tensors)
+                if torch.is_grad_enabled():
+                    for tensor in tensors:
+                        if tensor is not None and tensor.requires_grad:
+                            return _apply(self, implementation, backend, arguments, *tensors)
             return self.run(implementation, arguments)
-        except NoMemory as error:
-            raise ValueError(f"{self._without_memory(tensors)}: {error}") from None
+        except Exception as error:
+            if explained := self._explained(error, arguments):
+                raise explained from None
+            raise
 
-    def _without_memory(self, tensors: Sequence[Any]) -> str:
-        for name, tensor in zip(self.names, tensors, strict=False):
-            if tensor is not None and tensor.numel() and not tensor.data_ptr():
-                return name
-        return self.name
+    def _explained(self, error: Exception, arguments: Sequence[Any]) -> Exception | None:
+        """The error in the caller's words, where the arguments are to blame."""
+        if self.check is not None:
+            try:
+                self.check(arguments)
+            except (TypeError, ValueError) as misfit:
+                return misfit
+        if isinstance(error, NoMemory):
+            tensors = zip(self.names, arguments[: self.tensors], strict=False)
+            empty = [name for name, t in tensors if t is not None and t.numel() and not t.data_ptr()]
+            return ValueError(f"{(empty or [self.name])[0]}: {error}")
+        return None
 
     def _select(self, arguments: Sequence[Any], backend: str | None) -> Any:
         decides = arguments[self.decides]
@@ -254,6 +265,7 @@ def differentiable(
     backward: Callable[[Any, Tensor, Any, Sequence[bool]], Any],
     *,
     by: Sequence[int],
+    check: Callable[[Any], None] | None = None,
     pack: Callable[[Sequence[Any]], Any] = tuple,
     decides: int = 0,
     shape_key: Callable[..., Any] | None = None,
@@ -271,6 +283,7 @@ def differentiable(
         backward: `backward(implementation, grad_out, arguments, needs)` gives the gradient of the tensor
             `by`, or those of several tensors, None where not needed.
         by: numbers of the tensors that the result is differentiable by.
+        check: as for `Registered`.
         pack: as for `Registered`.
         decides: as for `Registered`.
         shape_key: as for `Registered`.
@@ -309,11 +322,12 @@ def differentiable(
         needs: Sequence[bool],
         backend: str | None,
     ) -> Sequence[Tensor | None]:
-        wanted = tuple(needs[i] for i in by)
+        wanted = tuple([needs[i] for i in by])
         found = gradients((grad_outputs[0], *tensors, *rest, wanted), backend)
         every: list[Tensor | None] = [None] * len(tensors)
-        for i, need, grad in zip(by, wanted, (found,) if len(by) == 1 else found, strict=True):
-            every[i] = grad if need else None
+        for i, grad in zip(by, (found,) if len(by) == 1 else found, strict=True):
+            if needs[i]:
+                every[i] = grad
         return every
 
     return Registered(
@@ -321,6 +335,7 @@ def differentiable(
         schema,
         fake,
         forward,
+        check=check,
         pack=pack,
         gradient=gradient,
         decides=decides,
@@ -347,12 +362,12 @@ class _Eager(torch.autograd.Function):
         call: Registered,
         implementation: Any,
         backend: str | None,
-        rest: tuple[Any, ...],
+        arguments: tuple[Any, ...],
         *tensors: Any,
     ) -> Any:
         ctx.call = call
-        call._save(ctx, tensors, rest, backend)
-        result = call.run(implementation, call.pack((*tensors, *rest)))
+        call._save(ctx, tensors, arguments[call.tensors :], backend)
+        result = call.run(implementation, arguments)
         return result if isinstance(result, Tensor) else tuple(result)
 
     @staticmethod

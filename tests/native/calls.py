@@ -77,6 +77,7 @@ def calls(**extents: int) -> dict[str, Call]:
     mask_costs |= {"costs": out(layers, targets, queries)}
     costs = torch.rand(layers, targets, queries)
     problems = {
+        "sizes": sizes,
         "costs": costs,
         "query": out(layers, targets, dtype=torch.int64),
         "status": _status(layers, images),
@@ -98,7 +99,7 @@ def calls(**extents: int) -> dict[str, Call]:
         ),
         Call("box_match_cost_cpu", packed | box_costs | {"threads": 2}, ("costs",)),
         Call("mask_match_cost_cpu", packed | mask_costs | {"threads": 2}, ("costs",)),
-        Call("linear_assignment_cpu", packed | problems | {"threads": 2}, ("query", "status")),
+        Call("linear_assignment_cpu", problems | {"threads": 2}, ("query", "status")),
         *_point_sample(e, out),
     ]
     sums = simt_module().class_loss_cuda_sums(images, queries)
@@ -141,9 +142,7 @@ def calls(**extents: int) -> dict[str, Call]:
     bytes_ = simt_module().linear_assignment_cuda_workspace(sizes, layers, queries, False, 2**15)
     workspace = {"by_auction": False, "shared_bytes": 2**15, "workspace": out(bytes_, dtype=torch.uint8)}
     functions.append(
-        Call(
-            "linear_assignment_cuda", packed | problems | workspace | on_gpu, ("query", "status"), simt_module
-        )
+        Call("linear_assignment_cuda", problems | workspace | on_gpu, ("query", "status"), simt_module)
     )
     return {call.function: call for call in [*functions, *_ms_deform_attn(e, out)]}
 
@@ -204,23 +203,21 @@ def _point_sample(e: dict[str, int], out: _Poisoned) -> list[Call]:
 
 def _ms_deform_attn(e: dict[str, int], out: _Poisoned) -> list[Call]:
     images, queries, heads, channels, points = e["B"], e["Q"], e["H"], e["D"], e["P"]
-    levels = [(e["h"], e["w"])] * e["N"]
+    sides = [e["h"], e["w"]] * e["N"]
     pixels = e["h"] * e["w"] * e["N"]
-    shape = (images, queries, heads, e["N"], points)
+    shape = (images, queries, heads, e["N"] * points)
     value = torch.randn(images, pixels, heads, channels)
     samples = {"coordinates": torch.rand(*shape, 2), "weights": torch.rand(shape)}
     references = torch.rand(images, queries, e["N"], 4)
     parts = out(images, queries, heads, e["N"], 4)
-    first = {"levels": levels, "points": [points] * e["N"], "B": images, "Q": queries, "H": heads}
-    first |= {"D": channels, "dims": 4}
-    first |= {"value": value, **samples, "references": references}
+    first = {"sides": sides, "points": [points] * e["N"], "value": value, **samples, "references": references}
     rows = torch.rand(images, queries, heads * channels)
     gradients = {f"grad_{name}": out(*tensor.shape) for name, tensor in samples.items()}
     cpu, gpu = first | {"threads": 2}, first | {"device": 0, "stream": 0}
     by_value = {"grad_value": out(*value.shape)}
     names = (*by_value, *gradients, "grad_references")
     simt = simt_module()
-    cells = images * heads * simt.ms_deform_attn_cuda_cells(levels)
+    cells = images * heads * simt.ms_deform_attn_cuda_cells(sides)
     count = samples["weights"].numel()
     binned = {"cells": out(count, dtype=torch.int32), "records": torch.rand(count, 4)}
     gather = {"grad_out": rows, "cell_starts": torch.zeros(cells + 1, dtype=torch.int32)}

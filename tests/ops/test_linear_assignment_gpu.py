@@ -133,7 +133,7 @@ def test_workspace_is_what_each_image_takes_by_itself(shared_bytes: int) -> None
     state = 48 if shared_bytes == FAR else 0
     for targets in mixed:
         rows = min(targets, 900)
-        assert workspace([targets]) == 6 * (4 * rows**2 + 8 * (targets + 900) + state * targets)
+        assert workspace([targets]) == 6 * (4 * rows**2 + 8 * (targets + 900) + state * targets + 4)
     # beyond 32 bits
     assert workspace([900] * 2000) == 2000 * workspace([900]) > 2**32
 

@@ -13,6 +13,8 @@ from torch.nn.functional import grid_sample
 from detr_fast.integrations.ms_deform_attn import MSDeformAttnFunction
 from detr_fast.ops import ms_deform_attn, ms_deform_attn_classic, ms_deform_attn_fused
 from detr_fast.ops.ms_deform_attn import cpu
+from detr_fast.ops.ms_deform_attn.arguments import DeformAttn
+from detr_fast.ops.ms_deform_attn.checks import check
 from tests.ops.cases.ms_deform_attn import (
     GEOMETRIES,
     Geometry,
@@ -218,6 +220,43 @@ def test_half_coordinates_are_used_in_float32(function: Any, rng: torch.Generato
         if isinstance(leaf, Tensor):
             assert leaf.grad is not None
             assert leaf.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("points_per_level", [None, (2, 1)])
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_extension_refuses_what_the_checks_refuse(
+    points_per_level: tuple[int, ...] | None, fused: bool, rng: torch.Generator
+) -> None:
+    """So that an ordinary call asks the checks only for the words."""
+    samples = (2, 3) if points_per_level is None else (3,)
+    value, weights = randn(rng, 2, 40, 2, 4).float(), randn(rng, 2, 5, 2, *samples).float()
+    coordinates, references = randn(rng, 2, 5, 2, *samples, 2).float(), randn(rng, 2, 5, 2, 4).float()
+    sides = (4, 8, 2, 4)
+    good = DeformAttn(
+        value, coordinates, weights, references if fused else None, None, sides, points_per_level, None
+    )
+    check(good)
+    expected = cpu.forward(good)
+    tensors = [i for i, given in enumerate(good) if isinstance(given, Tensor)]
+    bad: list[tuple[int, Any]] = [(5, (4, 8)), (5, (4, 8, 2, 5)), (5, (8, 4, 4, 2, 1, 1))]
+    bad += [(6, (3,)), (6, (1, 1)), (6, (2, 2))]
+    for i in tensors:
+        given = good[i]
+        bad += [(i, given.transpose(0, dim)) for dim in range(1, given.ndim)]
+        bad += [(i, given.flatten(dim, dim + 1)) for dim in range(given.ndim - 1)]
+        bad += [(i, given[:1]), (i, given[:, 1:]), (i, given[..., :1]), (i, given[..., None])]
+        bad += [(i, given.long()), (i, given.to("meta")), (i, given.tolist())]
+    refused = 0
+    for i, wrong in bad:
+        call = DeformAttn._make([*good[:i], wrong, *good[i + 1 :]])
+        try:
+            check(call)
+        except (TypeError, ValueError):
+            refused += 1
+            with pytest.raises((AttributeError, IndexError, TypeError, ValueError)):
+                cpu.forward(call)
+    assert 4 * refused > 3 * len(bad)  # the others swap equal sizes or take fewer channels
+    assert torch.equal(cpu.forward(good), expected)
 
 
 def test_no_gradient_is_made_that_nobody_needs(rng: torch.Generator) -> None:

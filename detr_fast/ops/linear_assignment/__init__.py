@@ -7,8 +7,8 @@ epsilon = 0 auction bidding (Bertsekas, "The auction algorithm", Annals of Opera
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
+from operator import index
 from typing import Any, Literal, get_args, overload
 
 import numpy as np
@@ -27,7 +27,9 @@ __all__ = ["OPERATOR", "linear_assignment"]
 
 Method = Literal["paths", "auction"]
 _METHODS = get_args(Method)
+_INTEGER = frozenset((int,))
 _HOST = torch.device("cpu")
+_KERNEL_DTYPES = frozenset((torch.float32, torch.float64))
 _NUMPY_FLOATS = frozenset((np.dtype(np.float32), np.dtype(np.float64)))
 
 OPERATOR = Operator(
@@ -144,12 +146,14 @@ def linear_assignment(
         raise TypeError(
             f"costs: expected a tensor [..., sumT, Q] with num_targets; got {type(costs).__name__}"
         )
-    dtype = costs.dtype
-    if not dtype.is_floating_point:
-        raise TypeError(f"costs: expected a floating point dtype; got {dtype}")
+    if costs.dtype not in _KERNEL_DTYPES:
+        if not costs.dtype.is_floating_point:
+            raise TypeError(f"costs: expected a floating point dtype; got {costs.dtype}")
+        costs = costs.float()
     if isinstance(num_targets, Tensor):
         raise TypeError("num_targets: expected Python ints (the targets of each image); got a tensor")
-    num_targets = list(map(operator.index, num_targets))
+    if not _INTEGER.issuperset(map(type, num_targets)):  # `index` would fix the numbers of a traced call
+        num_targets = list(map(index, num_targets))
     shape, total = costs.shape, sum(num_targets)
     if len(shape) < 2 or shape[-2] != total:
         raise ValueError(
@@ -159,8 +163,6 @@ def linear_assignment(
         raise ValueError(f"num_targets: expected no negative number of targets; got {num_targets}")
     if costs.requires_grad:
         costs = costs.detach()
-    if dtype is not torch.float32 and dtype is not torch.float64:
-        costs = costs.float()
     if maximize:
         costs = -costs
     query, status = _CALL((costs, num_targets, not return_status, method), backend)
@@ -183,7 +185,7 @@ def _fake(costs: Tensor, num_targets: Sequence[int], check: bool, method: str) -
 
 def _has_many_rows(arguments: Sequence[Any]) -> bool:
     costs, num_targets = arguments[:2]
-    return min(max(num_targets, default=0), costs.shape[-1]) > cuda.MOST_ROWS
+    return costs.shape[-1] > cuda.MOST_ROWS and max(num_targets, default=0) > cuda.MOST_ROWS
 
 
 _CALL = Registered(
@@ -209,7 +211,7 @@ def _one_matrix(matrix: Any, maximize: bool, method: Method, backend: str | None
     tensor = matrix.detach()
     if tensor.is_complex():
         raise TypeError(f"costs: expected real numbers; got {tensor.dtype}")
-    if tensor.dtype not in (torch.float32, torch.float64):
+    if tensor.dtype not in _KERNEL_DTYPES:
         tensor = tensor.double()
     if tensor.device == _HOST and type(tensor) is Tensor and not watched(tensor):
         rows, columns = _one_matrix(ready(tensor, contiguous=False).numpy(), maximize, method, backend)

@@ -15,14 +15,13 @@ from detr_fast.ops.memory import empty, run
 
 def solve(costs: Tensor, num_targets: Sequence[int], check: bool) -> tuple[Tensor, Tensor | None]:
     """costs [..., sumT, Q] float32 or float64 -> query [..., sumT] int64, status [..., B] int32 or None."""
-    *leading, targets, queries = costs.shape
+    *leading, targets, _ = costs.shape
     query = empty((*leading, targets), costs, torch.int64)
     status = None if check else empty((*leading, len(num_targets)), costs, torch.int32)
     if len(leading) > 1:
         costs = costs.flatten(0, -3)
-    layers = costs.shape[0] if leading else 1
     native = extension.extension().linear_assignment_cpu
-    infeasible = run(native, num_targets, layers, queries, costs, query, status, torch.get_num_threads())
+    infeasible = run(native, num_targets, costs, query, status, torch.get_num_threads())
     if infeasible >= 0 and check:
         raise_infeasible(infeasible, leading, len(num_targets))
     return query, status

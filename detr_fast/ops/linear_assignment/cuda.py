@@ -50,33 +50,26 @@ class Cuda:
         `check` raises nothing, for that would wait for the device: an infeasible problem has -1 everywhere.
         `by_auction` has an auction solve what it can (csrc/linear_assignment/cuda_auction.h).
         """
-        *leading, targets, queries = costs.shape
-        query = empty(costs.shape[:-1], costs, torch.int64)
-        status = empty((*leading, len(num_targets)), costs, torch.int32)
+        shape = costs.shape
+        query = empty(shape[:-1], costs, torch.int64)
+        status = None if check else empty((*shape[:-2], len(num_targets)), costs, torch.int32)
+        if len(shape) != 3:
+            costs = costs.flatten(0, -3) if len(shape) > 3 else costs[None]
+        layers, targets, queries = costs.shape
         if max(targets, queries) >= 2**31:
-            raise ValueError(f"costs: expected sumT and Q below 2**31; got {list(costs.shape)}")
-        if status.numel():
-            if costs.ndim != 3:
-                costs = costs.reshape(-1, targets, queries)
-            shared_bytes = self._shared_bytes
-            if shared_bytes is None:
-                shared_bytes = _most_shared_bytes(costs.device)
-            kernels, is_double = self._module(), costs.dtype == torch.float64
-            batch = (num_targets, costs.shape[0], queries)
-            workspace_bytes = kernels.linear_assignment_cuda_workspace(*batch, is_double, shared_bytes)
-            workspace = empty((workspace_bytes,), costs, torch.uint8)
-            run(
-                kernels.linear_assignment_cuda,
-                *batch,
-                costs,
-                query,
-                status,
-                by_auction,
-                shared_bytes,
-                workspace,
-                *device_and_stream(costs),
-            )
-        return query, None if check else status
+            raise ValueError(f"costs: expected sumT and Q below 2**31; got {list(shape)}")
+        shared_bytes = self._shared_bytes
+        if shared_bytes is None:
+            shared_bytes = _most_shared_bytes(costs.device)
+        kernels = self._module()
+        workspace_bytes = kernels.linear_assignment_cuda_workspace(
+            num_targets, layers, queries, costs.dtype is torch.float64, shared_bytes
+        )
+        workspace = empty((workspace_bytes,), costs, torch.uint8)
+        queue = device_and_stream(costs)
+        options = (by_auction, shared_bytes, workspace)
+        run(kernels.linear_assignment_cuda, num_targets, costs, query, status, *options, *queue)
+        return query, status
 
 
 BACKEND = Cuda(extension.extension)

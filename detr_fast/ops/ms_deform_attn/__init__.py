@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from detr_fast.ops.ms_deform_attn.call import OPERATOR, call
-from detr_fast.ops.ms_deform_attn.checks import check_level_start_index, level_shapes_of, points_of
+from detr_fast.ops.ms_deform_attn.checks import check_level_start_index, points_of
 
 __all__ = ["OPERATOR", "ms_deform_attn", "ms_deform_attn_classic", "ms_deform_attn_fused"]
 
@@ -172,7 +172,7 @@ def ms_deform_attn_classic(
     """
     on_host = not isinstance(level_start_index, Tensor) or type(level_start_index) is Tensor
     if on_host and not torch.compiler.is_compiling() and not getattr(level_start_index, "is_cuda", False):
-        check_level_start_index(level_start_index, level_shapes_of(spatial_shapes))
+        check_level_start_index(level_start_index, spatial_shapes)
     return ms_deform_attn(
         value,
         spatial_shapes,

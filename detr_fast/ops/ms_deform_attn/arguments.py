@@ -56,6 +56,13 @@ class DeformAttn(NamedTuple):
         """2 or 4; 0 where there are no reference points."""
         return 0 if self.reference_points is None else self.reference_points.shape[-1]
 
+    @property
+    def in_order(self) -> bool:
+        """`deterministic`, or torch's setting."""
+        if self.deterministic is None:
+            return torch.are_deterministic_algorithms_enabled()
+        return self.deterministic
+
     def reference_parts(self) -> Tensor:
         """Room for each head's gradient by reference points: [B, Q, H, N, reference_dims] float32."""
         shape = (*self.weights.shape[:3], len(self.points), self.reference_dims)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from detr_fast.ops.available import on_cpu, on_cuda, on_triton
 from detr_fast.ops.ms_deform_attn import cpu, cuda, reference, triton
-from detr_fast.ops.ms_deform_attn.arguments import DeformAttn, LevelShapes, remembered
-from detr_fast.ops.ms_deform_attn.checks import check, level_shapes_of
+from detr_fast.ops.ms_deform_attn.arguments import DeformAttn
+from detr_fast.ops.ms_deform_attn.checks import check, sides_of
 from detr_fast.ops.operator import Backend, Operator
 from detr_fast.ops.register import differentiable, watched
 
@@ -34,20 +33,17 @@ def call(
     backend: str | None,
     deterministic: bool | None,
 ) -> Tensor:
-    """Checks the arguments and calls the operator."""
-    tensors = (value, coordinates, weights, reference_points)
+    """Calls the operator, with level shapes as integers where nothing records the call."""
+    unread: Tensor | None = None
+    sides: tuple[int, ...] = ()
     if isinstance(spatial_shapes, Tensor) and (type(spatial_shapes) is not Tensor or watched(value)):
-        # what records the call must not fix the numbers
-        return _CALL(DeformAttn(*tensors, spatial_shapes, (), points_per_level, deterministic), backend)
-    sides = _sides(level_shapes_of(spatial_shapes))
-    arguments = DeformAttn(*tensors, None, sides, points_per_level, deterministic)
-    check(arguments)
-    return _CALL(arguments, backend)
-
-
-@remembered
-def _sides(level_shapes: LevelShapes) -> tuple[int, ...]:
-    return tuple(side for shape in level_shapes for side in shape)
+        unread = spatial_shapes
+    else:
+        sides = sides_of(spatial_shapes)
+    call = DeformAttn(
+        value, coordinates, weights, reference_points, unread, sides, points_per_level, deterministic
+    )
+    return _CALL(call, backend)
 
 
 def _forward(implementation: Any, call: DeformAttn) -> Tensor:
@@ -55,8 +51,6 @@ def _forward(implementation: Any, call: DeformAttn) -> Tensor:
 
 
 def _backward(implementation: Any, grad_out: Tensor, call: DeformAttn, needs: Sequence[bool]) -> Any:
-    if call.deterministic is None:
-        call = call._replace(deterministic=torch.are_deterministic_algorithms_enabled())
     return implementation.backward(grad_out, _with_sides(call), needs)
 
 
@@ -64,8 +58,7 @@ def _with_sides(call: DeformAttn) -> DeformAttn:
     """The call as a backend takes it: level shapes as integers, and all arguments checked."""
     if call.spatial_shapes is None:
         return call
-    sides = _sides(level_shapes_of(call.spatial_shapes))
-    call = call._replace(spatial_shapes=None, sides=sides)
+    call = call._replace(spatial_shapes=None, sides=sides_of(call.spatial_shapes))
     check(call)
     return call
 
@@ -84,9 +77,10 @@ _CALL = differentiable(
     ),
     _forward,
     _backward,
+    check=check,
     pack=DeformAttn._make,
     by=(0, 1, 2, 3),
-    shape_key=lambda arguments: _levels(arguments) > cuda.MOST_LEVELS,
+    shape_key=lambda arguments: (len(arguments[5]) // 2 or _levels(arguments)) > cuda.MOST_LEVELS,
     fold=(0, 0, 0, 0, None),
     fold_ndim=4,
 )

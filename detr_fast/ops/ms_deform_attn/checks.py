@@ -9,30 +9,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detr_fast.ops.ms_deform_attn.arguments import DeformAttn, LevelShapes, remembered
+from detr_fast.ops.ms_deform_attn.arguments import DeformAttn, remembered
 
 VALUE_DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
 LARGEST_SIDE = 2**24  # pixel coordinates are float32
 
 
-def level_shapes_of(spatial_shapes: Tensor | Sequence[Sequence[int]]) -> LevelShapes:
-    """`spatial_shapes` as Python integers; a tensor on a GPU is read back."""
+def sides_of(spatial_shapes: Tensor | Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """`spatial_shapes` [N, 2] as 2 N Python integers in one row; a tensor on a GPU is read back."""
     rows = spatial_shapes
     if isinstance(spatial_shapes, Tensor):
         if spatial_shapes.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"spatial_shapes: expected int64; got {spatial_shapes.dtype}")
         rows = spatial_shapes.tolist()
+    sides: list[Any] = []
     try:
-        level_shapes = tuple([(_side(height), _side(width)) for height, width in rows])
+        for height, width in rows:
+            sides += height, width
+        integers = torch.Size(sides)  # of any kind, symbolic ones too; refuses all else
     except (TypeError, ValueError):
-        shape = list(rows.shape) if isinstance(rows, Tensor) else rows
-        raise ValueError(f"spatial_shapes: expected [N, 2] (height, width) integers; got {shape}") from None
-    for size in level_shapes:
-        if not (0 < size[0] <= LARGEST_SIDE and 0 < size[1] <= LARGEST_SIDE):
-            raise ValueError(
-                f"spatial_shapes: expected sides from 1 to {LARGEST_SIDE}; got {list(level_shapes)}"
-            )
-    return level_shapes
+        raise ValueError(f"spatial_shapes: expected [N, 2] (height, width) integers; got {rows}") from None
+    return _checked_sides(integers)
+
+
+@remembered
+def _checked_sides(sides: torch.Size) -> tuple[int, ...]:
+    if not sides:
+        raise ValueError("spatial_shapes: expected at least one level; got none")
+    if not all(0 < side <= LARGEST_SIDE for side in sides):
+        level_shapes = list(zip(sides[::2], sides[1::2], strict=True))
+        raise ValueError(f"spatial_shapes: expected sides from 1 to {LARGEST_SIDE}; got {level_shapes}")
+    return tuple(map(_side, sides))
 
 
 def _side(side: Any) -> Any:
@@ -56,27 +63,26 @@ def points_of(points_per_level: Sequence[int] | None) -> tuple[int, ...] | None:
 
 
 @remembered
-def _pixels(level_shapes: LevelShapes) -> int:
-    return sum(height * width for height, width in level_shapes)
+def _pixels(sides: tuple[int, ...]) -> int:
+    return sum(height * width for height, width in zip(sides[::2], sides[1::2], strict=True))
 
 
 def check(call: DeformAttn) -> None:
     """Raises `ValueError` or `TypeError` where the arguments do not fit each other."""
-    value, coordinates, weights, reference_points, *_ = call
-    level_shapes = call.level_shapes
+    value, coordinates, weights, reference_points, spatial_shapes, sides, points, _ = call
+    if spatial_shapes is not None:  # whose numbers are not known yet
+        return
     try:
         batch, pixels, heads, _ = value.shape
-        shape, levels = coordinates.shape, len(level_shapes)
-        queries, points = shape[1], call.points_per_level
+        shape, levels = coordinates.shape, len(sides) // 2
+        queries, device = shape[1], value.device
         samples = (levels, shape[4]) if points is None else (sum(points),)
-        device = value.device
         good = (
-            levels > 0
-            and value.dtype in VALUE_DTYPES
+            value.dtype in VALUE_DTYPES
             and (points is None or len(points) == levels)
             and shape == (batch, queries, heads, *samples, 2)
             and weights.shape == (batch, queries, heads, *samples)
-            and pixels == _pixels(level_shapes)
+            and pixels == _pixels(tuple(sides))
             and pixels < 2**31
             and coordinates.device == device == weights.device
             and coordinates.is_floating_point()
@@ -110,8 +116,6 @@ def _explain(call: DeformAttn) -> None:
             raise TypeError(f"{name}: expected float32, bfloat16, float16 or float64; got {tensor.dtype}")
         if tensor.device != value.device:
             raise ValueError(f"{name}: expected value's device {value.device}; got {tensor.device}")
-    if not level_shapes:
-        raise ValueError("spatial_shapes: expected at least one level; got none")
     if value.ndim != 4:
         raise ValueError(f"value: expected [B, S, H, D]; got {list(value.shape)}")
     pixels = sum(height * width for height, width in level_shapes)
@@ -156,11 +160,11 @@ def _explain(call: DeformAttn) -> None:
 
 
 def check_level_start_index(
-    level_start_index: Tensor | Sequence[int], level_shapes: Sequence[tuple[int, int]]
+    level_start_index: Tensor | Sequence[int], spatial_shapes: Tensor | Sequence[Sequence[int]]
 ) -> None:
     """The classic signature's redundant argument must agree with the level shapes."""
-    expected, start = [], 0
-    for height, width in level_shapes:
+    expected, start, sides = [], 0, sides_of(spatial_shapes)
+    for height, width in zip(sides[::2], sides[1::2], strict=True):
         expected.append(start)
         start += height * width
     got = level_start_index.tolist() if isinstance(level_start_index, Tensor) else list(level_start_index)

@@ -12,6 +12,8 @@ from detr_fast import extension
 from detr_fast.ops.memory import cast, empty, run
 from detr_fast.ops.ms_deform_attn.arguments import DeformAttn
 
+CHECKS_ARGUMENTS = True
+
 
 def forward(call: DeformAttn) -> Tensor:
     """As `reference.forward`."""
@@ -39,16 +41,10 @@ def backward(grad_out: Tensor, call: DeformAttn, needs: Sequence[bool]) -> list[
 
 def _inputs(call: DeformAttn) -> tuple[Any, ...]:
     """What every function of the extension takes first."""
-    value, coordinates, weights, reference_points, *_ = call
-    batch, _, heads, channels = value.shape
+    value, coordinates, weights, reference_points, _, sides, points_per_level, _ = call
     return (
-        call.level_shapes,
-        call.points,
-        batch,
-        weights.shape[1],
-        heads,
-        channels,
-        call.reference_dims,
+        sides,
+        points_per_level,
         value,
         cast(coordinates, torch.float32),
         cast(weights, torch.float32),

@@ -119,7 +119,7 @@ def backward(grad_out: Tensor, call: DeformAttn, needs: Sequence[bool]) -> list[
         return call.zeros(needs)
     batch, pixels, heads, channels = value.shape
     queries, layout = weights.shape[1], _layout(call.points)
-    dims, in_order = call.reference_dims, needs[0] and call.deterministic
+    dims, in_order = call.reference_dims, needs[0] and call.in_order
     samples = _samples(call)
     value, grad_out = ready(value), ready(grad_out, value.dtype)
     grad_value = grad_coordinates = grad_weights = by_weight = parts = None
