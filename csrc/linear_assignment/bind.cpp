@@ -56,12 +56,9 @@ int64_t first_infeasible(const int32_t* status, int64_t problems) {
 }
 
 // A NumPy matrix as a batch of one problem: its rows are targets.
-AssignmentBatch one_problem(const py::array& costs, const int64_t* first, int32_t* status) {
+AssignmentBatch one_problem(const py::array& costs, bool is_double, const int64_t* first, int32_t* status) {
     AssignmentBatch batch{};
-    batch.is_double = py::isinstance<py::array_t<double>>(costs);
-    if (!batch.is_double && !py::isinstance<py::array_t<float>>(costs))
-        throw py::type_error("costs: expected float32 or float64; got " +
-                             std::string(py::str(costs.dtype())));
+    batch.is_double = is_double;
     const py::ssize_t size = costs.itemsize();
     batch.costs = costs.data();
     batch.target_stride = costs.strides(0) / size;
@@ -80,39 +77,40 @@ AssignmentBatch one_problem(const py::array& costs, const int64_t* first, int32_
 void bind_linear_assignment_cpu(py::module_& m) {
     // (float32 or float64 [n, m]) -> rows, columns of min(n, m) pairs, as
     // scipy.optimize.linear_sum_assignment
-    m.def(
-        "linear_sum_assignment_cpu",
-        [](const py::array& costs) {
-            if (costs.ndim() != 2)
-                throw py::value_error("expected a matrix (2-D array), got a " + std::to_string(costs.ndim()) +
-                                      " array");
-            const int64_t n = costs.shape(0), pairs = std::min<int64_t>(n, costs.shape(1)), first[] = {0, n};
-            int32_t status = 0;
-            AssignmentBatch batch = one_problem(costs, first, &status);
-            batch.refuses = true;
-            py::array_t<int64_t> rows(pairs), columns(pairs);
-            int64_t *const row = rows.mutable_data(), *const column = columns.mutable_data();
-            std::vector<int64_t> of_row(n > pairs ? n : 0);
-            batch.query = n > pairs ? of_row.data() : column;
-            const auto solve = [&] { DETR_FAST_CPU(linear_assignment_cpu)(batch, nullptr, 1); };
-            if (n * batch.queries < 1000) {  // as fast as handing the GIL over
-                solve();
-            } else {
-                const py::gil_scoped_release release;
-                solve();
-            }
-            if (status == static_cast<int32_t>(AssignmentStatus::out_of_memory)) throw std::bad_alloc();
-            if (status == static_cast<int32_t>(AssignmentStatus::refused))
-                throw py::value_error("matrix contains invalid numeric entries");
-            if (status) throw py::value_error("cost matrix is infeasible");
-            for (int64_t i = 0, k = 0; i < n; ++i) {
-                if (batch.query[i] < 0) continue;
-                row[k] = i;
-                column[k++] = batch.query[i];
-            }
-            return py::make_tuple(std::move(rows), std::move(columns));
-        },
-        py::arg("costs").noconvert());
+    m.def("linear_sum_assignment_cpu", [](const py::object& matrix) {
+        const bool is_double = py::isinstance<py::array_t<double>>(matrix);
+        if (!is_double && !py::isinstance<py::array_t<float>>(matrix))
+            not_ready("costs", "an array of float32 or float64");
+        const auto costs = py::reinterpret_borrow<py::array>(matrix);
+        if (costs.ndim() != 2)
+            throw py::value_error("expected a matrix (2-D array), got a " + std::to_string(costs.ndim()) +
+                                  " array");
+        const int64_t n = costs.shape(0), pairs = std::min<int64_t>(n, costs.shape(1)), first[] = {0, n};
+        int32_t status = 0;
+        AssignmentBatch batch = one_problem(costs, is_double, first, &status);
+        batch.refuses = true;
+        py::array_t<int64_t> rows(pairs), columns(pairs);
+        int64_t *const row = rows.mutable_data(), *const column = columns.mutable_data();
+        std::vector<int64_t> of_row(n > pairs ? n : 0);
+        batch.query = n > pairs ? of_row.data() : column;
+        const auto solve = [&] { DETR_FAST_CPU(linear_assignment_cpu)(batch, nullptr, 1); };
+        if (n * batch.queries < 1000) {  // as fast as handing the GIL over
+            solve();
+        } else {
+            const py::gil_scoped_release release;
+            solve();
+        }
+        if (status == static_cast<int32_t>(AssignmentStatus::out_of_memory)) throw std::bad_alloc();
+        if (status == static_cast<int32_t>(AssignmentStatus::refused))
+            throw py::value_error("matrix contains invalid numeric entries");
+        if (status) throw py::value_error("cost matrix is infeasible");
+        for (int64_t i = 0, k = 0; i < n; ++i) {
+            if (batch.query[i] < 0) continue;
+            row[k] = i;
+            column[k++] = batch.query[i];
+        }
+        return py::make_tuple(std::move(rows), std::move(columns));
+    });
 
     // (sizes, costs, query, status or None, threads) -> the first infeasible problem, counted over layers and
     // images, or -1

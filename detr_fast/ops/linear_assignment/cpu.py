@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from detr_fast import extension
@@ -27,12 +28,21 @@ def solve(costs: Tensor, num_targets: Sequence[int], check: bool) -> tuple[Tenso
     return query, status
 
 
-def solve_matrix(costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`scipy.optimize.linear_sum_assignment` of a float32 or float64 matrix."""
-    native = extension.extension().linear_sum_assignment_cpu
+def solve_matrix(matrix: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """`scipy.optimize.linear_sum_assignment`."""
     pairs: tuple[np.ndarray, np.ndarray]
     try:
-        pairs = native(costs)
+        pairs = extension.extension().linear_sum_assignment_cpu(matrix)
     except extension.NotReady:
-        pairs = native(costs.copy())
+        pairs = solve_matrix(real(matrix).copy())
     return pairs
+
+
+def real(matrix: ArrayLike) -> np.ndarray:
+    """As an array of float32 or float64."""
+    costs = np.asarray(matrix)
+    if costs.dtype in (np.float32, np.float64):
+        return costs
+    if costs.dtype.kind not in "biuf":
+        raise TypeError(f"costs: expected real numbers; got {costs.dtype}")
+    return costs.astype(np.float64)
