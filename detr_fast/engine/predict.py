@@ -23,7 +23,7 @@ from detr_fast.engine.outputs import check_not_inputs, distinct_names
 from detr_fast.engine.progress import progress
 from detr_fast.engine.records import result_files
 from detr_fast.engine.results import ImageResult
-from detr_fast.engine.sources import STDIN, Source, has_videos, read_image, read_video
+from detr_fast.engine.sources import STDIN, Source, read_image, read_video
 from detr_fast.tasks import Record
 
 T = TypeVar("T")
@@ -187,16 +187,18 @@ def predict_sources(
     done = {} if done is None else done
     # names that are taken stay as they are when files have been added
     ordered = sorted(sources, key=lambda source: source.file not in done)
-    names = dict(zip((x.file for x in ordered), distinct_names(x.stem for x in ordered), strict=True))
+    names = distinct_names(source.stem for source in ordered)
     if output is not None:
-        written = (output / f"{folder}{name}.png" for name in names.values() for folder in pictures.folders)
+        written = (output / f"{folder}{name}.png" for name in names for folder in pictures.folders)
         check_not_inputs(
             chain(written, result_files(output)),
             [Path(source.file) for source in sources if source.file != STDIN],
         )
     tell = failed or (lambda file, why: None)
-    mine = ordered[shard[0] :: shard[1]]
-    total = None if has_videos(mine) else sum(source.file not in done for source in mine)
+    mine = slice(shard[0], None, shard[1])
+    named = list(zip(ordered[mine], names[mine], strict=True))
+    videos = any(source.is_video for source, _ in named)
+    total = None if videos else sum(source.file not in done for source, _ in named)
 
     def records() -> Iterator[Record]:
         with (
@@ -208,7 +210,7 @@ def predict_sources(
                 bar.update()
                 tell(file, why)
 
-            reads = _reads(detector, mine, names, every, done)
+            reads = _reads(detector, named, every, done)
             loaded = _usable(_in_order(pool, reads, workers + batch_size), told)
             found = _found(detector, loaded, threshold, batch_size, told)
             saves = (
@@ -236,14 +238,13 @@ class _Loaded:
 
 def _reads(
     detector: Detector,
-    sources: Iterable[Source],
-    names: Mapping[str, str],
+    named: Iterable[tuple[Source, str]],
     every: int,
     done: Mapping[str, Collection[int]],
 ) -> Iterator[Callable[[], _Loaded]]:
     """What is to be done to get each image; videos are decoded one frame after the other."""
-    for source in sources:
-        file, name = source.file, names[source.file]
+    for source, name in named:
+        file = source.file
         if not source.is_video:
             if file not in done:
                 yield partial(_load, detector, file, name, partial(read_image, source))

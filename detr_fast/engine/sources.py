@@ -133,11 +133,6 @@ def read_video(file: str, every: int = 1, done: Collection[int] = ()) -> Iterato
         raise ImageError(f"{file}: {error.strerror}") from error
 
 
-def has_videos(sources: Iterable[Source]) -> bool:
-    """Whether nobody knows before how many images there are."""
-    return any(source.is_video for source in sources)
-
-
 def _walk(folder: str, recursive: bool, results: str | None) -> Iterator[str]:
     with os.scandir(folder) as listed:
         entries = sorted(listed, key=lambda entry: entry.name)

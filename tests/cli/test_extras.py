@@ -6,10 +6,14 @@ import re
 import subprocess
 import sys
 from importlib.metadata import packages_distributions
+from pathlib import Path
 
 import pytest
+import torch
 
+from detr_fast.engine import Detector
 from detr_fast.extras import EXTRAS
+from tests.engine.tiny import detr
 from tests.paths import ROOT
 
 MODULES = set().union(*EXTRAS.values())
@@ -79,6 +83,22 @@ def test_a_command_that_needs_more_than_others_names_it(tmp_path) -> None:
     done = run({"yaml"}, f"sys.argv[1:] = {arguments!r}; from detr_fast.__main__ import main; main()")
     assert done.returncode == 2
     assert done.stderr == "error: yaml is not installed; `pip install 'detr_fast[train]'` brings it\n"
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "arguments"),
+    [("av", "video", ["predict", "clip.mp4", "--checkpoint"]), ("starlette", "serve", ["serve"])],
+)
+def test_video_and_server_name_theirs(module: str, extra: str, arguments: list[str], tmp_path: Path) -> None:
+    model = detr()
+    (tmp_path / "clip.mp4").touch()
+    torch.save(
+        {"model": model.state_dict(), "detector": Detector(model, {}).description()}, tmp_path / "a.pt"
+    )
+    arguments = [*arguments, str(tmp_path / "a.pt"), *(["--output", str(tmp_path)] if module == "av" else [])]
+    done = run({module}, f"sys.argv[1:] = {arguments!r}; from detr_fast.__main__ import main; main()")
+    assert done.returncode == 2
+    assert f"error: {module} is not installed; `pip install 'detr_fast[{extra}]'` brings it" in done.stderr
 
 
 def test_other_missing_modules_are_defects() -> None:

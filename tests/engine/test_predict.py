@@ -140,9 +140,9 @@ def test_equal_stems_get_names_of_their_own(detector: Detector, tmp_path: Path) 
     for width, file in enumerate(files, start=10):
         file.parent.mkdir(exist_ok=True)
         Image.new("RGB", (width, 8)).save(file)
-    list(predict_files(detector, files, output=tmp_path / "out"))
+    assert len(list(predict_files(detector, [*files, files[0]], output=tmp_path / "out"))) == 5
     widths = {path.name: Image.open(path).width for path in (tmp_path / "out").iterdir()}
-    assert widths == {"a.png": 10, "a_2.png": 11, "a_2_2.png": 12, "A_3.png": 13}
+    assert widths == {"a.png": 10, "a_2.png": 11, "a_2_2.png": 12, "A_3.png": 13, "a_4.png": 10}
 
 
 def test_real_model_runs() -> None:
