@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 
@@ -20,14 +21,14 @@ def distinct_names(stems: Iterable[str]) -> list[str]:
     return names
 
 
-def check_not_inputs(outputs: Iterable[Path], inputs: Sequence[Path]) -> None:
+def check_not_inputs(outputs: Iterable[str | Path], inputs: Collection[str | Path]) -> None:
     """ValueError for an output that is one of the inputs, by whatever name, symbolic or hard link."""
-    awaited = {path.resolve(): path for path in inputs if not path.exists()}
-    present: dict[object, Path] = {}
+    awaited = {os.path.realpath(path): path for path in inputs if _identity(path) is None}
+    present: dict[object, str | Path] = {}
     for output in outputs:
         if (identity := _identity(output)) is not None:
             present[identity] = output
-        elif awaited and (path := awaited.get(output.resolve())) is not None:
+        elif awaited and (path := awaited.get(os.path.realpath(output))) is not None:
             raise _collision(output, path)
     if not present:
         return
@@ -36,14 +37,14 @@ def check_not_inputs(outputs: Iterable[Path], inputs: Sequence[Path]) -> None:
             raise _collision(hit, path)
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _identity(path: str | Path) -> tuple[int, int] | None:
     """The file that a path leads to; None where there is none."""
     try:
-        found = path.stat()
+        found = os.stat(path)  # noqa: PTH116 - a million `Path`s take a minute
     except OSError:
         return None
     return found.st_dev, found.st_ino
 
 
-def _collision(output: Path, path: Path) -> ValueError:
+def _collision(output: str | Path, path: str | Path) -> ValueError:
     return ValueError(f"output: {output} would be written over the input {path}; choose another place")

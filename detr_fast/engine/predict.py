@@ -189,11 +189,9 @@ def predict_sources(
     ordered = sorted(sources, key=lambda source: source.file not in done)
     names = distinct_names(source.stem for source in ordered)
     if output is not None:
-        written = (output / f"{folder}{name}.png" for name in names for folder in pictures.folders)
-        check_not_inputs(
-            chain(written, result_files(output)),
-            [Path(source.file) for source in sources if source.file != STDIN],
-        )
+        written = (f"{output}/{folder}{name}.png" for name in names for folder in pictures.folders)
+        read = [source.file for source in sources if source.file != STDIN]
+        check_not_inputs(chain(written, result_files(output)), read)
     tell = failed or (lambda file, why: None)
     mine = slice(shard[0], None, shard[1])
     named = list(zip(ordered[mine], names[mine], strict=True))
