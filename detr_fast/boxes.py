@@ -13,6 +13,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# when boxes are taken for another format: of so many and more, so large a share, so far beyond their image
+FEW_BOXES, SMALL_SHARE, OUTSIDE, PIXELS = 8, 0.1, 0.05, 2.0
+
 
 def box_cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
     """[..., 4] (cx, cy, w, h) -> [..., 4] (x0, y0, x1, y1)."""
@@ -120,3 +123,20 @@ def _check_lists(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> None:
     for name, boxes in (("boxes1_xyxy", boxes1_xyxy), ("boxes2_xyxy", boxes2_xyxy)):
         if boxes.ndim != 2 or boxes.shape[1] != 4:
             raise ValueError(f"{name}: expected [N, 4]; got {list(boxes.shape)}")
+
+
+def likely_format(boxes: Tensor) -> str | None:
+    """What boxes [T, 4] look like that should be relative (cx, cy, w, h) and can hardly be; None if they can.
+
+    One that reaches out of its image may do so on purpose; only many that all fit another format tell.
+    """
+    if not boxes.numel():
+        return None
+    ordered = bool((boxes[:, 2:] >= boxes[:, :2]).all())
+    if bool((boxes.abs().amax(1) > PIXELS).float().mean() > SMALL_SHARE):
+        return "corners (x0, y0, x1, y1) in pixels" if ordered else "boxes in pixels"
+    if len(boxes) < FEW_BOXES or not ordered:
+        return None
+    corners = box_cxcywh_to_xyxy(boxes)
+    outside = ((corners < -OUTSIDE) | (corners > 1 + OUTSIDE)).any(1)
+    return "relative corners (x0, y0, x1, y1)" if bool(outside.float().mean() > SMALL_SHARE) else None

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 import shlex
+import warnings
 from enum import Enum
 from itertools import zip_longest
 from pathlib import Path
@@ -17,7 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from detr_fast import __version__
 from detr_fast.bench import run_benchmarks
-from detr_fast.data import DataSource, convert_yolo
+from detr_fast.data import DataSource, ImageError, convert_yolo
 from detr_fast.distributed import is_main, pick_device, process_group
 from detr_fast.doctor import diagnose
 from detr_fast.engine import (
@@ -57,6 +59,10 @@ USER_ERRORS = (ValueError, TypeError, OSError, ImportError, BackendUnavailable, 
 class _Commands(TyperGroup):
     """Ends a user's error in one line and exit code 2."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        # a shell expands no ~ inside quotes and after =
+        return super().parse_args(ctx, [re.sub(r"^(--[\w-]+=)?~(?=/|$)", _home, arg) for arg in args])
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
@@ -69,6 +75,10 @@ class _Commands(TyperGroup):
             message = explain_missing(error) if isinstance(error, ImportError) else error
             typer.echo(f"error: {message}", err=True)
             raise typer.Exit(2) from error
+
+
+def _home(tilde: re.Match[str]) -> str:
+    return f"{tilde[1] or ''}{Path.home()}"
 
 
 app = typer.Typer(
@@ -185,6 +195,8 @@ def _settings(
     ] = False,
 ) -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    # the place in a library's source tells a user nothing
+    warnings.formatwarning = lambda message, *_, **__: f"WARNING: {message}\n"
 
 
 @app.command(cls=TrainCommand)
@@ -302,6 +314,8 @@ def train(
                 evaluate_val=evaluate,
                 echo=typer.echo,
             )
+        except ImageError as error:
+            raise ImageError(f"{error}; --skip-bad-images trains without such images") from error
         except Interrupted as stopped:
             go_on = f"go on with: detr-fast train --output {shlex.quote(str(output))} --resume"
             raise Interrupted(stopped.number, f"{stopped}\n{go_on}") from None

@@ -109,3 +109,18 @@ def test_masks_to_boxes() -> None:
 def test_wrong_shapes(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_boxes_in_another_format_are_told(rng: torch.Generator) -> None:
+    low, size = torch.rand(20, 2, generator=rng) * 0.7, torch.rand(20, 2, generator=rng) * 0.2 + 0.1
+    corners = torch.cat((low, low + size), dim=1)
+    relative = boxes.box_xyxy_to_cxcywh(corners)
+    assert boxes.likely_format(relative) is None
+    assert (
+        boxes.likely_format(relative + torch.tensor([0.0, 0.0, 0.5, 0.5])) is None
+    )  # amodal: wide, not corners
+    assert boxes.likely_format(relative[:0]) is None
+    assert boxes.likely_format(torch.rand(40, 4, generator=rng)) is None
+    assert boxes.likely_format(corners) == "relative corners (x0, y0, x1, y1)"
+    assert boxes.likely_format(corners * 640) == "corners (x0, y0, x1, y1) in pixels"
+    assert boxes.likely_format(relative[:3] * 640 - torch.tensor([0.0, 0.0, 60.0, 60.0])) == "boxes in pixels"

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from detr_fast.boxes import likely_format
 from detr_fast.criterion.base import StackedCriterion, by_name, check_masks, layer_weights
 from detr_fast.criterion.losses import cardinality_error, classification_error
 from detr_fast.criterion.mask_losses import Matched, map_losses
@@ -81,8 +83,8 @@ class SetCriterion(StackedCriterion):
             before it (`class_error`, and `loss_mask` and `loss_dice` of the loss "masks", of the last alone).
 
         Raises:
-            ValueError: a shape does not fit, or a label is out of range on the CPU; on a GPU, where looking
-                would stall the queue, it makes `loss_ce` NaN.
+            ValueError: a shape does not fit, or on the CPU a label is out of range or boxes are in another
+                format; on a GPU, where looking would stall the queue, such a label makes `loss_ce` NaN.
         """
         by_layer, last = self._losses(Predictions.of(outputs), PackedTargets.of(targets), joined_num_targets)
         return by_name(by_layer) | last
@@ -139,7 +141,18 @@ class SetCriterion(StackedCriterion):
         shape, masks = predictions.logits.shape[:3], predictions.masks
         if predictions.boxes.shape != (*shape, 4):
             raise ValueError(f"outputs: expected boxes {[*shape, 4]}; got {list(predictions.boxes.shape)}")
+        if "boxes" in self.losses:
+            _check_format(targets.boxes)
         if "masks" in self.losses:
             if masks is None:
                 raise ValueError("outputs: expected masks [1, B, Q, h, w]; got None")
             check_masks(masks, (1, *shape[1:]), targets)
+
+
+def _check_format(boxes: Tensor) -> None:
+    """ValueError for what looks like pixels or corners; on a GPU and in a graph nobody can look."""
+    if boxes.device.type == "cpu" and not torch.compiler.is_compiling() and (found := likely_format(boxes)):
+        raise ValueError(
+            "targets: expected boxes (cx, cy, w, h) in 0..1, relative to each image; got what look like "
+            f"{found}"
+        )

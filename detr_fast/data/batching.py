@@ -90,7 +90,7 @@ class TrainBatches(Sampler[list[int]]):
         if len(self) == 0:
             raise ValueError(
                 f"batch_size: a rank has {len(self._sampler)} images, which do not fill one batch of "
-                f"{batch_size}; lower it or pass drop_last=False"
+                f"{batch_size}; take a smaller one"
             )
 
     def set_epoch(self, epoch: int, *, skip_batches: int = 0) -> None:

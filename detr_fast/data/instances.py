@@ -39,6 +39,9 @@ AREA = f"'area' as a number of 0..{MAX_AREA:.0e} square pixels"
 
 COLUMNS = ("image", "category", "boxes_xywh", "area", "crowd", "mask_number")
 
+# when boxes are taken for another format: of so many and more, so large a share
+FEW_BOXES, SMALL_SHARE, NEARLY_ALL = 10, 0.1, 0.98
+
 NO_AREA = "boxes without an area inside their image"
 NO_MASK = "objects without a usable mask"
 NO_PLACE = "crowds without box and mask"
@@ -201,7 +204,7 @@ def _read(path: Path, reader: TypedReader | EntryReader, segmentations: bool, pa
         masks if segmentations else None,
         numbers[kept],
         {reason: int(rows.sum()) for reason, rows in problems.items() if rows.any()},
-        remarks + _doubts(given[kept], boxes[kept]),
+        remarks + _doubts(path, given[kept], boxes[kept], sizes[kept]),
     )
 
 
@@ -338,11 +341,30 @@ def _cut(
     return np.concatenate([first, cut], 1), positive
 
 
-def _doubts(given: NDArray[np.float64], cut: NDArray[np.float64]) -> tuple[str, ...]:
-    """What makes one doubt that boxes [A, 4] are (x, y, w, h) in pixels."""
-    if outside := int((np.abs(given - cut) > 1).any(1).sum()):
+def _doubts(
+    path: Path, given: NDArray[np.float64], cut: NDArray[np.float64], sizes: NDArray[np.float64]
+) -> tuple[str, ...]:
+    """What makes one doubt that boxes [A, 4] are (x, y, w, h) in pixels.
+
+    Raises:
+        ValueError: they are many, and hardly any is not in another format.
+    """
+    outside, count = int((np.abs(given - cut) > 1).any(1).sum()), len(given)
+    expected = f"{path}: expected boxes as [x, y, width, height] in pixels; got"
+    if count >= FEW_BOXES:
+        if (given <= 1).all(1).mean() > NEARLY_ALL:
+            raise ValueError(
+                f"{expected} {count} boxes within one pixel: they look like fractions of the image"
+            )
+        ordered = (given[:, 2:] >= given[:, :2]).all(1) & (given[:, 2:] <= sizes + 1).all(1)
+        if outside > SMALL_SHARE * count and ordered.mean() > NEARLY_ALL:
+            raise ValueError(
+                f"{expected} {outside} of {count} that reach out of their image: they look like corners "
+                "[x0, y0, x1, y1], which lie inside"
+            )
+    if outside:
         return (f"{outside} boxes reach out of their image and are cut: are they [x, y, width, height]?",)
-    if len(given) and (given <= 1).all():
+    if count and (given <= 1).all():
         return ("all boxes lie within one pixel: are they in pixels?",)
     return ()
 

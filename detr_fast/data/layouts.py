@@ -76,6 +76,8 @@ class DataSource:
             if self.val_fraction is None:
                 return found
         whole = found or self._own("train") or next(self._single(), None)
+        if whole is None and self.root is not None and not self.root.is_dir():
+            raise FileNotFoundError(f"{self.root}: no such folder")
         if whole is None:
             raise FileNotFoundError(f"{self.root or 'data'}: no {split} split found; {_EXPECTED}")
         if self.val_fraction is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from torch import nn
@@ -39,7 +40,9 @@ MODELS: dict[str, tuple[str, Mapping[str, Any]]] = {
 def family_of(model: str) -> str:
     """The family of a model's name."""
     if model not in MODELS:
-        raise ValueError(f"model: expected one of {', '.join(MODELS)}; got {model!r}")
+        near = get_close_matches(str(model), MODELS, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"model: expected one of {', '.join(MODELS)}; got {model!r}{hint}")
     return MODELS[model][0]
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -207,8 +208,9 @@ def test_help_tells_the_commands_models_and_defaults() -> None:
 
 def test_wrong_data(trained: Path, data: Path, tmp_path: Path) -> None:
     train = ["train", "--output", tmp_path / "run", *SMALL, "--data"]
+    (tmp_path / "empty").mkdir()
     assert "no train split found; expected in it annotations/instances_{train,val}2017.json" in refused(
-        *train, tmp_path / "absent"
+        *train, tmp_path / "empty"
     )
     broken = tmp_path / "broken"
     (broken / "annotations").mkdir(parents=True)
@@ -260,8 +262,39 @@ def test_wrong_images_and_values(trained: Path, data: Path, tmp_path: Path) -> N
     assert "device: expected" in refused(*predict, image, "--device", "abacus")
     train = ["train", "--data", data, "--output", tmp_path / "run", *SMALL]
     assert "model: expected one of" in refused(*train, "--model", "yolo")
+    assert "; did you mean detr-r50" in refused(*train, "--model", "detr-r5")
+    assert "batch of 9; take a smaller one" in refused(*train, "--model", "detr-tiny", "--batch-size", 9)
+    assert refused("train", "--data", tmp_path / "absent", "--output", tmp_path / "run").endswith(
+        "absent: no such folder"
+    )
     assert "epochs: expected >= 1" in refused(*train, "--epochs", 0)
     assert "last.pt: no such checkpoint" in refused(*train, "--model", "detr-r18", "--resume")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_image_is_one_line_that_tells_how_to_go_on(workers: int, tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", train_images=2, val_images=1)
+    for image in (data / "train2017").iterdir():
+        image.write_bytes(image.read_bytes()[:-40])
+    error = refused(
+        *("train", "--data", data, "--output", tmp_path / "run", "--model", "detr-tiny", "--no-evaluate"),
+        *(*SMALL, "--num-workers", workers),
+    )
+    assert "train2017" in error
+    assert error.endswith("; --skip-bad-images trains without such images")
+
+
+def test_home_is_expanded_inside_quotes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for arguments in (["--data", "~/absent"], ["--data=~/absent"]):
+        assert f"{tmp_path}/absent: no such folder" in refused("train", *arguments, "--output", "~/run")
+
+
+def test_warnings_show_no_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # put back
+    refused("train", "--data", tmp_path / "absent", "--output", tmp_path)
+    shown = warnings.formatwarning("Corrupt EXIF data", UserWarning, "PIL/TiffImagePlugin.py", 950)
+    assert shown == "WARNING: Corrupt EXIF data\n"
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

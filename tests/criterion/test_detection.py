@@ -182,6 +182,19 @@ def test_labels_out_of_range(label: int, rng: torch.Generator) -> None:
         make_criterion()(predictions, targets)
 
 
+@pytest.mark.parametrize("scale", [1.0, 640.0])
+def test_boxes_in_another_format(scale: float, rng: torch.Generator) -> None:
+    predictions, targets = random_batch([5, 5], rng)
+    for target in targets:
+        low = torch.rand(5, 2, generator=rng) * 0.4 + 0.3
+        target["boxes"] = torch.cat((low, low + 0.25), dim=1) * scale
+    found = "corners .* in pixels" if scale > 1 else "relative corners"
+    with pytest.raises(
+        ValueError, match=rf"targets: expected boxes \(cx, cy, w, h\) .*; got .* like {found}"
+    ):
+        make_criterion()(predictions, targets)
+
+
 def test_wrong_input(rng: torch.Generator) -> None:
     predictions, targets = random_batch([3, 2], rng)
     criterion = make_criterion()

@@ -381,6 +381,13 @@ def test_boxes_in_other_conventions_are_doubted(tmp_path: Path) -> None:
     )
     relative = read(tmp_path, [row(bbox=[0.1, 0.2, 0.5, 0.9]), row(bbox=[0, 0, 1, 1])])
     assert relative.remarks == ("all boxes lie within one pixel: are they in pixels?",)
+    # many, that all fit another format, are no accident
+    with pytest.raises(ValueError, match=r"got 12 of 12 that reach out of .*: they look like corners \[x0"):
+        read(tmp_path, [row(bbox=[30, 20, 50, 38])] * 12)
+    with pytest.raises(ValueError, match=r"got 12 boxes within one pixel: they look like fractions"):
+        read(tmp_path, [row(bbox=[0.1, 0.2, 0.5, 0.9])] * 12)
+    amodal = [row(bbox=[-9, 0, 60, 40]), *[row(bbox=[20, 10, 5, 6])] * 3] * 4
+    assert read(tmp_path, amodal).remarks[0].startswith("4 boxes reach out of their image and are cut")
 
 
 def test_parts_are_disjoint_and_complete(tmp_path: Path) -> None:
