@@ -630,8 +630,6 @@ def _write_json(path: Path, content: Any) -> None:
 
 def main() -> None:
     """The console command."""
-    # Pillow's and others' own, of which the place in their source helps nobody
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     app()
 
 
