@@ -76,7 +76,12 @@ def run_predictions(
             failures.append(file)
             say(f"error: {why}", error=True)
 
-        about = {**(settings or {}), "task": detector.task_name, "threshold": threshold}
+        about = {
+            **(settings or {}),
+            "task": detector.task_name,
+            "threshold": threshold,
+            "pictures": [name for name in PICTURE_FORMATS if name in wanted] + ["attention"] * attention,
+        }
         done = gather(read_done(output, about, resume=resume) if is_main() else None)[0]
         records = predict_sources(
             detector,

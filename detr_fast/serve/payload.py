@@ -84,7 +84,7 @@ async def _fields(request: Request, max_bytes: int) -> dict[str, Any]:
 
 async def _bounded(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
     """The body as it comes, up to its bound."""
-    too_large = Refused(413, f"body: expected at most {max_bytes} bytes", {"Connection": "close"})
+    too_large = Refused(413, f"body: expected at most {max_bytes} bytes")
     stated = request.headers.get("content-length", "0")
     if stated.isdecimal() and int(stated) > max_bytes:
         raise too_large

@@ -176,6 +176,8 @@ def test_a_killed_run_goes_on(
     assert [path.name for path in output.glob("*.part")] == ["predictions.jsonl.part"]
     with pytest.raises(ValueError, match=r"jsonl\.part is of an unfinished run; go on with --resume"):
         run(detector, [photos], output, recursive=True)
+    with pytest.raises(ValueError, match=r"resume: pictures was \['overlays', 'label-maps'\]; got \[\]"):
+        run(detector, [photos], output, recursive=True, resume=True, formats=["csv"])
     with pytest.raises(ValueError, match=r"resume: threshold was None; got 0\.9"):
         run(detector, [photos], output, recursive=True, resume=True, threshold=0.9)
     seen = detector.model.seen  # type: ignore[attr-defined]

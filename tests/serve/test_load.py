@@ -60,6 +60,19 @@ def test_a_full_queue_loses_nothing() -> None:
         assert width_found(answer) == pytest.approx(32 * red / 255, abs=0.2)
 
 
+def test_large_bodies_get_their_answer_before_they_are_read() -> None:
+    body = b"x" * 20_000_000  # more than buffers hold
+    with running(brightness_detector(seconds=0.3), ServeOptions(max_queue=1, max_bytes=10_000)) as url:
+        answer = httpx.post(f"{url}/predict", files={"image": body}, timeout=60)
+        assert answer.status_code == 413
+        ask = threading.Thread(target=lambda: httpx.post(f"{url}/predict", files={"image": picture(9)}))
+        ask.start()
+        while "detr_fast_in_flight 1.0" not in httpx.get(f"{url}/metrics").text:
+            time.sleep(0.01)
+        assert httpx.post(f"{url}/predict", files={"image": body}, timeout=60).status_code == 503
+        ask.join()
+
+
 def test_slow_and_vanishing_clients_cost_their_own_place_alone() -> None:
     options = ServeOptions(max_queue=2, body_seconds=0.5)
     head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: 999\r\n\r\n"
