@@ -189,9 +189,8 @@ def predict_sources(
     ordered = sorted(sources, key=lambda source: source.file not in done)
     names = distinct_names(source.stem for source in ordered)
     if output is not None:
-        written = (f"{output}/{folder}{name}.png" for name in names for folder in pictures.folders)
         read = [source.file for source in sources if source.file != STDIN]
-        check_not_inputs(chain(written, result_files(output)), read)
+        check_not_inputs(chain(_written(output, ordered, names, pictures), result_files(output)), read)
     tell = failed or (lambda file, why: None)
     mine = slice(shard[0], None, shard[1])
     named = list(zip(ordered[mine], names[mine], strict=True))
@@ -220,6 +219,18 @@ def predict_sources(
                 yield record
 
     return records()
+
+
+def _written(
+    output: Path, sources: Iterable[Source], names: Iterable[str], pictures: Pictures
+) -> Iterator[str | Path]:
+    """The pictures of images; of videos, whose frames nobody has counted, those that are there already."""
+    for source, name in zip(sources, names, strict=True):
+        for folder in pictures.folders:
+            if source.is_video:
+                yield from (output / folder / name).glob("*.png")
+            else:
+                yield f"{output}/{folder}{name}.png"
 
 
 @dataclass(frozen=True)

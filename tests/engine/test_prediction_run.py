@@ -267,6 +267,17 @@ def test_videos(detector: Detector, tmp_path: Path) -> None:
     assert [frame.index for frame in read_video(str(video), 2, {0, 4})] == [2]
 
 
+def test_frames_of_videos_spare_photographs(detector: Detector, tmp_path: Path) -> None:
+    video = write_video(tmp_path / "clip.mp4")
+    photo = tmp_path / "out" / "clip" / "000003.png"
+    photo.parent.mkdir(parents=True)
+    Image.new("RGB", (9, 9)).save(photo)
+    before = photo.read_bytes()
+    with pytest.raises(ValueError, match=r"output: .*clip/000003\.png would be written over the input"):
+        run(detector, [video, photo], tmp_path / "out")
+    assert photo.read_bytes() == before
+
+
 def test_bad_videos_are_named(detector: Detector, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "bad.mp4").write_bytes(b"no video at all")
     whole = write_video(tmp_path / "whole.mp4")
