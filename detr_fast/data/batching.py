@@ -48,17 +48,40 @@ class _Samples(Dataset[Any]):
 
 
 def _collate_samples(samples: Any, **options: Any) -> Any:
-    return samples if isinstance(samples, Exception) else collate(samples, **options)
+    """A batch on its way from a worker: as each tensor is a file that both hold open, there are few."""
+    if isinstance(samples, Exception):
+        return samples
+    images, targets = collate(samples, **options)
+    names = dict.fromkeys(name for target in targets for name in target)
+    return images, len(targets), {name: _joined([target.get(name) for target in targets]) for name in names}
+
+
+def _joined(values: list[Tensor | None]) -> tuple[Tensor, list[torch.Size | None]]:
+    """One field of all targets in one tensor, and each one's shape, None where a target lacks it."""
+    there = [value.reshape(-1) for value in values if value is not None]
+    return torch.cat(there), [None if value is None else value.shape for value in values]
+
+
+def _parted(joined: Tensor, shapes: list[torch.Size | None]) -> list[Tensor | None]:
+    """What `_joined` joined, in views."""
+    parts = iter(joined.split([shape.numel() for shape in shapes if shape is not None]))
+    return [None if shape is None else next(parts).view(shape) for shape in shapes]
 
 
 class _Loader(DataLoader[Batch]):
-    """Raises in the main process what `_Samples` caught in a worker."""
+    """Parts what `_collate_samples` joined, and raises here what `_Samples` caught in a worker."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         for batch in super().__iter__():
             if isinstance(batch, Exception):
                 raise batch
-            yield batch
+            images, count, fields = batch
+            targets: list[Target] = [{} for _ in range(count)]
+            for name, field in fields.items():
+                for target, value in zip(targets, _parted(*field), strict=True):
+                    if value is not None:
+                        target[name] = value
+            yield images, targets
 
 
 def collate(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from itertools import chain
 from multiprocessing import active_children
 from pathlib import Path
@@ -16,6 +18,7 @@ from detr_fast.data import (
     Batch,
     CocoDetection,
     ImageError,
+    batching,
     begin_epoch,
     build_detection_dataset,
     build_loader,
@@ -24,6 +27,7 @@ from detr_fast.data import (
 from detr_fast.structures import PackedTargets
 from detr_fast.tasks import build_dataset
 from tests.data.make import annotation, image, segment, write_dataset, write_panoptic
+from tests.paths import ROOT
 
 
 @pytest.fixture
@@ -206,3 +210,48 @@ def test_bad_arguments(data: CocoDetection) -> None:
         build_loader(data, 1, train=True, rank=2, world_size=2)
     with pytest.raises(TypeError, match="train=True"):
         begin_epoch(build_loader(data, 1, train=False), 0)
+
+
+FEW_FILES = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+from detr_fast.data import build_loader
+from detr_fast.tasks import build_dataset
+data = build_dataset(sys.argv[1], "train", "instance", train=False, scales=(32,))
+loader = build_loader(data, 64, train=False, num_workers=2)
+batches = list(loader)
+assert [len(targets) for _, targets in batches] == [64] * 5, batches
+assert all(target["masks"].shape[0] == 2 for _, targets in batches for target in targets)
+"""
+
+
+def test_large_batches_need_few_open_files(tmp_path: Path) -> None:
+    images = [image(i, 32, 32) for i in range(320)]
+    shape = {"segmentation": [[2, 2, 20, 2, 20, 12, 2, 12]]}
+    rows = [annotation(2 * i + j, i, [2, 2, 18, 10], **shape) for i in range(320) for j in range(2)]
+    write_dataset(tmp_path, images, rows)
+    program = [sys.executable, "-c", FEW_FILES, str(tmp_path)]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_fields_that_only_some_targets_have(tmp_path: Path) -> None:
+    loader = batching._Loader(
+        [0, 1, 2],  # type: ignore[arg-type]
+        batch_size=3,
+        collate_fn=lambda indices: batching._collate_samples(
+            [
+                (
+                    torch.zeros(3, 4, 5),
+                    {"labels": torch.arange(i), **({"masks": torch.ones(i, 4, 5).bool()} if i else {})},
+                )
+                for i in indices
+            ]
+        ),
+    )
+    ((images, targets),) = loader
+    assert images.tensors.shape == (3, 3, 4, 5)
+    assert [sorted(target) for target in targets] == [["labels"], ["labels", "masks"], ["labels", "masks"]]
+    assert [target["labels"].tolist() for target in targets] == [[], [0], [0, 1]]
+    assert targets[2]["masks"].shape == (2, 4, 5)
+    assert targets[2]["masks"].all()
