@@ -75,8 +75,8 @@ def accelerate(model: nn.Module, strict: bool = True, inference: bool = False) -
     Args:
         model: a model of transformers, or any module that holds one.
         strict: raise where the model holds nothing that is known.
-        inference: also fold the batch norms that do not train into the convolutions before them, and lay
-            those out channels last. Norms in training mode go on as ever.
+        inference: also fold the batch norms that do not train into the convolutions before them, lay those
+            out channels last, and let ReLUs overwrite their inputs. Norms in training mode go on as ever.
 
     Returns:
         What was replaced and what was left alone, readable when printed.
@@ -94,7 +94,7 @@ def accelerate(model: nn.Module, strict: bool = True, inference: bool = False) -
         _criteria(model, report)
         _assigners(model, report)
         if inference:
-            _norms(model, report)
+            _blocks(model, report)
     if strict and not report.replaced and not report.skipped:
         hint = ""
         if isinstance(model, (torch.jit.ScriptModule, torch.fx.GraphModule)):
@@ -213,13 +213,15 @@ def _assigners(model: nn.Module, report: Report) -> None:
             _replace(name, found, reason or assigner.choose(found), report)
 
 
-def _norms(model: nn.Module, report: Report) -> None:
-    for path, parent, conv, norm in list(folding.pairs(model)):
-        reason = folding.fold(parent, conv, norm)
-        if reason is None:
-            report.replaced.append((path, folding.FoldedConvolution.what))
-        else:
-            report.skipped.append((path, reason))
+def _blocks(model: nn.Module, report: Report) -> None:
+    kinds: tuple[tuple[Any, Any, str], ...] = (
+        (folding.pairs, folding.fold, folding.FoldedConvolution.what),
+        (folding.activations, folding.act_in_place, folding.InPlaceActivation.what),
+    )
+    for found, change, what in kinds:
+        for path, *where in list(found(model)):
+            reason = change(*where)
+            (report.skipped if reason else report.replaced).append((path, reason or what))
 
 
 def _replace(path: str, module: Any, chosen: type[Any] | str, report: Report) -> bool:

@@ -143,7 +143,7 @@ class FusedAttention(Form):
     """
 
     name = "MultiscaleDeformableAttention"
-    needed = frozenset(("hidden_states", "encoder_hidden_states", "reference_points", "spatial_shapes_list"))
+    needed = frozenset(("hidden_states", "encoder_hidden_states", "reference_points"))
     optional = frozenset(
         (
             "attention_mask",
@@ -153,6 +153,7 @@ class FusedAttention(Form):
             "output_attentions",
             "position_embeddings",
             "spatial_shapes",
+            "spatial_shapes_list",
         )
     )
     mask_is_padding = False
@@ -169,17 +170,17 @@ class FusedAttention(Form):
         embeddings = given.get("position_embeddings")
         if embeddings is not None and "position_embeddings" in self.positions:
             query = query + embeddings
+        shapes = given.get("spatial_shapes_list")  # OneFormer of transformers 4 has none
         output, logits = fused_attention(
             module,
             query,
             given["encoder_hidden_states"],
             given["reference_points"],
-            given["spatial_shapes_list"],
+            given["spatial_shapes"] if shapes is None else shapes,
             given.get("attention_mask"),
             self.mask_is_padding,
         )
-        hooks = module._forward_hooks or nn.modules.module._global_forward_hooks
-        if self.weights_for_hooks and not hooks and not given.get("output_attentions"):
+        if self.weights_for_hooks and not has_hooks(module) and not given.get("output_attentions"):
             return output, None
         weights = logits.flatten(3).softmax(-1)
         return output, weights if hasattr(module, "offset_scale") else weights.view_as(logits)
@@ -373,9 +374,13 @@ def fused_attention(
         mask: [B, S] bool, or none.
         mask_is_padding: True in the mask means padding, not content.
     """
-    value = module.value_proj(source) if hasattr(module, "value_proj") else source
+    projected = hasattr(module, "value_proj")
+    value = module.value_proj(source) if projected else source
     if mask is not None:
-        value = value.masked_fill((mask if mask_is_padding else ~mask)[..., None], 0.0)
+        # nobody else reads a fresh projection, and a copy of its size costs more than the filling
+        ours = projected and not torch.is_grad_enabled() and not has_hooks(module.value_proj)
+        fill = value.masked_fill_ if ours else value.masked_fill
+        value = fill((mask if mask_is_padding else ~mask)[..., None], 0.0)
     heads, points = heads_of(module), points_of(module)
     discrete = is_discrete(module)
     uniform = len(set(points)) == 1 and not discrete
@@ -421,6 +426,11 @@ def nearest_pixels(
         locations = reference[..., :2] + offsets * share * reference[..., 2:] * scale
     pixels = (locations * sides + 0.5).long().clamp(min=0)
     return torch.minimum(pixels, sides - 1) + 0.5
+
+
+def has_hooks(module: Any) -> bool:
+    """Whether forward hooks see what a module returns."""
+    return bool(module._forward_hooks or nn.modules.module._global_forward_hooks)
 
 
 def is_discrete(module: Any) -> bool:

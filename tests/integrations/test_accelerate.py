@@ -101,9 +101,20 @@ def test_hooks_on_every_module_see_the_weights() -> None:
     assert seen[0].shape[-2:] == (3, layer.n_points)
 
 
+def test_hooks_on_the_projection_see_what_is_padding_later() -> None:
+    model, given, seen = tiny.build(NAME).eval(), tiny.inputs(NAME), []
+    layer = model.model.encoder.layers[0].self_attn
+    layer.value_proj.register_forward_hook(lambda module, args, output: seen.append(output))
+    logits(model, given)
+    detr_fast.accelerate(model)
+    logits(model, given)
+    torch.testing.assert_close(seen[0], seen[1])
+
+
 def test_backward_hooks_are_called() -> None:
     model, given, seen = accelerated(), tiny.inputs(NAME), []
     layer = model.model.encoder.layers[0].self_attn
+    layer.value_proj.register_full_backward_hook(lambda *_: None)
     layer.register_full_backward_hook(lambda module, inputs, outputs: seen.append(outputs[0]))
     model(**given).logits.sum().backward()
     assert seen[0].isfinite().all()
@@ -119,6 +130,25 @@ def test_positional_arguments_mean_the_same() -> None:
     expected = layer(*given)[0]
     assert [path for path, _ in detr_fast.accelerate(layer).replaced] == [""]
     torch.testing.assert_close(layer(*given)[0], expected, rtol=1e-5, atol=1e-6)
+
+
+class OlderMultiscaleDeformableAttention(upstream.DeformableDetrMultiscaleDeformableAttention):
+    """With shapes as a tensor alone, as in OneFormer of transformers 4."""
+
+    def forward(self, hidden_states, encoder_hidden_states, reference_points, spatial_shapes):
+        given = {"reference_points": reference_points, "spatial_shapes": spatial_shapes}
+        given |= {"spatial_shapes_list": spatial_shapes.tolist(), "level_start_index": None}
+        return super().forward(hidden_states, encoder_hidden_states=encoder_hidden_states, **given)
+
+
+def test_a_wrapper_without_a_list_of_shapes() -> None:
+    layer = tiny.build(NAME).model.encoder.layers[0].self_attn
+    layer.__class__ = OlderMultiscaleDeformableAttention
+    shapes = torch.tensor([(3, 4), (2, 2), (1, 1)])
+    given = (torch.randn(2, 5, 32), torch.randn(2, 17, 32), torch.rand(2, 5, 3, 2), shapes)
+    expected = layer(*given)
+    assert [path for path, _ in detr_fast.accelerate(layer).replaced] == [""]
+    torch.testing.assert_close(layer(*given), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_one_graph_under_torch_compile() -> None:
