@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -16,7 +17,14 @@ import torch
 from PIL import Image
 
 import detr_fast
-from detr_fast.engine import DetectionResult, Detector, InstanceResult, PanopticResult, SemanticResult
+from detr_fast.engine import (
+    FAMILIES,
+    DetectionResult,
+    Detector,
+    InstanceResult,
+    PanopticResult,
+    SemanticResult,
+)
 from detr_fast.engine.exported import KEY, open_file
 from detr_fast.export import export
 from tests.export.test_export import detector_of
@@ -262,6 +270,23 @@ def test_options_of_loading(detector: Detector, checkpoint: Path, pictures: list
     ):
         with pytest.raises(ValueError, match=message):
             Detector.load(checkpoint, **{"device": "cpu", **options})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_computes_in_bfloat16(
+    family: str, rng: torch.Generator, pictures: list[Image.Image]
+) -> None:
+    detector = detector_of(family, rng)
+    single = detector(pictures[0], 0.0)
+    half = dataclasses.replace(detector, dtype=torch.bfloat16)(pictures[0], 0.0)
+    for name, value in vars(single).items():
+        other = getattr(half, name)
+        if isinstance(value, torch.Tensor):
+            assert other.dtype == value.dtype
+            assert other.isfinite().all()
+    if isinstance(single, DetectionResult):
+        assert len(single) == len(half)
+        torch.testing.assert_close(half.scores, single.scores, rtol=0, atol=0.05)
 
 
 def test_compiled_it_answers_the_same(
