@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import torch
 
@@ -18,4 +19,5 @@ backend = sys.argv[1]
 assert linear_assignment(costs, [2], backend=backend).tolist() == [1, 0]
 if backend == "cpu" and shutil.which("nvcc") and os.environ.get("DETR_FAST_CUDA", "AUTO").upper() != "OFF":
     assert extension().with_cuda, extension().why_not_cuda
+assert (Path(detr_fast.__file__).parent / "serve/page/page.html").is_file()
 print(f"{detr_fast.__file__}: {backend} assigns, torch {torch.__version__}")
