@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -46,13 +47,14 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def write_video(path: Path, frames: int = 5) -> Path:
+def write_video(path: Path, image: Image.Image | None = None, frames: int = 5) -> Path:
+    """Of frames that get brighter, or of one image."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=10)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for i in range(frames):
-            image = Image.new("RGB", (64, 48), (40 * i, 0, 0))
-            container.mux(stream.encode(av.VideoFrame.from_image(image)))
+            shown = image or Image.new("RGB", (64, 48), (40 * i, 0, 0))
+            container.mux(stream.encode(av.VideoFrame.from_image(shown.convert("RGB"))))
         container.mux(stream.encode())
     return path
 
@@ -265,6 +267,18 @@ def test_videos(detector: Detector, tmp_path: Path) -> None:
     assert drawn == ["000000.png", "000002.png", "000004.png"]
     assert Image.open(tmp_path / "out" / "clip" / "000002.png").size == (64, 48)
     assert [frame.index for frame in read_video(str(video), 2, {0, 4})] == [2]
+
+
+def test_videos_are_turned_upright(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "clip.mp4", Image.linear_gradient("L").resize((64, 48)).rotate(-90))
+    content = bytearray(video.read_bytes())
+    place = content.index(b"tkhd") + 44  # of the track's matrix: a quarter turn clockwise, as phones write it
+    assert struct.unpack(">9i", content[place : place + 36])[0] == 1 << 16
+    content[place : place + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
+    stored = np.asarray(next(read_video(str(video))).image).astype(int)
+    video.write_bytes(content)
+    turned = np.asarray(next(read_video(str(video))).image).astype(int)
+    np.testing.assert_array_equal(turned, np.rot90(stored, -1))
 
 
 def test_frames_of_videos_spare_photographs(detector: Detector, tmp_path: Path) -> None:
