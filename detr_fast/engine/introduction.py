@@ -19,7 +19,7 @@ from detr_fast.structures import PaddedImages
 
 NAMES = 10  # classes that are named
 BACKWARD = 3  # a step is about as long as so many forward passes
-FOURTH_THIRDS = 4 / 3  # a usual photograph
+ASPECT = 4 / 3  # width over height of a usual photograph
 
 
 def introduction(trainer: Trainer, detector: Detector) -> Iterator[str]:
@@ -50,7 +50,7 @@ def introduction(trainer: Trainer, detector: Detector) -> Iterator[str]:
         f"learning rates {', '.join(f'{rate:g}' for rate in rates)}, a tenth after {config.lr_drop} epochs"
     )
     short = detector.image_size
-    width, height = resized_size(round(short * FOURTH_THIRDS), short, short, detector.max_size)
+    width, height = resized_size(round(short * ASPECT), short, short, detector.max_size)
     levels, seconds = _tried(detector.model, trainer.device, (height, width), detector.size_multiple)
     step = BACKWARD * seconds * config.batch_size * config.accumulate
     positions = " + ".join(f"{h}x{w}" for h, w in levels)
