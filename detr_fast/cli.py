@@ -45,7 +45,7 @@ from detr_fast.engine.prediction_run import (
 from detr_fast.engine.recipe import evaluation_dataset, train_on_coco
 from detr_fast.engine.resuming import EarlierRun
 from detr_fast.engine.scores_report import write_scores_report
-from detr_fast.export import FORMATS, export, format_of, trtexec_lines
+from detr_fast.export import FORMATS, export, export_int8, format_of, trtexec_lines
 from detr_fast.extras import explain_missing
 from detr_fast.families.family import SMALL_TRAINING
 from detr_fast.metrics import Evaluator
@@ -555,6 +555,19 @@ def export_command(
         ),
     ] = True,
     half: Annotated[bool, typer.Option("--half", help="Weights in float16 (OpenVINO).")] = False,
+    int8: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of images to calibrate convolutions in 8 bits with (ONNX and OpenVINO); measured on "
+            "the val split of the data."
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float, typer.Option(help="With --int8: how far AP (PQ, mIoU) may fall, in 0..1, or nothing is kept.")
+    ] = 0.01,
+    root: Data = None,
+    val_json: ValJson = None,
+    val_images: ValImages = None,
     model: Model = None,
     task: TaskName = None,
     allow_non_finite: AllowNonFinite = False,
@@ -566,7 +579,22 @@ def export_command(
     chosen = format_of(output, format)
     detector = load_detector(checkpoint, model=model, task=task, allow_non_finite=allow_non_finite)
     _echo_remarks(detector)
-    export(detector, output, format=chosen.name, processing=processing, half=half)
+    if int8 is None:
+        export(detector, output, format=chosen.name, processing=processing, half=half)
+    else:
+        if half:
+            raise ValueError("half: expected it without int8")
+        source = DataSource(root=root, val_json=val_json, val_images=val_images)
+        found = export_int8(
+            detector,
+            output,
+            int8,
+            evaluation_dataset(detector, source, "val"),
+            format=chosen.name,
+            processing=processing,
+            max_drop=max_drop,
+        )
+        typer.echo(f"{found.metric}: {found.before:.4f} in float32, {found.after:.4f} in 8 bits")
     typer.echo(f"written: {output}")
     if chosen.suffix == ".onnx":
         for line in trtexec_lines(detector, output, processing):

@@ -63,14 +63,24 @@ def write_onnx(detector: Detector, path: Path, options: Options) -> None:
 
 def write_openvino(detector: Detector, path: Path, options: Options) -> None:
     """OpenVINO's own conversion of the ONNX file."""
-    import openvino
+    import openvino  # noqa: F401 - better missed before the ONNX file is made
 
     onnx_file = path.with_suffix(".onnx")
     write_onnx(detector, onnx_file, options)
-    model = openvino.convert_model(onnx_file)
-    model.set_rt_info(options.about, KEY)
-    openvino.save_model(model, path, compress_to_fp16=options.half)
+    openvino_of(onnx_file, path, options.half)
     onnx_file.unlink()
+
+
+def openvino_of(onnx_file: Path, path: Path, half: bool = False) -> Path:
+    """An ONNX file of ours as OpenVINO's, with the same description."""
+    import onnx
+    import openvino
+
+    metadata = onnx.load(onnx_file, load_external_data=False).metadata_props
+    model = openvino.convert_model(onnx_file)
+    model.set_rt_info(next(entry.value for entry in metadata if entry.key == KEY), KEY)
+    openvino.save_model(model, path, compress_to_fp16=half)
+    return path
 
 
 def write_torch(detector: Detector, path: Path, options: Options) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from dataclasses import replace
@@ -26,12 +27,24 @@ from tests.cli.running import ok, refused
 from tests.models.small import SMALL
 
 EXAMPLE = (2, 3, 64, 96)
+# "Supported ONNX Operators" of TensorRT 10.1, opsets 9 to 20; docs/operators.md of onnx/onnx-tensorrt
+TENSORRT = """
+Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization Cast
+CastLike Ceil Celu Clip Concat Constant ConstantOfShape Conv ConvTranspose Cos Cosh CumSum
+DeformConv DepthToSpace DequantizeLinear Div Dropout Einsum Elu Equal Erf Exp Expand EyeLike Flatten
+Floor Gather GatherElements GatherND Gelu Gemm GlobalAveragePool GlobalLpPool GlobalMaxPool Greater
+GreaterOrEqual GridSample GroupNormalization GRU HardSigmoid HardSwish Hardmax Identity If
+ImageScaler InstanceNormalization IsInf IsNaN LayerNormalization LeakyRelu Less LessOrEqual Log
+LogSoftmax Loop LRN LSTM LpNormalization LpPool MatMul Max MaxPool Mean MeanVarianceNormalization
+Min Mish Mod Mul Neg NonMaxSuppression NonZero Not OneHot Or Pad ParametricSoftplus Pow PRelu
+QuantizeLinear RandomNormal RandomNormalLike RandomUniform RandomUniformLike Range Reciprocal
+ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
+ReduceSumSquare Relu Reshape Resize ReverseSequence RNN RoiAlign Round ScaledTanh Scan Scatter
+ScatterElements ScatterND Selu Shape Shrink Sigmoid Sign Sin Sinh Size Slice Softmax Softplus
+Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Tan Tanh ThresholdedRelu Tile TopK Transpose Trilu
+Unsqueeze Upsample Where Xor
+"""
 TASKS = {"detr-segm": "panoptic", "maskformer": "panoptic", "mask2former": "panoptic"}
-# each family in one format, ONNX for one of each kind of attention and of results
-FILES = [
-    ("detr", ".pt2"), ("detr-segm", ".pt2"), ("deformable-detr", ".pt2"), ("maskformer", ".pt2"),
-    ("dino", ".onnx"), ("mask2former", ".onnx"), ("deformable-detr", ".xml"),
-]  # fmt: skip
 
 
 def detector_of(family: str, rng: torch.Generator) -> Detector:
@@ -46,42 +59,77 @@ def detector_of(family: str, rng: torch.Generator) -> Detector:
     return Detector(model, categories, 64, 96, family, task, things=things)
 
 
-def check_operators_and_names(path: Path, detects: bool) -> None:
-    model = onnx.load(path)
+def check_operators_and_names(model: onnx.ModelProto, family: str) -> None:
     assert {node.domain for node in model.graph.node} == {""}
     assert not model.functions
-    assert {o.domain: o.version for o in model.opset_import}[""] == writers.OPSET
-    assert "GridSample" in {node.op_type for node in model.graph.node}
+    assert {o.domain: o.version for o in model.opset_import} == {"": writers.OPSET}
+    operators = {node.op_type for node in model.graph.node}
+    assert ("GridSample" in operators) == (family in ("deformable-detr", "dino", "mask2former"))
+    detects = FAMILIES[family].detections is not None
     assert [x.name for x in model.graph.input] == ["images", "sizes", "output_sizes"][: 2 + detects]
-    names = ["logits", "boxes", "scores", "labels", "boxes_xyxy"] if detects else ["logits", "masks"]
+    names = ["logits", *(["boxes"] if family not in ("maskformer", "mask2former") else [])]
+    names += [] if FAMILIES[family].detections is not None and "segm" not in family else ["masks"]
+    names += ["scores", "labels", "boxes_xyxy"] if detects else []
     assert [x.name for x in model.graph.output] == names
-    assert any("thing 3" in entry.value for entry in model.metadata_props)
+    about = json.loads(next(entry.value for entry in model.metadata_props if entry.key == "detr_fast"))
+    assert about["categories"]["3"] == [4, "thing 3"]
+    assert (about["image_size"], about["max_size"], about["family"]) == (64, 96, family)
+    assert {"task", "threshold", "processing", "size_multiple"} <= about.keys()
+
+
+def check_for_tensorrt(model: onnx.ModelProto) -> None:
+    """Within TensorRT's documented operators and what it restricts of those that are here."""
+    constants = {x.name for x in model.graph.initializer}
+    constants |= {n.output[0] for n in model.graph.node if n.op_type == "Constant"}
+    for node in model.graph.node:
+        given = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        assert node.op_type in TENSORRT.split(), node.op_type
+        if node.op_type == "CumSum":
+            assert node.input[1] in constants
+        if node.op_type == "TopK":
+            assert given.get("sorted", 1) == 1
+        if node.op_type in ("ScatterND", "ScatterElements"):
+            assert given.get("reduction", b"none") == b"none"
+        if node.op_type == "Resize":
+            assert given.get("mode", b"nearest") in (b"nearest", b"linear")
+            assert not given.get("antialias")
+        if node.op_type == "GridSample":
+            assert given.get("mode") in (b"linear", b"bilinear")
+            assert given.get("padding_mode") == b"zeros"
 
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))
 
 
-def test_every_family_leaves() -> None:
-    assert {family for family, _ in FILES} == FAMILIES.keys()
-    assert {suffix for _, suffix in FILES} == {known.suffix for known in FORMATS.values()} - {""}
+@pytest.fixture
+def recorded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of the time goes into recording: formats of one detector share the graph, and the ONNX file."""
+    graphs: dict[int, Any] = {}
+    files: dict[int, bytes] = {}
+    record, write = writers.record, writers.write_onnx
+
+    def once(detector: Detector, *options: Any) -> Any:
+        if id(detector) not in graphs:
+            graphs[id(detector)] = record(detector, *options)
+        return graphs[id(detector)]
+
+    def written_once(detector: Detector, path: Path, options: writers.Options) -> None:
+        if id(detector) not in files:
+            write(detector, path, options)
+            files[id(detector)] = path.read_bytes()
+        path.write_bytes(files[id(detector)])
+
+    monkeypatch.setattr(writers, "record", once)
+    monkeypatch.setattr(writers, "write_onnx", written_once)
+    monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], write=written_once))
 
 
-@pytest.mark.parametrize(("family", "suffix"), FILES, ids="".join)
-def test_files_do_what_the_detector_does(
-    family: str, suffix: str, tmp_path: Path, rng: torch.Generator
-) -> None:
-    detector = detector_of(family, rng)
-    path = export(detector, tmp_path / f"model{suffix}", example=EXAMPLE)
-    assert {file.suffix for file in tmp_path.iterdir()} == (
-        {".xml", ".bin"} if suffix == ".xml" else {suffix}
-    )
-    if suffix == ".onnx":
-        check_operators_and_names(path, detects=family == "dino")
-    again = load_detector(path)
+def check_answers(detector: Detector, again: Detector, rng: torch.Generator) -> None:
+    """On a batch of two sizes, none of them a multiple of a stride, and on a picture."""
     assert isinstance(again.model, ExportedModel)
     assert again.description() == detector.description()
-    images = PaddedImages.from_list([torch.randn(3, h, w, generator=rng) for h, w in ((64, 96), (50, 40))])
+    images = PaddedImages.from_list([torch.randn(3, h, w, generator=rng) for h, w in ((64, 99), (51, 40))])
     with torch.no_grad():
         expected, found = detector.model(images), again.model(images)
     close(found.logits, expected.logits[-1:])
@@ -92,6 +140,27 @@ def test_files_do_what_the_detector_does(
     picture = Image.fromarray(np.uint8(np.random.default_rng(0).integers(0, 256, (80, 60, 3))))
     one, other = (predict_image(d, picture, threshold=0.0).records for d in (detector, again))
     assert [record["label"] for record in one] == [record["label"] for record in other]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_leaves_in_every_format(
+    family: str, tmp_path: Path, rng: torch.Generator, recorded_once: None
+) -> None:
+    detector = detector_of(family, rng)
+    for name in ("onnx", "openvino", "torch"):
+        path = export(detector, tmp_path / f"model{FORMATS[name].suffix}", format=name, example=EXAMPLE)
+        check_answers(detector, load_detector(path), rng)
+    assert {file.suffix for file in tmp_path.iterdir()} == {".onnx", ".xml", ".bin", ".pt2"}
+    model = onnx.load(tmp_path / "model.onnx")
+    check_operators_and_names(model, family)
+    check_for_tensorrt(model)
+
+
+def test_the_formats_are_all_tried() -> None:
+    here = {"onnx", "openvino", "torch", "tensorrt"}
+    elsewhere = {"aoti": "test_aoti.py", "transformers": "test_transformers_folder.py"}
+    assert here | elsewhere.keys() == FORMATS.keys()
+    assert all(Path(__file__).with_name(file).is_file() for file in elsewhere.values())
 
 
 @pytest.mark.parametrize("points", [None, (3, 1)])
