@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Generator, Tensor, nn
@@ -18,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.contract import Contract, compare_norm
 from benchmarks.peers import transformers_models
 from benchmarks.suite import FORWARD, OURS, Call, Contender, Suite, Work
-from detr_fast.export.attention import ms_deform_attn_by_grid_sample
+from detr_fast.export.attention import standard_operators
 from detr_fast.models import (
     DINO,
     DeformableDETR,
@@ -26,7 +24,6 @@ from detr_fast.models import (
     DINOConfig,
     Mask2Former,
     Mask2FormerConfig,
-    deformable_attention,
 )
 from detr_fast.models.deformable_attention import MSDeformAttn
 from detr_fast.ops import use_backend
@@ -112,19 +109,11 @@ def _ours(inputs: Inputs, pass_: str = FORWARD) -> Call:
     return inputs.call(forward)
 
 
-def _attention_by_grid_sample(
-    value: Tensor, level_shapes: Any, reference_points: Tensor, offsets: Tensor, logits: Tensor
-) -> Tensor:
-    sides = [side for shape in level_shapes for side in shape]
-    tensors = (value, offsets, logits, reference_points)
-    return ms_deform_attn_by_grid_sample(*tensors, None, sides, None, None, None)
-
-
 def _by_grid_sample(inputs: Inputs, pass_: str) -> Call:
     call = _ours(inputs)
 
     def patched() -> dict[str, Tensor]:
-        with patch.object(deformable_attention, "ms_deform_attn_fused", _attention_by_grid_sample):
+        with standard_operators():
             return call()
 
     return patched

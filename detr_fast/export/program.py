@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.export import Dim, ExportedProgram
 
 from detr_fast.engine import FAMILIES, Detector
 from detr_fast.engine.exported import input_names, normalized
-from detr_fast.export.attention import ms_deform_attn_by_grid_sample
+from detr_fast.export.attention import standard_operators
 from detr_fast.structures import PaddedImages, Predictions
 
 # what a graph is recorded with: no dimension is 0 or 1, and positions are enough to propose from
@@ -46,9 +47,13 @@ class Portable(nn.Module):
 
 @torch.no_grad()
 def record(
-    detector: Detector, processing: bool, example: tuple[int, int, int, int] = EXAMPLE
+    detector: Detector,
+    processing: bool,
+    example: tuple[int, int, int, int] = EXAMPLE,
+    *,
+    standard: bool = False,
 ) -> ExportedProgram:
-    """The graph with this package's operators in it, for any batch, height and width.
+    """The graph for any batch, height and width; `standard`: without operators that only this package knows.
 
     Raises:
         ValueError: a module cannot be recorded; the message names it and says why.
@@ -64,13 +69,14 @@ def record(
     }
     names = input_names(detector.family, processing)
     try:
-        return torch.export.export(
-            Portable(detector, processing).eval(),
-            (),
-            {name: inputs[name] for name in names},
-            dynamic_shapes={name: dynamic[name] for name in names},
-            strict=False,
-        )
+        with standard_operators() if standard else nullcontext():
+            return torch.export.export(
+                Portable(detector, processing).eval(),
+                (),
+                {name: inputs[name] for name in names},
+                dynamic_shapes={name: dynamic[name] for name in names},
+                strict=False,
+            )
     except Exception as error:  # what a module does that no graph can hold shows in errors of many kinds
         where = module_in(error, detector.model)
         why = str(error).strip().partition("\n")[0][:300] or type(error).__name__
@@ -89,10 +95,3 @@ def module_in(error: BaseException, model: nn.Module) -> str:
             inner = running
         trace = trace.tb_next
     return f"{names[id(inner)] or 'the whole'} ({type(inner).__name__})"
-
-
-def in_standard_operators(program: ExportedProgram) -> ExportedProgram:
-    """The same graph without operators that only this package knows."""
-    table = torch.export.default_decompositions()
-    table[torch.ops.detr_fast.ms_deform_attn.default] = ms_deform_attn_by_grid_sample
-    return program.run_decompositions(table)

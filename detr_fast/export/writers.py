@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from detr_fast import __version__
 from detr_fast.engine import Detector
 from detr_fast.engine.exported import KEY
-from detr_fast.export.program import EXAMPLE, in_standard_operators, record
+from detr_fast.export.program import EXAMPLE, record
 
 OPSET = 20
 
@@ -32,9 +32,9 @@ class Options:
     half: bool = False
     example: tuple[int, int, int, int] = EXAMPLE
 
-    def record(self, detector: Detector) -> ExportedProgram:
-        """The detector's graph, with this package's operators."""
-        return record(detector, self.processing, self.example)
+    def record(self, detector: Detector, standard: bool) -> ExportedProgram:
+        """The detector's graph, in standard operators or with this package's."""
+        return record(detector, self.processing, self.example, standard=standard)
 
 
 def write_onnx(detector: Detector, path: Path, options: Options) -> None:
@@ -42,10 +42,10 @@ def write_onnx(detector: Detector, path: Path, options: Options) -> None:
     import onnx
     import onnxscript  # noqa: F401 - torch.onnx needs it and says so late
 
-    program = options.record(detector)
+    program = options.record(detector, standard=True)
     outputs: list[str] = program.call_spec.out_spec.context
     made: Any = torch.onnx.export(
-        in_standard_operators(program),
+        program,
         (),
         dynamo=True,
         opset_version=OPSET,
@@ -85,13 +85,15 @@ def openvino_of(onnx_file: Path, path: Path, half: bool = False) -> Path:
 
 def write_torch(detector: Detector, path: Path, options: Options) -> None:
     """A program of `torch.export`, with this package's operators in it."""
-    torch.export.save(options.record(detector), path, extra_files={f"{KEY}.json": options.about})
+    torch.export.save(
+        options.record(detector, standard=False), path, extra_files={f"{KEY}.json": options.about}
+    )
 
 
 def write_aoti(detector: Detector, path: Path, options: Options) -> None:
     """A package of AOTInductor: machine code that runs without Python and without this package."""
     torch._inductor.aoti_compile_and_package(
-        in_standard_operators(options.record(detector)),
+        options.record(detector, standard=True),
         package_path=str(path),
         inductor_configs={"aot_inductor.metadata": {KEY: options.about}},
     )
