@@ -15,6 +15,7 @@ from detr_fast.ops.ms_deform_attn import ms_deform_attn, ms_deform_attn_classic,
 from detr_fast.ops.operator import BackendUnavailable, Operator, check_environment, use_backend
 from detr_fast.ops.point_sample import OPERATOR as _POINT_SAMPLE
 from detr_fast.ops.point_sample import point_sample
+from detr_fast.ops.warm_up import warm_up
 
 __all__ = [
     "OPERATORS",
@@ -29,6 +30,7 @@ __all__ = [
     "ms_deform_attn_fused",
     "point_sample",
     "use_backend",
+    "warm_up",
 ]
 
 OPERATORS: tuple[Operator, ...] = (

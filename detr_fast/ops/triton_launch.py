@@ -34,7 +34,8 @@ def launch(kernel: Any, programs: int, num_warps: int, arguments: tuple[Any, ...
             raise
         raise RuntimeError(
             f"Triton could not launch {kernel.__name__} while a CUDA graph is captured, which allows no "
-            "module to be loaded: make the same call once before, as torch.cuda.make_graphed_callables does"
+            "module to be loaded: call detr_fast.ops.warm_up with the model's sizes before, or make the same "
+            "call once, as torch.cuda.make_graphed_callables does"
         ) from error
 
 
