@@ -96,7 +96,7 @@ def test_a_first_launch_within_a_capture_tells_what_to_do(monkeypatch: pytest.Mo
     monkeypatch.setattr(triton_launch, "_is_capturing", lambda device: True)
     with pytest.raises(
         RuntimeError,
-        match=r"could not launch some_kernel while .* call detr_fast.ops.warm_up .* make the same call once",
+        match=r"could not launch some_kernel while .* call detr_fast.ops.warm_up .* the same call",
     ) as raised:
         launch(_Unloaded(), 1, 1, arguments)
     assert "operation not permitted" in str(raised.value.__cause__)
