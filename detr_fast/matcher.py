@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from detr_fast.masks import resize_masks
+from detr_fast.masks import chunks, resize_masks
 from detr_fast.ops.box_match_cost import box_match_cost
 from detr_fast.ops.linear_assignment import linear_assignment
 from detr_fast.ops.mask_match_cost import mask_match_cost
@@ -192,7 +192,7 @@ class MaskMatcher(SetMatcher):
         costs = []
         values = (images * queries + len(targets.labels)) * compared
         step = max(1, _VALUES_AT_ONCE // max(1, values))
-        for some in (slice(first, first + step) for first in range(0, layers, step)):
+        for some in chunks(layers, step):
             if points is None:
                 found = masks[some].flatten(3)
             else:

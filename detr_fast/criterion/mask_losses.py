@@ -7,13 +7,14 @@ made a few rows at a time. Nothing waits for a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from detr_fast.masks import chunks
 from detr_fast.ops.point_sample import point_sample
 from detr_fast.structures import MaskPredictions, PackedTargets
 
@@ -114,8 +115,8 @@ class RowLosses(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, t: Tensor, focal: Focal | None) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x, t)
         ctx.focal = focal
-        chunks = _chunks(len(x), x.shape[1], x.device)
-        return _joined([Compared.of(x[rows], t[rows]).losses(focal) for rows in chunks], x)
+        parts = _chunks(len(x), x.shape[1], x.device)
+        return _joined([Compared.of(x[rows], t[rows]).losses(focal) for rows in parts], x)
 
     @staticmethod
     def backward(ctx: Any, grad_mask: Tensor, grad_dice: Tensor) -> tuple[Tensor | None, ...]:
@@ -238,11 +239,11 @@ def _balance(t: Tensor, focal: Focal) -> Tensor | float:
     return 1 - focal.alpha + (2 * focal.alpha - 1) * t if focal.alpha >= 0 else 1.0
 
 
-def _chunks(rows: int, values: int, device: torch.device) -> Iterator[slice]:
+def _chunks(rows: int, values: int, device: torch.device) -> Iterable[slice]:
     """Slices of rows whose temporaries stay in a CPU's cache, or small beside a GPU's memory."""
     unrolled = torch.compiler.is_compiling()
     step = max(1, (1 << 24 if device.type != "cpu" or unrolled else 1 << 19) // max(1, values))
-    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+    return chunks(rows, step)
 
 
 def _joined(parts: list[tuple[Tensor, Tensor]], like: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
+from detr_fast.masks import chunks
 from detr_fast.ops.point_sample import OPERATOR, cpu, point_sample
 from detr_fast.ops.point_sample.checks import check
 from detr_fast.ops.register import watched
@@ -79,15 +80,15 @@ def uncertain_points(
     if map_index is None:
         map_index = torch.arange(rows, device=maps.device)
     step = max(1, _AT_ONCE // max(1, oversampled))
-    for first in range(0, rows if chosen else 0, step):
-        index = map_index[first : first + step]
+    for some in chunks(rows if chosen else 0, step):
+        index = map_index[some]
         if candidates is None:
             drawn = torch.rand(len(index), oversampled, 2, generator=generator, device=maps.device)
         else:
-            drawn = candidates[first : first + step].to(points.dtype)
+            drawn = candidates[some].to(points.dtype)
         uncertainty = -point_sample(maps, drawn, map_index=index)[:, 0].abs()
         best = uncertainty.topk(chosen, dim=1, sorted=False).indices
-        points[first : first + step, :chosen] = drawn.gather(1, best[:, :, None].expand(-1, -1, 2))
+        points[some, :chosen] = drawn.gather(1, best[:, :, None].expand(-1, -1, 2))
     if extra is None:
         points[:, chosen:].uniform_(generator=generator)
     else:
