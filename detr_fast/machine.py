@@ -93,13 +93,25 @@ def torch_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def cpu_has_bfloat16() -> bool | None:
+    """Whether the CPU multiplies bfloat16 itself (AVX-512 BF16, AMX, Arm's); None where it does not say."""
+    flags = _cpuinfo("flags") or _cpuinfo("Features")
+    if flags is None:
+        return None
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags.split())
+
+
 def _cpu_name() -> str:
+    return _cpuinfo("model name") or platform.processor()
+
+
+def _cpuinfo(key: str) -> str | None:
+    """What Linux says about the first core."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+        return None
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), None)
 
 
 def _versions() -> dict[str, str]:

@@ -15,6 +15,7 @@ from detr_fast.engine.coco_categories import coco_categories
 from detr_fast.engine.detector import Detector
 from detr_fast.engine.exported import OPENERS, ExportedModel, Runtime, open_file
 from detr_fast.families import FAMILIES, check_task, family_in, family_of, model_config
+from detr_fast.machine import cpu_has_bfloat16
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -77,6 +78,8 @@ def load_detector(
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: a description that this version cannot read: {error!r}") from error
     detector.remarks = tuple(f"{path}: {remark}" for remark in remarks)
+    if dtype == torch.bfloat16 and where.type == "cpu" and cpu_has_bfloat16() is False:
+        detector.remarks += ("dtype: this CPU has no instructions for bfloat16; float32 is faster",)
     detector.model.to(where).eval()
     detector.dtype = dtype
     if compile:

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 import detr_fast
+from detr_fast import machine
 from detr_fast.engine import (
     FAMILIES,
     DetectionResult,
@@ -287,6 +288,28 @@ def test_every_family_computes_in_bfloat16(
     if isinstance(single, DetectionResult):
         assert len(single) == len(half)
         torch.testing.assert_close(half.scores, single.scores, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("flags", "known"),
+    [
+        ("flags\t\t: fpu avx512f avx512_bf16", True),
+        ("Features\t: fp asimd bf16", True),
+        ("flags\t\t: fpu avx2", False),
+        ("nothing", None),
+    ],
+)
+def test_bfloat16_without_instructions_is_remarked(
+    flags: str, known: bool | None, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Path.read_text
+    text = f"processor\t: 0\n{flags}\n"
+    monkeypatch.setattr(
+        Path, "read_text", lambda self, *a, **k: text if self.name == "cpuinfo" else read(self, *a, **k)
+    )
+    assert machine.cpu_has_bfloat16() is known
+    remarks = Detector.load(checkpoint, device="cpu", dtype="bfloat16").remarks
+    assert any("no instructions for bfloat16" in remark for remark in remarks) == (known is False)
 
 
 def test_compiled_it_answers_the_same(
