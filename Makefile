@@ -37,10 +37,10 @@ bench: $(VENV)/.peers
 # On a machine with an NVIDIA GPU, with the packages of $(PYTHON) as they are: build, then tests, sanitizers, benchmarks,
 # each part in under nine minutes. What has passed on the same sources is not repeated.
 gpu:
-	$(PYTHON) -m benchmarks gpu
+	PYTHON=$(PYTHON) benchmarks/gpu.sh
 
 gpu-tests gpu-sanitize gpu-bench:
-	$(PYTHON) -m benchmarks gpu $(@:gpu-%=%)
+	PYTHON=$(PYTHON) benchmarks/gpu.sh $(@:gpu-%=%)
 
 resources: $(VENV)/.installed
 	$(BIN)/python -m benchmarks resources

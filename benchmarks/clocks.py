@@ -8,12 +8,11 @@ from __future__ import annotations
 import functools
 import gc
 import math
-import shutil
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 
 import torch
 
-Call = Callable[[], object]
+Call = Callable[[], Any]
 
 # A sample of a fast call repeats it for about this long, so that the clock's resolution does not matter.
 SAMPLE_S = 1e-3
@@ -30,7 +29,6 @@ REWARM_BELOW_S = 0.05
 # An OpenMP pool spins for some milliseconds after its last region; a second runtime's pool must not meet it.
 SETTLE_S = 0.01
 SMI_FIELDS = ("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.draw")
-GRAPH, EVENTS, WALL = "graph", "events", "wall"
 # Calls between two events: enough that the events' resolution does not matter.
 CALLS, SHORT_US = 20, 300.0
 IDLE_BYTES = 8 * 2**30  # cached but unused memory from which the cache is emptied before a capture
@@ -55,10 +53,10 @@ def interleaved(
     patience_s: how long each sample waits for other processes to stop.
     first_s: what a first call of each took.
     """
+    sides = (ours, peer)
     # the first call of a fast one says little
-    slow = [first > REWARM_BELOW_S for first in first_s]
     estimates = [
-        s if of else max(1e-7, _time(f, 2)) for f, s, of in zip((ours, peer), first_s, slow, strict=True)
+        s if s > REWARM_BELOW_S else max(1e-7, _time(f, 2)) for f, s in zip(sides, first_s, strict=True)
     ]
     calls = [max(1, math.ceil(SAMPLE_S / estimate)) for estimate in estimates]
     rewarm = [estimate < REWARM_BELOW_S for estimate in estimates]
@@ -67,16 +65,17 @@ def interleaved(
     samples: tuple[list[float], list[float]] = ([], [])
     busy = 0
     for _ in range(rounds):
-        for which, function in enumerate((ours, peer)):
+        for which, function in enumerate(sides):
             busy += not _settle(patience_s)
             if rewarm[which]:
                 function()
             samples[which].append(1e3 * _time(function, calls[which]))
-    ours_ms, peer_ms = map(statistics.median, samples)
-    times = {"ours_ms": ours_ms, "peer_ms": peer_ms, "ratio": peer_ms / ours_ms}
-    times |= {"ours_p95_ms": _p95(samples[0]), "peer_p95_ms": _p95(samples[1])}
-    spreads = {"ours_spread": _spread(samples[0]), "peer_spread": _spread(samples[1])}
-    return {**times, **spreads, "rounds": rounds, "busy": round(busy / (2 * rounds), 3)}
+    found: dict[str, Any] = {"rounds": rounds, "busy": round(busy / (2 * rounds), 3)}
+    for side, of_side in zip(("ours", "peer"), samples, strict=True):
+        p95 = sorted(of_side)[math.ceil(0.95 * rounds) - 1]
+        found |= {f"{side}_ms": statistics.median(of_side), f"{side}_p95_ms": p95}
+        found |= {f"{side}_spread": _spread(of_side)}
+    return found | {"ratio": found["peer_ms"] / found["ours_ms"]}
 
 
 def _settle(patience_s: float) -> bool:
@@ -97,15 +96,28 @@ def _running_tasks() -> int:
         return 0
 
 
-def _time(function: Call, calls: int) -> float:
+def _time(function: Call, calls: int = 1) -> float:
     start = time.perf_counter()
     for _ in range(calls):
         function()
     return (time.perf_counter() - start) / calls
 
 
-def _p95(samples: Sequence[float]) -> float:
-    return sorted(samples)[math.ceil(0.95 * len(samples)) - 1]
+def _samples(sample: Callable[[], float], budget_s: float, least: int, most: int) -> list[float]:
+    """As many as the time allows."""
+    samples: list[float] = []
+    ends = time.perf_counter() + budget_s
+    while len(samples) < least or (time.perf_counter() < ends and len(samples) < most):
+        samples.append(sample())
+    return samples
+
+
+def _spread(samples: Sequence[float]) -> float:
+    """Interquartile range over median."""
+    if len(samples) < 2:
+        return 0.0
+    low, middle, high = statistics.quantiles(samples, n=4, method="inclusive")
+    return round((high - low) / middle, 3) if middle else 0.0
 
 
 @contextmanager
@@ -120,29 +132,32 @@ def busy_loops(count: int) -> Iterator[None]:
             loop.wait()
 
 
-def _spread(samples: Sequence[float]) -> float:
-    """Interquartile range over median."""
-    if len(samples) < 2:
-        return 0.0
-    low, middle, high = statistics.quantiles(samples, n=4, method="inclusive")
-    return round((high - low) / middle, 3) if middle else 0.0
+@dataclass(frozen=True)
+class Work:
+    """What a call must do at least.
+
+    bytes: read and written once. flops: of products and convolutions, at the rate of `unit`. gather: bytes of
+    rows that are read from, and in backward added to, the caches; None where that says nothing.
+    """
+
+    bytes: int
+    flops: int = 0
+    unit: str = "fp32"
+    gather: int | None = None
 
 
 @dataclass(frozen=True)
-class KernelTime:
-    """Median over the samples. how: graph, events or wall. note: why no graph was captured."""
+class Rates:
+    """Bytes a second of a large and of a cached copy; operations a second of products, by precision."""
 
-    samples: Sequence[float]
-    how: str
-    note: str = ""
+    copy: float
+    cached_copy: float
+    products: Mapping[str, float]
 
-    @property
-    def us(self) -> float:
-        return statistics.median(self.samples)
-
-    @property
-    def spread(self) -> float:
-        return _spread(self.samples)
+    def floor_us(self, work: Work) -> float:
+        """The longer of moving the bytes and computing the products."""
+        moved = 1e6 * work.bytes / self.copy
+        return max(moved, 1e6 * work.flops / self.products[work.unit]) if work.flops else moved
 
 
 class Clock:
@@ -159,14 +174,23 @@ class Clock:
     def synchronize(self) -> None:
         """Waits until the device has done its work."""
 
-    def kernel(self, calls: Sequence[Call], budget_s: float) -> KernelTime:
-        """Time of one of `calls`, which are made in turn."""
+    def works(self) -> bool:
+        """Whether the device still answers; after an illegal access it does not."""
+        try:
+            self.synchronize()
+        except RuntimeError:
+            return False
+        return True
+
+    def kernel(self, calls: Sequence[Call], budget_s: float) -> dict[str, Any]:
+        """The device's time of one of `calls`, which are made in turn: part of a row.
+
+        kernel_us: the median of so many `samples`, with their `spread`. timed_by: graph, events or wall.
+        note: why no graph was captured.
+        """
         calls[0]()
-        samples: list[float] = []
-        ends = time.perf_counter() + budget_s
-        while len(samples) < 3 or (time.perf_counter() < ends and len(samples) < 40):
-            samples.append(1e6 * _time(functools.partial(_all, calls), 1) / len(calls))
-        return KernelTime(samples, WALL)
+        run = functools.partial(_all, calls)
+        return _timed([1e6 * s / len(calls) for s in _samples(lambda: _time(run), budget_s, 3, 40)], "wall")
 
     def call(self, call: Call, kernel_us: float) -> float:
         """Microseconds until a call returns to Python, the device's work left running."""
@@ -177,52 +201,36 @@ class Clock:
         self.synchronize()
         return statistics.median(samples)
 
-    def step(self, call: Call, budget_s: float) -> KernelTime:
-        """Wall time of a call until the device has done its work; it has been made before."""
+    def step(self, call: Call, budget_s: float) -> dict[str, Any]:
+        """As `kernel`, of the wall time of a call until the device has done its work."""
 
         def step() -> None:
             call()
             self.synchronize()
 
-        samples: list[float] = []
-        ends = time.perf_counter() + budget_s
-        while len(samples) < 2 or (time.perf_counter() < ends and len(samples) < 100):
+        def sample() -> float:
             self.synchronize()
-            samples.append(1e6 * _time(step, 1))
-        return KernelTime(samples, WALL)
+            return 1e6 * _time(step)
 
-    def works(self) -> bool:
-        """Whether the device still answers; after an illegal access it does not."""
-        try:
-            self.synchronize()
-        except RuntimeError:
-            return False
-        return True
+        return _timed(_samples(sample, budget_s, 2, 100), "wall")
 
-    def copy_rates(self) -> tuple[float, float]:
-        """Bytes a second, read and written, of copies in device memory and in the cache."""
-        rates = []
+    def rates(self) -> Rates:
+        """Of copies in device memory and in the cache, and of matrix products."""
+        copies, products, before = [], {}, torch.backends.cuda.matmul.allow_tf32
         with self.context():
             for size in self.copy_bytes:
                 source = torch.rand(size // 4, device=self.device)
                 copy = functools.partial(torch.empty_like(source).copy_, source)
-                rates.append(2 * size / (1e-6 * self.kernel([copy], 0.2).us))
-        return rates[0], rates[1]
-
-    def product_rates(self) -> dict[str, float]:
-        """Operations a second of a matrix product in fp32, tf32 (fp32 where there is none) and bf16."""
-        rates = {}
-        before = torch.backends.cuda.matmul.allow_tf32
-        with self.context():
+                copies.append(2 * size / (1e-6 * self.kernel([copy], 0.2)["kernel_us"]))
+            # tf32: fp32 where there is none
             for name, dtype in (("fp32", torch.float32), ("tf32", torch.float32), ("bf16", torch.bfloat16)):
                 x = torch.randn(self.product_side, self.product_side, device=self.device, dtype=dtype)
+                product = functools.partial(torch.mm, x, x, out=torch.empty_like(x))
                 torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
-                try:
-                    kernel = self.kernel([functools.partial(torch.mm, x, x, out=torch.empty_like(x))], 0.1)
-                finally:
-                    torch.backends.cuda.matmul.allow_tf32 = before
-                rates[name] = 2 * self.product_side**3 / (1e-6 * kernel.us)
-        return rates
+                kernel_us = self.kernel([product], 0.1)["kernel_us"]
+                products[name] = 2 * self.product_side**3 / (1e-6 * kernel_us)
+        torch.backends.cuda.matmul.allow_tf32 = before
+        return Rates(copies[0], copies[1], products)
 
 
 class CudaClock(Clock):
@@ -243,24 +251,22 @@ class CudaClock(Clock):
     def synchronize(self) -> None:
         torch.cuda.synchronize()
 
-    def kernel(self, calls: Sequence[Call], budget_s: float) -> KernelTime:
+    def kernel(self, calls: Sequence[Call], budget_s: float) -> dict[str, Any]:
         """Replayed as a graph where the calls can be captured."""
         for call in calls[:2]:
             call()
-        warm_us = self._between_events(calls[0])
-        repeats = max(1, CALLS // len(calls)) if warm_us < SHORT_US else 1
+        repeats = max(1, CALLS // len(calls)) if self._between_events(calls[0]) < SHORT_US else 1
         sequence = [call for _ in range(repeats) for call in calls]
-        note = ""
+        how, note = "graph", ""
         try:
-            run, how = self._capture(sequence).replay, GRAPH
+            run = self._capture(sequence).replay
         except Exception as error:
             torch.cuda.synchronize()
-            run, how = functools.partial(_all, sequence), EVENTS
+            run, how = functools.partial(_all, sequence), "events"
             note = f"not captured: {type(error).__name__}: {error}"
         run()
-        first_us = self._between_events(run)
-        count = int(min(40, max(3, 1e6 * budget_s / first_us)))
-        return KernelTime([self._between_events(run) / len(sequence) for _ in range(count)], how, note)
+        count = int(min(40, max(3, 1e6 * budget_s / self._between_events(run))))
+        return _timed([self._between_events(run) / len(sequence) for _ in range(count)], how, note)
 
     def _between_events(self, run: Call) -> float:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -289,14 +295,19 @@ class CudaClock(Clock):
         return graph
 
 
+def _timed(samples: Sequence[float], how: str, note: str = "") -> dict[str, Any]:
+    row = {"kernel_us": statistics.median(samples), "spread": _spread(samples)}
+    return {**row, "samples": len(samples), "timed_by": how, **({"note": note} if note else {})}
+
+
 def _all(calls: Sequence[Call]) -> None:
     for call in calls:
         call()
 
 
-def describe_gpu(device: str) -> dict[str, Any]:
+def describe_gpu(device: torch.device) -> dict[str, Any]:
     """Name, architecture and sizes of the GPU, and torch's CUDA; {} for another device."""
-    if torch.device(device).type != "cuda":
+    if device.type != "cuda":
         return {}
     properties = torch.cuda.get_device_properties(device)
     return {
@@ -311,16 +322,9 @@ def describe_gpu(device: str) -> dict[str, Any]:
 
 def read_clocks() -> dict[str, str]:
     """Driver, clocks (MHz) and power (W) as nvidia-smi reads them now; {} where it is missing."""
-    command = [shutil.which("nvidia-smi") or "", f"--query-gpu={','.join(SMI_FIELDS)}"]
+    command = ["nvidia-smi", f"--query-gpu={','.join(SMI_FIELDS)}", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(
-            [*command, "--format=csv,noheader,nounits"],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=20,
-        )
+        output = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20).stdout
     except (OSError, subprocess.TimeoutExpired):
         return {}
-    values = (done.stdout.splitlines() or [""])[0].split(", ")
-    return dict(zip(SMI_FIELDS, values, strict=True)) if len(values) == len(SMI_FIELDS) else {}
+    return dict(zip(SMI_FIELDS, output.partition("\n")[0].split(", "), strict=False))

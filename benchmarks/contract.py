@@ -5,8 +5,9 @@ Results come in canonical forms: mappings of named tensors, or the query of each
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,14 +17,6 @@ from torch import Tensor
 
 class ContractFailed(Exception):
     """A result differs from the reference, so its time means nothing."""
-
-
-@dataclass(frozen=True)
-class Contract:
-    """`expected(inputs, pass)` computes what `verify(expected, result)` compares a result with."""
-
-    expected: Callable[[Any, str], Any]
-    verify: Callable[[Any, Any], None]
 
 
 # Largest error, relative to the largest entry of the float64 reference, or one rounding of a narrower result.
@@ -74,26 +67,26 @@ def require(name: str, error: float, tolerance: float) -> None:
 
 @dataclass(frozen=True)
 class Matching:
-    """costs: one float64 [T, Q] matrix a problem, on the CPU. totals: the least total cost of each."""
+    """costs: one [T, Q] matrix a problem. tolerance: of a total cost above the least."""
 
     costs: Sequence[Tensor]
-    totals: Sequence[float]
     tolerance: float
 
-    @staticmethod
-    def of(costs: Iterable[Tensor], tolerance: float) -> Matching:
-        """By scipy."""
-        problems = [cost.double().cpu() for cost in costs]
-        pairs = [linear_sum_assignment(cost.numpy()) for cost in problems]
-        totals = [float(cost[pair].sum()) for cost, pair in zip(problems, pairs, strict=True)]
-        return Matching(problems, totals, tolerance)
+    @cached_property
+    def totals(self) -> list[float]:
+        """The least of each problem, by scipy."""
+        problems = [cost.double().cpu() for cost in self.costs]
+        return [float(cost[linear_sum_assignment(cost)].sum()) for cost in problems]
 
 
 def verify_matching(expected: Matching, queries: Sequence[Tensor]) -> None:
     """`queries`: one int64 [T] a problem, the query of each target or -1."""
     if len(queries) != len(expected.costs):
         raise ContractFailed(f"{len(queries)} problems solved in place of {len(expected.costs)}")
-    for i, (query, cost, total) in enumerate(zip(queries, expected.costs, expected.totals, strict=True)):
+    for i, (query, of_problem, total) in enumerate(
+        zip(queries, expected.costs, expected.totals, strict=True)
+    ):
+        cost = of_problem.double().cpu()
         targets = torch.nonzero(query >= 0).flatten()
         chosen = query[targets]
         if len(query) != cost.shape[0] or len(targets) != min(cost.shape):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -24,7 +24,6 @@ from benchmarks.suite import (
     Contender,
     Row,
     Suite,
-    Work,
     all_suites,
 )
 from detr_fast.machine import torch_threads
@@ -32,7 +31,7 @@ from detr_fast.machine import torch_threads
 SEED = 0
 ALL_THREADS = torch.get_num_threads()  # before a run sets others
 WEIGHTY_US = 5000.0  # of a slower kernel the call time says nothing
-TIME_WAS_UP = "time was up"
+TIME_WAS_UP = {"left_out": "time was up"}
 
 
 @dataclass(frozen=True)
@@ -69,64 +68,38 @@ class Plan:
                 raise ValueError(f"operators: expected some of {', '.join(known)}; got {operator!r}")
 
     @staticmethod
-    def of(device: str, quick: bool, operators: Sequence[str] | None = None, alone: bool = False) -> Plan:
+    def of(device: str, quick: bool, alone: bool = False, **options: Any) -> Plan:
         """Everything, or the most telling within 50 seconds (on a CPU, one or two threads)."""
+        limits: Row = {}
         if device != "cpu" or alone:
-            limits: Row = {"checked_queries": 128, "deadline_s": 40.0} if quick else {"deadline_s": 240.0}
-            limits = {"checked_queries": 256, "budget_s": 0.1, **limits}
-            return Plan(device, paired=False, operators=operators, quick=quick, **limits)
-        if not quick:
-            return Plan(operators=operators)
-        return Plan(
-            threads=(min(2, os.cpu_count() or 1),),
-            operators=operators,
-            budget_s=0.12,
-            min_rounds=2,
-            max_rounds=9,
-            patience_s=0.0,
-            checked_queries=512,
-            quick=True,
-            deadline_s=40.0,
-        )
+            queries, deadline_s = (128, 40.0) if quick else (256, 240.0)
+            limits = {"paired": False, "checked_queries": queries, "budget_s": 0.1, "deadline_s": deadline_s}
+        elif quick:
+            limits = {"threads": (min(2, os.cpu_count() or 1),), "budget_s": 0.12, "min_rounds": 2}
+            limits |= {"max_rounds": 9, "patience_s": 0.0, "checked_queries": 512, "deadline_s": 40.0}
+        return Plan(device, quick=quick, **(limits | options))
 
     def chosen(self, suites: Sequence[Suite]) -> list[tuple[Suite, Case]]:
         """Suites and cases in the order of the run: alone, quick ones first, models after operators."""
         named = set(self.operators or ())
         wanted = [s for s in suites if s.names() & named or (not named and (s.by_default or not self.paired))]
-        cases = [
-            (suite, case) for suite in wanted for case in (suite.cases if self.paired else suite.gpu_cases)
-        ]
-        if self.quick:
-            cases = [(suite, case) for suite, case in cases if case.quick]
+        pairs = [(s, case) for s in wanted for case in (s.cases if self.paired else s.gpu_cases)]
+        pairs = [(suite, case) for suite, case in pairs if case.quick or not self.quick]
         if self.paired:
-            return cases
-        return sorted(cases, key=lambda chosen: (not chosen[1].quick, not chosen[0].by_default))
+            return pairs
+        return sorted(pairs, key=lambda pair: (not pair[1].quick, not pair[0].by_default))
 
 
-@dataclass(frozen=True)
-class Rates:
-    """Bytes a second of a large and of a cached copy; operations a second of products, by precision."""
-
-    copy: float
-    cached_copy: float
-    products: Mapping[str, float]
-
-    def floor_us(self, work: Work) -> float:
-        """The longer of moving the bytes and computing the products."""
-        moved = 1e6 * work.bytes / self.copy
-        return max(moved, 1e6 * work.flops / self.products[work.unit]) if work.flops else moved
-
-
+@dataclass
 class Subject:
     """A case's inputs, and the references that results are compared with; made when first asked for."""
 
-    def __init__(
-        self, suite: Suite, case: Case, device: str = "cpu", queries: int | None = None, seed: int = SEED
-    ) -> None:
-        self.suite, self.case, self.device = suite, case, torch.device(device)
-        self.queries, self.seed = queries, seed
-        self._expected: dict[str, Any] = {}
-        self._work: dict[str, Work] = {}
+    suite: Suite
+    case: Case
+    device: str = "cpu"
+    queries: int | None = None
+    seed: int = SEED
+    _expected: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def inputs(self) -> Any:
@@ -147,7 +120,7 @@ class Subject:
         try:
             if pass_ not in self._expected:
                 with torch_threads(ALL_THREADS):
-                    self._expected[pass_] = self.suite.contract.expected(self.to_check, pass_)
+                    self._expected[pass_] = self.suite.expected_of(self.case, self.to_check, pass_)
             call = contender.prepare(self.to_check, pass_)
             if contender.compiles_s:
                 call()
@@ -155,7 +128,7 @@ class Subject:
             result = call()
             seconds = time.perf_counter() - start
             found = contender.canonical(result, self.to_check)
-            self.suite.contract.verify(self._expected[pass_], found)
+            self.suite.verify(self._expected[pass_], found)
             if contender.repeatable:
                 again = contender.canonical(call(), self.to_check)
                 if different := [name for name in found if not torch.equal(found[name], again[name])]:
@@ -163,15 +136,8 @@ class Subject:
         except ContractFailed as error:
             raise ContractFailed(f"{contender.name}: {error}") from None
         except Exception as error:  # a crash of one contender must not end the benchmark of the others
-            reason = (str(error).splitlines() or [""])[0][:300]
-            raise ContractFailed(f"{contender.name} raised {type(error).__name__}: {reason}") from error
+            raise ContractFailed(f"{contender.name} raised {first_line(error)}") from error
         return seconds
-
-    def work(self, pass_: str) -> Work:
-        """The floor of the timed call."""
-        if pass_ not in self._work:
-            self._work[pass_] = self.suite.work(self.inputs, pass_)
-        return self._work[pass_]
 
     def copies(self, cache_bytes: int) -> list[Any]:
         """The inputs and copies to rotate among, so that no call finds its own in a cache of that size.
@@ -189,15 +155,13 @@ class Runner:
     """One run of a plan. rates: of the device, for the floors of a run of contenders alone."""
 
     def __init__(self, plan: Plan, suites: Sequence[Suite] | None = None) -> None:
-        self.plan = plan
+        self.plan, self.device = plan, torch.device(plan.device)
         self.chosen = plan.chosen(all_suites() if suites is None else suites)
-        device = torch.device(plan.device)
-        self.clock = CudaClock(device) if device.type == "cuda" else Clock()
+        self.clock = CudaClock(self.device) if self.device.type == "cuda" else Clock()
         self.started = time.perf_counter()
         self.lost = ""
-        self.rates = Rates(1.0, 1.0, {})
         if not plan.paired:
-            self.rates = Rates(*self.clock.copy_rates(), self.clock.product_rates())
+            self.rates = self.clock.rates()
 
     def run(self) -> Iterator[Row]:
         """A row for each pair or contender of each case and pass.
@@ -222,86 +186,77 @@ class Runner:
 
     def missing(self) -> dict[str, str]:
         """The peers of a paired run that this environment lacks, with the reasons."""
-        found: dict[str, str] = {}
-        for suite, case in self.chosen:
-            found |= {peer.name: peer.missing for peer in suite.contenders(case) if peer.missing}
-        return found
+        peers = [peer for suite, case in self.chosen for peer in suite.contenders(case)]
+        return {peer.name: peer.missing for peer in peers if peer.missing}
 
     def _remaining_s(self) -> float:
         return self.plan.deadline_s - (time.perf_counter() - self.started)
 
     def _pairs(self, subject: Subject) -> Iterator[Row]:
-        contenders = subject.suite.contenders(subject.case)
-        ours = {contender.name: contender for contender in contenders if contender.ours}
-        peers = [
-            contender
-            for contender in contenders
-            if not contender.ours and not contender.missing and (contender.quick or not self.plan.quick)
-        ]
-        for pass_ in subject.case.passes:
+        suite, case = subject.suite, subject.case
+        contenders = {contender.name: contender for contender in suite.contenders(case)}
+        peers = [c for c in contenders.values() if not c.ours and not c.missing]
+        for pass_ in case.passes:
             for threads in self.plan.threads:
-                for peer in peers:
+                for peer in (peer for peer in peers if peer.quick or not self.plan.quick):
+                    row: Row = {"operator": suite.operator, "case": case.name, "pass": pass_}
+                    row |= {"threads": threads, "peer": peer.name}
+                    if (goal := suite.goal(case.name, pass_, peer.name, threads)) is not None:
+                        row["goal"] = goal
                     with torch_threads(threads):
-                        row = self._pair(subject, pass_, threads, ours[peer.beside], peer)
-                    yield row
+                        timed = self._pair(subject, pass_, contenders[peer.beside], peer)
+                    yield {**row, **({} if "ratio" in timed else {"ratio": None}), **timed}
 
-    def _pair(self, subject: Subject, pass_: str, threads: int, ours: Contender, peer: Contender) -> Row:
-        suite, plan = subject.suite, self.plan
-        row: Row = {"operator": suite.operator, "case": subject.case.name, "pass": pass_}
-        row |= {"threads": threads, "peer": peer.name}
-        goal = suite.goal(subject.case.name, pass_, peer.name, threads)
-        row |= {} if goal is None else {"goal": goal}
+    def _pair(self, subject: Subject, pass_: str, ours: Contender, peer: Contender) -> Row:
+        plan, busy = self.plan, subject.suite.busy
         if self._remaining_s() <= peer.compiles_s:
-            return {**row, "ratio": None, "left_out": TIME_WAS_UP}
+            return TIME_WAS_UP
         whose = "failed"
         try:
             ours_s = subject.check(ours, pass_)
             whose = "peer_failed"
             peer_s = subject.check(peer, pass_)
         except ContractFailed as error:
-            return {**row, "ratio": None, whose: str(error)}
+            return {whose: str(error)}
         affordable = self._remaining_s() / (ours_s + peer_s)
         if affordable < 1:
-            return {**row, "ratio": None, "left_out": TIME_WAS_UP}
-        with busy_loops(os.cpu_count() or 1) if suite.busy else nullcontext():
-            pair = interleaved(
+            return TIME_WAS_UP
+        with busy_loops(os.cpu_count() or 1) if busy else nullcontext():
+            return interleaved(
                 ours.prepare(subject.inputs, pass_),
                 peer.prepare(subject.inputs, pass_),
                 (ours_s, peer_s),
                 budget_s=plan.budget_s,
                 min_rounds=int(min(plan.min_rounds, affordable)),
                 max_rounds=plan.max_rounds,
-                patience_s=0.0 if suite.busy else plan.patience_s,
+                patience_s=0.0 if busy else plan.patience_s,
             )
-        return {**row, **pair}
 
     def _each(self, subject: Subject) -> Iterator[Row]:
-        contenders = subject.suite.alone(subject.case, torch.device(self.plan.device))
-        for pass_ in subject.case.passes:
-            for contender in contenders:
-                if pass_ in contender.passes:
-                    yield self._alone(subject, pass_, contender)
+        suite, case = subject.suite, subject.case
+        contenders = suite.alone(case, self.device)
+        for pass_ in case.passes:
+            for contender in (contender for contender in contenders if pass_ in contender.passes):
+                row: Row = {"operator": suite.operator, "case": case.name}
+                row |= {"dtype": getattr(case, "dtype", "fp32"), "form": getattr(case, "form", "")}
+                row |= {"pass": pass_, "contender": contender.name}
+                yield {**row, **self._alone(subject, pass_, contender)}
 
     def _alone(self, subject: Subject, pass_: str, contender: Contender) -> Row:
-        case = subject.case
-        row: Row = {"operator": subject.suite.operator, "case": case.name}
-        row |= {name: getattr(case, name, default) for name, default in (("dtype", "fp32"), ("form", ""))}
-        row |= {"pass": pass_, "contender": contender.name}
         if contender.missing:
-            return {**row, "missing": contender.missing}
+            return {"missing": contender.missing}
         if self.lost:
-            return {**row, "left_out": f"the device failed in {self.lost}"}
+            return {"left_out": f"the device failed in {self.lost}"}
         if self._remaining_s() <= contender.compiles_s:
-            return {**row, "left_out": TIME_WAS_UP}
+            return TIME_WAS_UP
         try:
             subject.check(contender, pass_)
-            return {**row, **self._times(subject, pass_, contender)}
+            return self._times(subject, pass_, contender)
         except Exception as error:
             if not self.clock.works():
                 self.lost = contender.name
-            name = "" if isinstance(error, ContractFailed) else f"{type(error).__name__}: "
-            reason = f"{name}{error}".splitlines()[0][:300]
-            return {**row, "failed" if contender.ours else "peer_failed": reason}
+            reason = str(error) if isinstance(error, ContractFailed) else first_line(error)
+            return {"failed" if contender.ours else "peer_failed": reason}
 
     def _times(self, subject: Subject, pass_: str, contender: Contender) -> Row:
         """The timed part of a contender's row."""
@@ -310,27 +265,22 @@ class Runner:
         calls = [contender.prepare(inputs, pass_) for inputs in sets]
         calls[0]()
         wall = self.clock.step(calls[0], budget_s / 4)
-        kernel = wall if contender.waits else self.clock.kernel(calls, budget_s)
-        call_us = None
-        if subject.suite.cold and kernel.us < WEIGHTY_US:
+        row = wall if contender.waits else self.clock.kernel(calls, budget_s)
+        call_us, kernel_us = None, row["kernel_us"]
+        if subject.suite.cold and kernel_us < WEIGHTY_US:
             # until a call returns to Python, what autograd records included
             recorded = contender.prepare(sets[0], RECORDED) if pass_ == FORWARD else calls[0]
-            call_us = self.clock.call(recorded, kernel.us)
-        work = subject.work(pass_)
+            call_us = self.clock.call(recorded, kernel_us)
+        work = subject.suite.work(subject.inputs, pass_)
         floor_us = self.rates.floor_us(work)
-        gather_us = None if work.gather is None else 1e6 * work.gather / self.rates.cached_copy
-        return {
-            "kernel_us": kernel.us,
-            "wall_us": wall.us,
-            "call_us": call_us,
-            "spread": kernel.spread,
-            "samples": len(kernel.samples),
-            "timed_by": kernel.how,
-            **({"note": kernel.note} if kernel.note else {}),
-            "input_sets": len(sets),
-            "device_bytes": work.bytes,
-            **({"flops": work.flops} if work.flops else {}),
-            "floor_us": floor_us,
-            "over_floor": kernel.us / floor_us,
-            **({} if gather_us is None else {"gather_bytes": work.gather, "gather_us": gather_us}),
-        }
+        row = {**row, "wall_us": wall["kernel_us"], "call_us": call_us, "input_sets": len(sets)}
+        row |= {"device_bytes": work.bytes, "floor_us": floor_us, "over_floor": kernel_us / floor_us}
+        if work.flops:
+            row["flops"] = work.flops
+        if work.gather is not None:
+            row |= {"gather_bytes": work.gather, "gather_us": 1e6 * work.gather / self.rates.cached_copy}
+        return row
+
+
+def first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"

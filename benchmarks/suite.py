@@ -11,18 +11,18 @@ import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Generator, Tensor
 
-from benchmarks.contract import Contract, in_float64, losses_and_gradients
+from benchmarks.clocks import Call, Work
+from benchmarks.contract import compare, in_float64, losses_and_gradients
 from detr_fast.ops import OPERATORS, use_backend
 from detr_fast.ops.operator import ORDER
 from detr_fast.structures import PackedTargets
 
 Row = dict[str, Any]
-Call = Callable[[], Any]
 
 FORWARD, BACKWARD, FORWARD_BACKWARD = "forward", "backward", "forward+backward"
 RECORDED = "forward, recorded for backward"
@@ -70,22 +70,7 @@ class Contender:
     compiles_s: float = 0.0
 
 
-@dataclass(frozen=True)
-class Work:
-    """What a call must do at least.
-
-    bytes: read and written once. flops: of products and convolutions, at the rate of `unit`. gather: bytes of
-    rows that are read from, and in backward added to, the caches; None where that says nothing.
-    """
-
-    bytes: int
-    flops: int = 0
-    unit: str = "fp32"
-    gather: int | None = None
-
-
-@dataclass(frozen=True)
-class Goal:
+class Goal(NamedTuple):
     """What a row of a GPU run is held to. bound: at_most or at_least. measured: None where no row tells."""
 
     goal: str
@@ -95,26 +80,19 @@ class Goal:
     measured: float | None
 
 
-def _no_goal(case: str, pass_: str, peer: str, threads: int) -> float | None:
-    return None
-
-
-def _as_timed(case: Any, inputs: Any, generator: Generator, queries: int | None) -> Any:
-    return inputs
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Suite:
     """All about one operator, matcher, criterion or model.
 
+    contenders: of a case; ours first. work: (inputs, pass) -> the floor.
     cases: on a CPU, where each peer is timed beside ours. gpu_cases: on a GPU, where each is timed alone.
-    contenders: of a case; ours first.
     tiny: cases that take milliseconds, in place of both in the tests.
     gpu_contenders: (case, device) -> those on a GPU; default: ours once for each backend, and the peers.
-    contract: what every result must meet. work: (inputs, pass) -> the floor.
-    parts: the names of the operators in it, by default its own.
+    expected: (inputs, pass) -> what `verify(expected, result)` compares every result with; default: ours, by
+        the operators' references in float64.
     to_check: (case, inputs, generator, queries) -> the inputs of the call whose result is compared; queries:
         of how many, where that is cheaper (None: all).
+    parts: the names of the operators in it, by default its own.
     goal: (case, pass, peer, threads) -> the least ratio on a CPU, or None. gpu_goals: of a GPU run's rows.
     summary: rows over all cases, from the rows of a CPU run.
     cold: on a GPU inputs rotate among copies, so that no call finds its own in the cache.
@@ -124,15 +102,18 @@ class Suite:
 
     operator: str
     contenders: Callable[[Any], list[Contender]]
-    contract: Contract
     work: Callable[[Any, str], Work]
-    parts: Sequence[str] = ()
-    cases: Sequence[Case] = ()
-    gpu_cases: Sequence[Case] = ()
-    tiny: Sequence[Case] = ()
+    cases: Sequence[Case]
+    gpu_cases: Sequence[Case]
+    tiny: Sequence[Case]
     gpu_contenders: Callable[[Any, torch.device], list[Contender]] | None = None
-    to_check: Callable[[Any, Any, Generator, int | None], Any] = _as_timed
-    goal: Callable[[str, str, str, int], float | None] = _no_goal
+    expected: Callable[[Any, str], Any] | None = None
+    verify: Callable[[Any, Any], None] = compare
+    to_check: Callable[[Any, Any, Generator, int | None], Any] = lambda case, inputs, generator, queries: (
+        inputs
+    )
+    parts: Sequence[str] = ()
+    goal: Callable[[str, str, str, int], float | None] = lambda case, pass_, peer, threads: None
     gpu_goals: Callable[[Sequence[Row]], Iterable[Goal]] = lambda rows: ()
     summary: Callable[[Sequence[Row]], list[Row]] = lambda rows: []
     cold: bool = False
@@ -156,10 +137,12 @@ class Suite:
         if self.gpu_contenders is not None:
             return self.gpu_contenders(case, device)
         ours, *peers = self.contenders(case)
-        return [
-            *pinned(ours, self.parts or (self.operator,), device),
-            *(peer for peer in peers if not peer.ours),
-        ]
+        parts = self.parts or (self.operator,)
+        return [*pinned(ours, parts, device), *(peer for peer in peers if not peer.ours)]
+
+    def expected_of(self, case: Case, inputs: Any, pass_: str) -> Any:
+        expected = self.expected or by_reference(self.contenders(case)[0])
+        return expected(inputs, pass_)
 
 
 @cache
@@ -184,31 +167,28 @@ def backends(
         having = [part for part in OPERATORS if part.name in parts and name in part.backends]
         if name == "reference" or not having:
             continue
-        reasons = (part.explain(device, dtype)[name] for part in having)
-        why = next((reason for reason in reasons if reason is not None), None)
+        why = next((why for part in having if (why := part.explain(device, dtype)[name])), None)
         if why is None or name in (CUDA, TRITON):
             yield name, {part.name: name for part in having}, why
 
 
 def pinned(ours: Contender, parts: Sequence[str], device: torch.device) -> list[Contender]:
     """Ours once for each backend, named after it."""
+
+    def prepare(pins: Mapping[str, str], inputs: Any, pass_: str) -> Call:
+        with use_backend(**pins):
+            call = ours.prepare(inputs, pass_)
+
+        def pinned_call() -> Any:
+            with use_backend(**pins):
+                return call()
+
+        return pinned_call
+
     return [
-        replace(ours, name=name, prepare=partial(_prepare_pinned, pins, ours.prepare), missing=why)
+        replace(ours, name=name, prepare=partial(prepare, pins), missing=why)
         for name, pins, why in backends(parts, device)
     ]
-
-
-def _prepare_pinned(
-    pins: Mapping[str, str], prepare: Callable[[Any, str], Call], inputs: Any, pass_: str
-) -> Call:
-    with use_backend(**pins):
-        call = prepare(inputs, pass_)
-
-    def pinned_call() -> Any:
-        with use_backend(**pins):
-            return call()
-
-    return pinned_call
 
 
 def differentiable(name: str, bind: Callable[[Any], Callable[..., Tensor]], **options: Any) -> Contender:
@@ -299,14 +279,29 @@ def size_of(*tensors: Tensor) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
+def measured(rows: Sequence[Row], what: str = "kernel_us", **key: Any) -> float | None:
+    """The time in the first row with these values, or None where it was not measured."""
+    found = (row[what] for row in rows if what in row and key.items() <= row.items())
+    return next(found, None)
+
+
 def ratio(of: float | None, to: float | None) -> float | None:
     return None if of is None or to is None else of / to
 
 
-def measured(rows: Sequence[Row], what: str = "kernel_us", **key: Any) -> float | None:
-    """The time in the first row with these values, or None where it was not measured."""
-    for row in rows:
-        if all(row.get(name) == value for name, value in key.items()) and what in row:
-            time: float | None = row[what]
-            return time
-    return None
+def extreme(
+    pick: Callable[..., Any], rows: Sequence[Row], of: Sequence[str], to: str, *names: str
+) -> tuple[float | None, str]:
+    """The least or largest (`pick`) ratio of the fastest of some contenders to another, and where it is.
+
+    names: the fields of a row that the two must share, which also tell where.
+    """
+    found = []
+    for key in dict.fromkeys(tuple(row[name] for name in names) for row in rows):
+        same = dict(zip(names, key, strict=True))
+        times = [time for name in of if (time := measured(rows, contender=name, **same)) is not None]
+        times_of_it = ratio(min(times, default=None), measured(rows, contender=to, **same))
+        if times_of_it is not None:
+            found.append((times_of_it, ", ".join(key)))
+    most, where = pick(found, default=(None, ""))
+    return most, where and f" ({where}, of {len(found)})"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from benchmarks.contract import Contract, Matching, compare, from_pairs, verify_matching
+from benchmarks.contract import Matching, from_pairs, verify_matching
 from benchmarks.peers import official_detr
 from benchmarks.peers.gpu_assignment import gpu_solvers
 from benchmarks.suite import (
@@ -36,7 +36,7 @@ from benchmarks.suite import (
 )
 from detr_fast.criterion import SetCriterion
 from detr_fast.matcher import HungarianMatcher
-from detr_fast.ops import box_loss, box_match_cost, class_loss, use_backend
+from detr_fast.ops import box_loss, box_match_cost, class_loss
 from detr_fast.structures import Matches, PackedTargets, Predictions
 
 OFFICIAL, PLAIN_PYTORCH = "facebookresearch/detr", "plain PyTorch"
@@ -139,9 +139,6 @@ def _costs(result: Tensor, inputs: Inputs) -> dict[str, Tensor]:
     return {"costs": result}
 
 
-_expected_costs = by_reference(Contender(OURS, _ours_cost, _costs))
-
-
 def _cost_work(inputs: Inputs, pass_: str) -> Work:
     predictions = size_of(inputs.predictions.logits, inputs.predictions.boxes)
     written = 4 * inputs.predictions.logits[:, 0, :, 0].numel() * len(inputs.labels)
@@ -184,7 +181,8 @@ def _from_layers(result: list[official_detr.Indices], inputs: Inputs) -> list[Te
 
 def _expected_match(inputs: Inputs, pass_: str) -> Matching:
     # float32 costs may choose another pair among near equals
-    return Matching.of(inputs.by_image(list(_expected_costs(inputs, pass_)["costs"])), 1e-5)
+    costs: Tensor = by_reference(Contender(OURS, _ours_cost))(inputs, pass_)
+    return Matching(inputs.by_image(list(costs)), 1e-5)
 
 
 def _match_work(inputs: Inputs, pass_: str) -> Work:
@@ -250,13 +248,11 @@ def _criterion_contenders(case: Detection) -> list[Contender]:
 
 @dataclass(frozen=True)
 class LossInputs:
-    """loss: "softmax" or "focal" of `class_loss`, "boxes" of `box_loss`.
+    """predictions: logits [L, B, Q, K] or boxes [L, B, Q, 4]. targets: labels [sumT] or boxes [sumT, 4].
 
-    predictions: logits [L, B, Q, K] or boxes [L, B, Q, 4]. targets: labels [sumT] or boxes [sumT, 4].
     query: [L, sumT], random matches.
     """
 
-    loss: str
     predictions: Tensor
     targets: Tensor
     query: Tensor
@@ -265,32 +261,32 @@ class LossInputs:
 
 @dataclass(frozen=True)
 class Loss:
-    """One loss in the training step of a detection case."""
+    """One loss in the training step of a detection case: "softmax" or "focal" of `class_loss`, "boxes"."""
 
     step: Detection
     loss: str
-    quick: bool = True
     passes: tuple[str, ...] = (FORWARD_BACKWARD,)
 
     @property
     def name(self) -> str:
         return f"{self.step.name} {self.loss}"
 
+    @property
+    def quick(self) -> bool:
+        return self.step.quick
+
     def inputs(self, generator: Generator) -> LossInputs:
         made = self.step.inputs(generator)
-        L, B, Q, _ = made.predictions.logits.shape
-        order = torch.rand(L, B, Q, generator=generator, device=generator.device).argsort(-1)
+        order = torch.rand(made.predictions.logits.shape[:3], **drawn_from(generator)).argsort(-1)
         query = torch.cat([order[:, image, :count] for image, count in enumerate(made.num_targets)], 1)
-        if self.loss == "boxes":
-            return LossInputs(self.loss, made.predictions.boxes, made.boxes, query, made.num_targets)
-        return LossInputs(self.loss, made.predictions.logits, made.labels, query, made.num_targets)
+        boxes = made.predictions.boxes, made.boxes
+        predictions, targets = boxes if self.loss == "boxes" else (made.predictions.logits, made.labels)
+        return LossInputs(predictions, targets, query, made.num_targets)
 
 
-def _loss(inputs: LossInputs, pass_: str) -> Call:
+def _loss(function: Callable[..., Tensor], inputs: LossInputs, pass_: str) -> Call:
     """The losses of all layers and the gradient of their sum."""
     (leaf,) = leaves_of(inputs.predictions)
-    kind: Any = inputs.loss
-    function = box_loss if kind == "boxes" else partial(class_loss, classification=kind)
 
     def call() -> dict[str, Tensor]:
         losses = function(leaf, inputs.targets, inputs.query, inputs.num_targets)
@@ -300,24 +296,15 @@ def _loss(inputs: LossInputs, pass_: str) -> Call:
     return call
 
 
-def _plain_loss(inputs: LossInputs, pass_: str) -> Call:
-    """Our reference, by autograd."""
-    call = _loss(inputs, pass_)
-
-    def plain() -> dict[str, Tensor]:
-        with use_backend("reference"):
-            losses: dict[str, Tensor] = call()
-            return losses
-
-    return plain
-
-
 def _loss_work(inputs: LossInputs, pass_: str) -> Work:
     return Work(2 * size_of(inputs.predictions) + size_of(inputs.targets, inputs.query))
 
 
 def _loss_contenders(case: Loss) -> list[Contender]:
-    return [Contender(OURS, _loss, ours=True), Contender(PLAIN_PYTORCH, _plain_loss, quick=False)]
+    kind: Any = case.loss
+    function = box_loss if kind == "boxes" else partial(class_loss, classification=kind)
+    ours, by_autograd = (partial(_loss, partial(function, backend=pin)) for pin in (None, "reference"))
+    return [Contender(OURS, ours, ours=True), Contender(PLAIN_PYTORCH, by_autograd, quick=False)]
 
 
 def _goal(case: str, pass_: str, peer: str, threads: int) -> float | None:
@@ -334,8 +321,8 @@ def _gpu_criterion_goals(rows: Sequence[Row]) -> Iterator[Goal]:
     """On an H100."""
     ours, official = (measured(rows, "wall_us", case=STEP, contender=name) for name in (CUDA, OFFICIAL))
     yield Goal(f"criterion {STEP}, forward and backward, wall", "us", "at_most", 3000.0, ours)
-    title = f"criterion {STEP}, {OFFICIAL} / ours, wall"
-    yield Goal(title, "x", "at_least", 10.0, ratio(official, ours))
+    times = ratio(official, ours)
+    yield Goal(f"criterion {STEP}, {OFFICIAL} / ours, wall", "x", "at_least", 10.0, times)
 
 
 def _ragged(images: int, around: int) -> tuple[int, ...]:
@@ -356,54 +343,51 @@ MATCHER_PARTS = ("box_match_cost", "linear_assignment")
 CRITERION_PARTS = (*MATCHER_PARTS, "class_loss", "box_loss")
 
 
-def _with_gradients(cases: Sequence[Detection]) -> tuple[Detection, ...]:
-    return tuple(replace(case, passes=(FORWARD_BACKWARD,)) for case in cases)
+def _with_gradients(cases: Sequence[Detection]) -> list[Detection]:
+    return [replace(case, passes=(FORWARD_BACKWARD,)) for case in cases]
+
+
+def _loss_suite(operator: str, *losses: str) -> Suite:
+    def of(cases: Sequence[Detection]) -> list[Loss]:
+        return [Loss(case, loss) for case in cases for loss in losses]
+
+    return Suite(operator, _loss_contenders, _loss_work, of(_CASES), of(_GPU_CASES[:2]), of([_TINY]))
 
 
 SUITES = [
     Suite(
         "box_match_cost",
         _cost_contenders,
-        Contract(_expected_costs, compare),
         _cost_work,
         cases=(Detection("smallest", 1, (1,), layers=1, classes=2), *_CASES),
         gpu_cases=_GPU_CASES,
-        tiny=(_TINY,),
+        tiny=[_TINY],
     ),
     Suite(
         "matcher",
         _match_contenders,
-        Contract(_expected_match, verify_matching),
         _match_work,
-        parts=MATCHER_PARTS,
         cases=_CASES,
         gpu_cases=_GPU_CASES,
-        tiny=(_TINY,),
+        tiny=[_TINY],
         gpu_contenders=_gpu_match_contenders,
+        expected=_expected_match,
+        verify=verify_matching,
+        parts=MATCHER_PARTS,
         goal=_goal,
         gpu_goals=_gpu_match_goals,
     ),
     Suite(
         "criterion",
         _criterion_contenders,
-        Contract(by_reference(criterion("", _official_losses, WEIGHTS)), compare),
         _match_work,
-        parts=CRITERION_PARTS,
         cases=_with_gradients(_CASES),
         gpu_cases=_with_gradients(_GPU_CASES),
         tiny=_with_gradients([_TINY]),
+        expected=by_reference(criterion("", _official_losses, WEIGHTS)),
+        parts=CRITERION_PARTS,
         gpu_goals=_gpu_criterion_goals,
     ),
-    *(
-        Suite(
-            operator,
-            _loss_contenders,
-            Contract(by_reference(Contender(OURS, _loss)), compare),
-            _loss_work,
-            cases=tuple(Loss(case, loss) for case in _CASES for loss in losses),
-            tiny=tuple(Loss(_TINY, loss) for loss in losses),
-            gpu_cases=tuple(Loss(case, loss, quick=case.quick) for case in _GPU_CASES[:2] for loss in losses),
-        )
-        for operator, losses in (("class_loss", ("softmax", "focal")), ("box_loss", ("boxes",)))
-    ),
+    _loss_suite("class_loss", "softmax", "focal"),
+    _loss_suite("box_loss", "boxes"),
 ]

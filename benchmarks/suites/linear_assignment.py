@@ -14,7 +14,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Generator, Tensor
 
-from benchmarks.contract import Contract, Matching, from_pairs, verify_matching
+from benchmarks.contract import Matching, from_pairs, verify_matching
 from benchmarks.peers.gpu_assignment import BIRDER, TORCH_LINEAR_ASSIGNMENT, Solver, gpu_solvers
 from benchmarks.suite import (
     CUDA,
@@ -26,10 +26,10 @@ from benchmarks.suite import (
     Row,
     Suite,
     Work,
+    extreme,
     import_peer,
     measured,
     pinned,
-    ratio,
     size_of,
 )
 from benchmarks.suites.detection import Detection
@@ -72,9 +72,8 @@ class Assignment:
 
     @property
     def name(self) -> str:
-        return f"{self.queries}x{self.targets} {self.kind}" + (
-            f" B={self.images}" if self.images > 16 else ""
-        )
+        images = f" B={self.images}" if self.images > 16 else ""
+        return f"{self.queries}x{self.targets} {self.kind}{images}"
 
     def inputs(self, generator: Generator) -> Inputs:
         B, Q, T = self.images, self.queries, self.targets
@@ -105,28 +104,21 @@ def _ours_query_major(inputs: Inputs, pass_: str) -> Call:
     return lambda: linear_assignment(costs.transpose(1, 2), num_targets)
 
 
-def _solve_each(of: Callable[[Inputs], Tensor], solve: Callable[[Any], Any]) -> Callable[[Inputs, str], Call]:
+def _solve_each(
+    of: Callable[[Inputs], Tensor], solve: Callable[[Any], Any], inputs: Inputs, pass_: str
+) -> Call:
     """`solve` on one NumPy matrix after the other."""
-
-    def prepare(inputs: Inputs, pass_: str) -> Call:
-        costs = of(inputs).numpy()
-        return lambda: [solve(cost) for cost in costs]
-
-    return prepare
+    costs = of(inputs).numpy()
+    return lambda: [solve(cost) for cost in costs]
 
 
-def _solve_batch(bind: Callable[[], Callable[[Any], Any]]) -> Callable[[Inputs, str], Call]:
+def _solve_batch(bind: Callable[[int], Callable[[Any], Any]], inputs: Inputs, pass_: str) -> Call:
     """A solver of NumPy's [B, T, Q], bound to torch's number of threads."""
-
-    def prepare(inputs: Inputs, pass_: str) -> Call:
-        costs, solve = inputs.batch().numpy(), bind()
-        return lambda: solve(costs)
-
-    return prepare
+    costs, solve = inputs.batch().numpy(), bind(torch.get_num_threads())
+    return lambda: solve(costs)
 
 
-def _py_lap_solver(module: Any) -> Callable[[Any], Any]:
-    threads = torch.get_num_threads()
+def _py_lap_solver(module: Any, threads: int) -> Callable[[Any], Any]:
     if threads > 1:  # of the OpenMP runtime that the wheel brings along
         for library in Path(module.__file__).parents[2].glob("py_lap_solver.libs/libgomp*"):
             ctypes.CDLL(str(library)).omp_set_num_threads(threads)
@@ -134,10 +126,9 @@ def _py_lap_solver(module: Any) -> Callable[[Any], Any]:
     return solve
 
 
-def _threaded(solve: Any) -> Callable[[Any], Any]:
+def _threaded(module: Any, solver: str, threads: int) -> Callable[[Any], Any]:
     """The batch solvers of one author, which share their signature."""
-    threads = torch.get_num_threads()
-    return lambda costs: solve(costs, extend_cost=True, return_cost=False, n_threads=threads)
+    return partial(getattr(module, solver), extend_cost=True, return_cost=False, n_threads=threads)
 
 
 def _contenders(case: Assignment) -> list[Contender]:
@@ -145,7 +136,6 @@ def _contenders(case: Assignment) -> list[Contender]:
     # lap and lapx install into the same folder; where lap came last, lapx's solver is still beneath it
     lapx, no_lapx = (lap, None) if hasattr(lap, "lapjvr_batch") else import_peer("lap._lapjv_rh")
     pls, no_pls = import_peer("py_lap_solver.solvers")
-
     (rust, no_rust), (cpp, no_cpp) = import_peer(LAPRUST), import_peer(LAPCPP)
 
     def swapped(result: Any, inputs: Inputs) -> list[Tensor]:
@@ -154,31 +144,33 @@ def _contenders(case: Assignment) -> list[Contender]:
     def as_it_is(result: Any, inputs: Inputs) -> list[Tensor]:
         return [torch.as_tensor(queries, dtype=torch.int64) for queries in result]
 
-    def joined(result: Any, inputs: Inputs) -> list[Tensor]:
-        return _pairs(zip(*result, strict=True), inputs)
-
     def by_lap(cost: Any) -> Any:
         return lap.lapjv(cost, extend_cost=True, return_cost=False)[0]
 
+    def batched(name: str, module: Any, solver: str, missing: str | None, **options: Any) -> Contender:
+        prepare = partial(_solve_batch, partial(_threaded, module, solver))
+        return Contender(
+            name, prepare, lambda r, i: _pairs(zip(*r, strict=True), i), missing=missing, **options
+        )
+
     ours = f"{OURS}, {QUERY_MAJOR}"
-    scipy, each = linear_sum_assignment, _solve_each
+    by_query, by_target = (lambda inputs: inputs.query_major), Inputs.batch
+    by_scipy = linear_sum_assignment
     return [
         Contender(OURS, _ours, _queries, ours=True),
         Contender(ours, _ours_query_major, _queries, ours=True),
-        Contender(SCIPY, each(lambda i: i.query_major, scipy), swapped, beside=ours),
-        Contender(f"scipy, {TARGET_MAJOR}", each(Inputs.batch, scipy), _pairs, quick=False),
-        Contender(PY_LAP_SOLVER, _solve_batch(lambda: _py_lap_solver(pls)), as_it_is, missing=no_pls),
+        Contender(SCIPY, partial(_solve_each, by_query, by_scipy), swapped, beside=ours),
+        Contender(f"scipy, {TARGET_MAJOR}", partial(_solve_each, by_target, by_scipy), _pairs, quick=False),
+        Contender(
+            PY_LAP_SOLVER, partial(_solve_batch, partial(_py_lap_solver, pls)), as_it_is, missing=no_pls
+        ),
         # of lapx's solvers the only one that does not pad to a square
-        Contender(LAPX, _solve_batch(lambda: _threaded(lapx.lapjvr_batch)), joined, missing=no_lapx),
-        Contender(
-            LAPRUST, _solve_batch(lambda: _threaded(rust.lapjv_batch)), joined, quick=False, missing=no_rust
-        ),
-        Contender(
-            LAPCPP, _solve_batch(lambda: _threaded(cpp.lapjv_batch)), joined, quick=False, missing=no_cpp
-        ),
+        batched(LAPX, lapx, "lapjvr_batch", no_lapx),
+        batched(LAPRUST, rust, "lapjv_batch", no_rust, quick=False),
+        batched(LAPCPP, cpp, "lapjv_batch", no_cpp, quick=False),
         # ours against ours: what a transposed view costs
         Contender(f"{OURS}, {TARGET_MAJOR}", _ours, _queries, beside=ours, quick=False),
-        Contender("lap", each(Inputs.batch, by_lap), as_it_is, missing=no_lap, quick=False),
+        Contender("lap", partial(_solve_each, by_target, by_lap), as_it_is, missing=no_lap, quick=False),
     ]
 
 
@@ -212,7 +204,7 @@ def _gpu_contenders(case: Assignment, device: torch.device) -> list[Contender]:
 
 
 def _expected(inputs: Inputs, pass_: str) -> Matching:
-    return Matching.of(inputs.target_major.split(inputs.num_targets), 1e-6)
+    return Matching(inputs.target_major.split(inputs.num_targets), 1e-6)
 
 
 def _work(inputs: Inputs, pass_: str) -> Work:
@@ -230,45 +222,32 @@ def _goal(case: str, pass_: str, peer: str, threads: int) -> float | None:
 def median_rows(rows: Sequence[Row]) -> list[Row]:
     """For each peer and thread count the median ratio over the batches of 16, where all were measured."""
     names = {case.name for case in BATCHES}
-    groups: dict[tuple[str, int], list[float | None]] = {}
+    groups: dict[tuple[str, int], list[Any]] = {}
     for row in rows:
         if row["operator"] == OPERATOR and row["case"] in names:
             groups.setdefault((row["peer"], row["threads"]), []).append(row["ratio"])
     medians = []
     for (peer, threads), ratios in groups.items():
-        timed = [ratio for ratio in ratios if ratio is not None]
-        if len(timed) == len(ratios):
-            summary: Row = {"operator": OPERATOR, "case": f"median of {len(timed)} cases", "pass": FORWARD}
-            summary |= {"threads": threads, "peer": peer, "ratio": statistics.median(timed)}
-            medians.append(summary | ({"goal": 10.0} if peer == SCIPY and threads == 2 else {}))
+        if None not in ratios:
+            row = {"operator": OPERATOR, "case": f"median of {len(ratios)} cases", "pass": FORWARD}
+            row |= {"threads": threads, "peer": peer, "ratio": statistics.median(ratios)}
+            medians.append(row | ({"goal": 10.0} if peer == SCIPY and threads == 2 else {}))
     return medians
 
 
 def _gpu_goals(rows: Sequence[Row]) -> Iterator[Goal]:
     """On an H100."""
     for images in (16, 96):
+        names = {case.name for case in BATCHES + STEPS if case.images == images}
+        of_size = [row for row in rows if row["case"] in names]
         for title, peers, limit in (
             ("best peer on the device / ours", (TORCH_LINEAR_ASSIGNMENT, BIRDER), 5.0),
             ("scipy with copies / ours", (SCIPY_ON_HOST,), 50.0),
         ):
-            names = {case.name for case in BATCHES + STEPS if case.images == images}
-            worst, where = _worst([row for row in rows if row["case"] in names], peers)
+            worst, where = extreme(min, of_size, peers, CUDA, "case")
             yield Goal(f"assignment B={images}, {title}, worst case{where}", "x", "at_least", limit, worst)
     early = measured(rows, case="900x300 early", contender=CUDA)
     yield Goal("assignment 900x300 early", "us", "at_most", 2000.0, early)
-
-
-def _worst(rows: Sequence[Row], peers: Sequence[str]) -> tuple[float | None, str]:
-    """The least ratio of the fastest of `peers` to ours, and where it was found."""
-    found = []
-    for case in dict.fromkeys(row["case"] for row in rows):
-        times = [measured(rows, case=case, contender=peer) for peer in peers]
-        best = min((time for time in times if time is not None), default=None)
-        worst = ratio(best, measured(rows, case=case, contender=CUDA))
-        if worst is not None:
-            found.append((worst, case))
-    least, where = min(found, default=(None, ""))
-    return least, f" ({where}, of {len(found)})" if found else ""
 
 
 BATCHES = tuple(
@@ -284,22 +263,18 @@ SQUARES = tuple(
     for side in (300, 1000)
     for kind in ("random", "early")
 )
+QUICK_ON_GPU = ("300x30 clustered", "300x100 clustered", "900x300 early")
 SUITES = [
     Suite(
         OPERATOR,
         _contenders,
-        Contract(_expected, verify_matching),
         _work,
-        cases=(SMALLEST, *BATCHES, *STEPS, *SQUARES),
-        gpu_cases=(
-            *(
-                replace(case, quick=case.name in ("300x30 clustered", "300x100 clustered", "900x300 early"))
-                for case in BATCHES
-            ),
-            *STEPS,
-        ),
-        tiny=(Assignment(9, 4, "clustered", images=3), Assignment(9, 3, "random", images=2)),
+        cases=[SMALLEST, *BATCHES, *STEPS, *SQUARES],
+        gpu_cases=[*(replace(case, quick=case.name in QUICK_ON_GPU) for case in BATCHES), *STEPS],
+        tiny=[Assignment(9, 4, "clustered", images=3), Assignment(9, 3, "random", images=2)],
         gpu_contenders=_gpu_contenders,
+        expected=_expected,
+        verify=verify_matching,
         goal=_goal,
         gpu_goals=_gpu_goals,
         summary=median_rows,

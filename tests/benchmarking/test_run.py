@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import conftest, memory, plot, runner
+from benchmarks import bench_suites, memory, plot, runner
 from benchmarks.__main__ import main
 from benchmarks.peers.gpu_assignment import BIRDER, TORCH_LINEAR_ASSIGNMENT
 from benchmarks.report import format_row, markdown, merge, run_benchmarks
@@ -169,7 +169,7 @@ def test_quick_plans_are_bounded() -> None:
     assert not math.isfinite(Plan.of("cpu", quick=False).deadline_s)
     assert "model" not in {s.operator for s, _ in Plan().chosen(all_suites())}
     with pytest.raises(ValueError, match=r"operators: expected some of .*; got 'softmax'"):
-        Plan.of("cpu", True, ["softmax"])
+        Plan.of("cpu", True, operators=["softmax"])
 
 
 def test_median_over_the_assignment_cases() -> None:
@@ -231,7 +231,7 @@ def test_chart_reads_pytest_benchmark_results() -> None:
 
 
 def test_pytest_has_an_entry_for_each_contender() -> None:
-    entries = conftest.entries([1, 2])
+    entries = bench_suites.entries([1, 2])
     assert len(set(map(str, entries))) == len(entries) > 300
     assert {entry.suite.operator for entry in entries} == {s.operator for s in all_suites() if s.by_default}
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import goals
+from benchmarks.clocks import Rates
 from benchmarks.contract import ContractFailed
 from benchmarks.peers import gpu_assignment, transformers_models
 from benchmarks.peers.gpu_assignment import BIRDER, TORCH_LINEAR_ASSIGNMENT
-from benchmarks.runner import Plan, Rates, Subject
+from benchmarks.report import cells, judge
+from benchmarks.runner import Plan, Subject
 from benchmarks.suite import BACKWARD, CUDA, FORWARD, FORWARD_BACKWARD, TRITON, Row, Work, all_suites
 from benchmarks.suites.detection import COCO_COUNTS, OFFICIAL, STEP, padded_match
 from benchmarks.suites.linear_assignment import SCIPY, SCIPY_ON_HOST
@@ -155,7 +156,7 @@ def test_padded_costs_give_the_optimum(rng: torch.Generator) -> None:
 
     whole, inputs = TINY["matcher"], FULL["matcher"].tiny[0].inputs(rng)
     found = inputs.by_image(list(padded_match(solve, inputs, FORWARD)()))
-    whole.contract.verify(whole.contract.expected(inputs, FORWARD), found)
+    whole.verify(whole.expected_of(whole.tiny[0], inputs, FORWARD), found)
 
 
 def test_models_are_counted_and_compared(rng: torch.Generator) -> None:
@@ -165,10 +166,10 @@ def test_models_are_counted_and_compared(rng: torch.Generator) -> None:
     assert one.unit == "tf32"
     inputs = case.inputs(rng)
     assert full.work(replace(inputs, dtype="bf16"), FORWARD).bytes == one.bytes // 2
-    expected = full.contract.expected(inputs, FORWARD)
-    full.contract.verify(expected, expected.values)
+    expected = full.expected_of(case, inputs, FORWARD)
+    full.verify(expected, expected.values)
     with pytest.raises(ContractFailed, match=r"classes: relative error .* over 5e-03"):
-        full.contract.verify(expected, {name: 1.1 * x for name, x in expected.values.items()})
+        full.verify(expected, {name: 1.1 * x for name, x in expected.values.items()})
 
 
 def test_a_peer_that_cannot_run_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +221,7 @@ def test_goals_of_attention_are_judged_on_the_rows() -> None:
         at(CUDA, 9.0, case="decoder B=2", call_us=16.0),
         at(TRITON, 20.0, case="decoder B=2"),
     ]
-    found = {goal["goal"]: (goal["measured"], goal["verdict"]) for goal in goals.judge(rows)}
+    found = {goal["goal"]: (goal["measured"], goal["verdict"]) for goal in judge(rows)}
     assert found["encoder B=2 forward, fp32"] == (200.0, "met")
     assert found["encoder B=2 forward, fp32, classic kernel / ours"] == (3.5, "met")
     assert found["encoder B=2 backward, fp32, classic kernel / ours"] == (2.5, "missed")
@@ -228,7 +229,7 @@ def test_goals_of_attention_are_judged_on_the_rows() -> None:
     assert found["encoder B=2 forward, fp32, saved by the fused form"] == (40.0, "missed")
     assert found["decoder B=2 forward, fp32"] == (9.0, "met")
     assert found["decoder B=2 forward, fp32, call from Python with autograd"] == (16.0, "missed")
-    worst = "triton / cuda, forward, worst case (decoder B=2, fp32, plain)"
+    worst = "triton / cuda, forward, worst case (decoder B=2, fp32, plain, of 1)"
     assert found[worst] == (pytest.approx(20 / 9), "missed")
     assert found["triton / cuda, backward, worst case"] == (None, "not measured")
     assert found["encoder B=2 forward, bf16"] == (None, "not measured")
@@ -250,7 +251,7 @@ def test_goals_of_matching_are_judged_on_the_rows() -> None:
         row("criterion", STEP, CUDA, 900.0, wall_us=2500.0),
         row("criterion", STEP, OFFICIAL, 50000.0, wall_us=50000.0),
     ]
-    found = {goal["goal"]: (goal["measured"], goal["verdict"]) for goal in goals.judge(rows)}
+    found = {goal["goal"]: (goal["measured"], goal["verdict"]) for goal in judge(rows)}
     worst = f"worst case ({b}, of 2)"
     assert found[f"assignment B=16, best peer on the device / ours, {worst}"] == (4.0, "missed")
     assert found[f"assignment B=16, scipy with copies / ours, {worst}"] == (51.0, "met")
@@ -259,4 +260,4 @@ def test_goals_of_matching_are_judged_on_the_rows() -> None:
     assert found[f"matcher {STEP}"] == (600.0, "missed")
     assert found[f"criterion {STEP}, forward and backward, wall"] == (2500.0, "met")
     assert found[f"criterion {STEP}, {OFFICIAL} / ours, wall"] == (20.0, "met")
-    assert goals.cells(goals.judge(rows)[0])[3] in ("met", "missed", "not measured")
+    assert cells(judge(rows)[0])[3] in ("met", "missed", "not measured")
