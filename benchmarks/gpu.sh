@@ -13,6 +13,7 @@ cd "$(dirname "$0")/.."
 
 export PYTHON=${PYTHON:-python3} DEVICE=${DEVICE:-cuda} PEERS=${DETR_FAST_PEERS:-wheels}
 export DETR_FAST_SEED=${DETR_FAST_SEED:-$RANDOM$RANDOM} PYTHONUNBUFFERED=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+PYTHON=$("$PYTHON" -c 'import sys; print(sys.executable)') || exit
 [ "$DEVICE" = cuda ] && work=build/gpu || work=build/rehearsal
 export WORK=$(realpath -m "${WORK:-$work}")
 mkdir -p "$WORK"
@@ -36,7 +37,7 @@ print(find_tool(sys.argv[1], pathlib.Path(sys.argv[2])) or "")'
 importable() { "$PYTHON" -c "from importlib.util import find_spec; exit(find_spec('$1') is None)"; }
 
 # Every cache lies inside the repository, nvcc where compilers look for it.
-export PYTHONPATH=$PWD:$WORK/packages${PYTHONPATH:+:$PYTHONPATH} PATH=$(dirname "$(command -v "$PYTHON")"):$PATH
+export PYTHONPATH=$PWD:$WORK/packages${PYTHONPATH:+:$PYTHONPATH} PATH=$(dirname "$PYTHON"):$PATH
 export TRITON_CACHE_DIR=$WORK/triton TORCHINDUCTOR_CACHE_DIR=$WORK/inductor CUDA_CACHE_PATH=$WORK/cuda
 export TORCH_EXTENSIONS_DIR=$WORK/extensions
 nvcc=$(find_tool nvcc)
@@ -59,7 +60,7 @@ export SOURCES=$({
 build() {
     cmake -S . -B "$WORK/cmake" $(command -v ninja >/dev/null && echo -G Ninja) \
         -DDETR_FAST_CUDA="$([ "$DEVICE" = cuda ] && echo ON || echo OFF)" -DDETR_FAST_CUDA_ARCHS="$ARCHITECTURE-real" \
-        -DPython_EXECUTABLE="$(command -v "$PYTHON")" \
+        -DPython_EXECUTABLE="$PYTHON" \
         -Dpybind11_DIR="$("$PYTHON" -m pybind11 --cmakedir)" || return
     [ "$DEVICE" = cpu ] && return
     cmake --build "$WORK/cmake" --parallel "$(nproc)" && cmake --install "$WORK/cmake" --prefix .
