@@ -116,14 +116,14 @@ class RowLosses(torch.autograd.Function):
         ctx.save_for_backward(x, t)
         ctx.focal = focal
         parts = _chunks(len(x), x.shape[1], x.device)
-        return _joined([Compared.of(x[rows], t[rows]).losses(focal) for rows in parts], x)
+        return _joined([Compared.of(x[rows], t[rows], focal).losses() for rows in parts], x)
 
     @staticmethod
     def backward(ctx: Any, grad_mask: Tensor, grad_dice: Tensor) -> tuple[Tensor | None, ...]:
         x, t = ctx.saved_tensors
-        grad = torch.empty_like(x)
+        grad, gamma = torch.empty_like(x), ctx.focal.gamma if ctx.focal is not None else 1.0
         for rows in _chunks(len(x), x.shape[1], x.device):
-            by_mask, by_dice = Compared.of(x[rows], t[rows]).slopes(ctx.focal)
+            by_mask, by_dice = Compared.of(x[rows], t[rows], ctx.focal).slopes(gamma)
             grad[rows] = by_mask * grad_mask[rows, None] + by_dice * grad_dice[rows, None]
         return grad, None, None
 
@@ -142,10 +142,10 @@ class MapLosses(torch.autograd.Function):
         parts, slopes = [], []
         for rows in _chunks(len(map_index), masks[0:1].numel() or 1, maps.device):
             x, t = _upsampled(maps, masks, map_index[rows], target_index[rows])
-            compared = Compared.of(x, t)
-            parts.append(compared.losses(focal))
+            compared = Compared.of(x, t, focal)
+            parts.append(compared.losses())
             if ctx.needs_input_grad[0]:
-                full = torch.stack(compared.slopes(focal)).unflatten(-1, masks.shape[1:])
+                full = torch.stack(compared.slopes(focal.gamma)).unflatten(-1, masks.shape[1:])
                 slopes.append(_upsampling_backward(full, maps.shape[1:]))
         # the slopes of small maps, rather than all that they are made of once more
         ctx.save_for_backward(map_index, *slopes)
@@ -188,55 +188,53 @@ def _upsampling_backward(grad: Tensor, size: torch.Size) -> Tensor:
 
 
 class Compared(NamedTuple):
-    """Logits beside targets, [r, X] each.
+    """Logits beside targets, [r, X] each, and what losses and their derivatives share.
 
     Args:
         t: targets, in 0..1.
         p: probabilities.
         entropy: binary cross-entropies.
+        wrong: probabilities of the wrong answer.
+        weight: what a focal loss multiplies `entropy * wrong` by; None: no focal loss.
+        numerator: [r, 1], twice the overlap, plus one.
+        denominator: [r, 1], the sum of both areas, plus one.
     """
 
     t: Tensor
     p: Tensor
     entropy: Tensor
+    wrong: Tensor
+    weight: Tensor | None
+    numerator: Tensor
+    denominator: Tensor
 
     @classmethod
-    def of(cls, x: Tensor, t: Tensor) -> Compared:
-        return cls(t, x.sigmoid(), F.binary_cross_entropy_with_logits(x, t, reduction="none"))
+    def of(cls, x: Tensor, t: Tensor, focal: Focal | None) -> Compared:
+        p = x.sigmoid()
+        both, overlap = p + t, p * t
+        numerator, denominator = (2 * overlap.sum(1, keepdim=True) + 1, both.sum(1, keepdim=True) + 1)
+        wrong, weight = both.sub_(overlap, alpha=2), None
+        if focal is not None:
+            weight = wrong.clamp(min=torch.finfo(p.dtype).tiny).pow_(focal.gamma - 1)
+            if focal.alpha >= 0:
+                weight *= (2 * focal.alpha - 1) * t + (1 - focal.alpha)
+        entropy = F.binary_cross_entropy_with_logits(x, t, reduction="none")
+        return cls(t, p, entropy, wrong, weight, numerator, denominator)
 
-    def losses(self, focal: Focal | None) -> tuple[Tensor, Tensor]:
+    def losses(self) -> tuple[Tensor, Tensor]:
         """[r] mean cross-entropy or focal loss, and dice loss."""
-        mask = self.entropy
-        if focal is not None:
-            mask = mask * self._wrong() ** focal.gamma * _balance(self.t, focal)
-        numerator, denominator = self._dice_sums()
-        return mask.mean(1), 1 - (numerator / denominator)[:, 0]
+        mask = self.entropy if self.weight is None else self.entropy * self.wrong * self.weight
+        return mask.mean(1), 1 - (self.numerator / self.denominator)[:, 0]
 
-    def slopes(self, focal: Focal | None) -> tuple[Tensor, Tensor]:
-        """[r, X] each: the derivatives of `losses` by the logits."""
-        t, p, entropy = self
-        slope = p * (1 - p)
-        by_mask = p - t
-        if focal is not None:
-            wrong = self._wrong()
-            of_power = focal.gamma * wrong.clamp(min=torch.finfo(p.dtype).tiny) ** (focal.gamma - 1)
-            by_mask = by_mask * wrong**focal.gamma + entropy * of_power * slope * (1 - 2 * t)
-            by_mask = by_mask * _balance(t, focal)
-        numerator, denominator = self._dice_sums()
-        return by_mask / p.shape[1], slope * (numerator / denominator - 2 * t) / denominator
-
-    def _wrong(self) -> Tensor:
-        """Probabilities of the wrong answer."""
-        return self.p + self.t - 2 * self.p * self.t
-
-    def _dice_sums(self) -> tuple[Tensor, Tensor]:
-        """[r, 1] twice the overlap and the sum of both areas, plus one."""
-        numerator = 2 * (self.p * self.t).sum(1, keepdim=True) + 1
-        return numerator, self.p.sum(1, keepdim=True) + self.t.sum(1, keepdim=True) + 1
-
-
-def _balance(t: Tensor, focal: Focal) -> Tensor | float:
-    return 1 - focal.alpha + (2 * focal.alpha - 1) * t if focal.alpha >= 0 else 1.0
+    def slopes(self, gamma: float) -> tuple[Tensor, Tensor]:
+        """[r, X] each: the derivatives of `losses` by the logits; `gamma` is that of the focal loss."""
+        slope = self.p * (1 - self.p)
+        by_mask = self.p - self.t
+        if self.weight is not None:
+            turned = (1 - 2 * self.t).mul_(slope)  # the derivative of `wrong`
+            by_mask = by_mask.mul_(self.wrong).addcmul_(self.entropy, turned, value=gamma).mul_(self.weight)
+        by_dice = (self.numerator / self.denominator - 2 * self.t).mul_(slope / self.denominator)
+        return by_mask / self.p.shape[1], by_dice
 
 
 def _chunks(rows: int, values: int, device: torch.device) -> Iterable[slice]:
