@@ -227,5 +227,46 @@ inline vquad sum4(vfloat a, vfloat b, vfloat c, vfloat d) {
 #endif
 }
 
+// Transposes the 4x4 numbers in the same quad of four vectors.
+inline void transpose_quads(vfloat (&x)[4]) {
+#if defined(__AVX512F__)
+    const vfloat ab[2] = {_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1])};
+    const vfloat cd[2] = {_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3])};
+    for (int i = 0; i < 2; ++i) {
+        x[2 * i] = (vfloat)_mm512_unpacklo_pd((__m512d)ab[i], (__m512d)cd[i]);
+        x[2 * i + 1] = (vfloat)_mm512_unpackhi_pd((__m512d)ab[i], (__m512d)cd[i]);
+    }
+#elif defined(__AVX__)
+    const vfloat ab[2] = {_mm256_unpacklo_ps(x[0], x[1]), _mm256_unpackhi_ps(x[0], x[1])};
+    const vfloat cd[2] = {_mm256_unpacklo_ps(x[2], x[3]), _mm256_unpackhi_ps(x[2], x[3])};
+    for (int i = 0; i < 2; ++i) {
+        x[2 * i] = (vfloat)_mm256_unpacklo_pd((__m256d)ab[i], (__m256d)cd[i]);
+        x[2 * i + 1] = (vfloat)_mm256_unpackhi_pd((__m256d)ab[i], (__m256d)cd[i]);
+    }
+#else
+    for (int quad = 0; quad < kLanes; quad += 4)
+        for (int i = 0; i < 4; ++i)
+            for (int j = 0; j < i; ++j) {
+                const float below = x[i][quad + j];
+                x[i][quad + j] = x[j][quad + i];
+                x[j][quad + i] = below;
+            }
+#endif
+}
+
+// to[i][j] = x[j][i] for each lane i of four vectors, and back.
+inline void store_interleaved(float* to, vfloat (&x)[4]) {
+    transpose_quads(x);
+    for (int j = 0; j < 4; ++j)
+        for (int quad = 0; quad < kLanes / 4; ++quad)
+            std::memcpy(to + 4 * (4 * quad + j), reinterpret_cast<const vquad*>(&x[j]) + quad, sizeof(vquad));
+}
+inline void load_interleaved(const float* from, vfloat (&x)[4]) {
+    for (int j = 0; j < 4; ++j)
+        for (int quad = 0; quad < kLanes / 4; ++quad)
+            std::memcpy(reinterpret_cast<vquad*>(&x[j]) + quad, from + 4 * (4 * quad + j), sizeof(vquad));
+    transpose_quads(x);
+}
+
 }  // namespace DETR_FAST_ISA
 }  // namespace detr_fast

@@ -18,14 +18,17 @@ struct Work {
 // For samples i..: dot products of the corners' rows with grad_out (added to dots unless `fresh`), and
 // grad_out times share added to the corners' gradient rows at `grad`.
 template <int V, bool Dots, bool Scatter, typename T>
-inline void scatter(const MsDeformAttnShape& s, const Plan& plan, int64_t i, const T* base, float* grad,
-                    int64_t stride, const float* grad_out, bool fresh, float* dots) {
+inline void scatter(const Plan& plan, int64_t i, const T* base, float* grad, const float* grad_out,
+                    bool fresh, float* dots) {
     vfloat go[V];
     for (int v = 0; v < V; ++v) go[v] = load(grad_out + v * kLanes);
-    for (int64_t n = 0; n < s.levels; ++n) {
-        const Window step = window(s, n, stride);
-        for (const int64_t end = i + s.points[n]; i < end; ++i) {
-            const int64_t at = static_cast<int64_t>(plan.pixel[i]) * stride;
+    const int32_t* pixel = plan.pixel + i;
+    const float* shares = plan.share + 4 * i;
+    float* to = dots + 4 * i;
+    for (int64_t n = 0; n < plan.levels; ++n) {
+        const Window step = plan.windows[n];
+        for (const int32_t* end = pixel + step.points; pixel < end; ++pixel, shares += 4, to += 4) {
+            const int64_t at = *pixel * plan.stride;
             const int64_t corners[4] = {at, at + step.right, at + step.below, at + step.below + step.right};
             vfloat dot[4];
             for (int corner = 0; corner < 4; ++corner) {
@@ -36,13 +39,12 @@ inline void scatter(const MsDeformAttnShape& s, const Plan& plan, int64_t i, con
                 }
                 if (Scatter) {
                     float* row = grad + corners[corner];
-                    const vfloat share = splat(plan.share[corner][i]);
+                    const vfloat share = splat(shares[corner]);
                     for (int v = 0; v < V; ++v)
                         store(row + v * kLanes, load(row + v * kLanes) + share * go[v]);
                 }
             }
             if (Dots) {
-                float* to = dots + 4 * i;
                 const vquad total = sum4(dot[0], dot[1], dot[2], dot[3]);
                 vquad before{};
                 if (!fresh) std::memcpy(&before, to, sizeof before);
@@ -54,17 +56,16 @@ inline void scatter(const MsDeformAttnShape& s, const Plan& plan, int64_t i, con
 }
 
 template <bool Dots, bool Scatter, typename T>
-inline void scatter_row(const MsDeformAttnShape& s, const Plan& plan, int64_t i, const T* base, float* grad,
-                        int64_t stride, int64_t width, const float* grad_out, float* dots) {
+inline void scatter_row(const Plan& plan, int64_t i, const T* base, float* grad, int64_t width,
+                        const float* grad_out, float* dots) {
     int64_t c = 0;
     for (; c + 4 * kLanes <= width; c += 4 * kLanes)
-        scatter<4, Dots, Scatter>(s, plan, i, base + c, grad + c, stride, grad_out + c, c == 0, dots);
+        scatter<4, Dots, Scatter>(plan, i, base + c, grad + c, grad_out + c, c == 0, dots);
     if (c + 2 * kLanes <= width) {
-        scatter<2, Dots, Scatter>(s, plan, i, base + c, grad + c, stride, grad_out + c, c == 0, dots);
+        scatter<2, Dots, Scatter>(plan, i, base + c, grad + c, grad_out + c, c == 0, dots);
         c += 2 * kLanes;
     }
-    if (c < width)
-        scatter<1, Dots, Scatter>(s, plan, i, base + c, grad + c, stride, grad_out + c, c == 0, dots);
+    if (c < width) scatter<1, Dots, Scatter>(plan, i, base + c, grad + c, grad_out + c, c == 0, dots);
 }
 
 // Slope of the tent: the right-hand derivative.
@@ -81,8 +82,7 @@ inline void differentiate(const Plan& plan, const Work& work, int64_t q) {
     const float* dots = work.dots + 4 * row;
     for (int64_t i = 0; i < used; i += kLanes) {
         vfloat d[4];
-        for (int lane = 0; lane < kLanes; ++lane)
-            for (int corner = 0; corner < 4; ++corner) d[corner][lane] = dots[4 * (i + lane) + corner];
+        load_interleaved(dots + 4 * i, d);
         const vfloat x[2] = {load(plan.x + row + i), load(plan.x + row + i) - load(plan.next_x + i)};
         const vfloat y[2] = {load(plan.y + row + i), load(plan.y + row + i) - load(plan.next_y + i)};
         const vfloat sx[2] = {slope(x[0]), slope(x[1])}, sy[2] = {slope(y[0]), slope(y[1])};
@@ -166,8 +166,8 @@ inline const float* grad_row(const Work& work, const MsDeformAttnShape& s, int64
 template <bool Dots, bool Scatter, typename T, typename G>
 void backward_queries(const MsDeformAttnInputs& in, const MsDeformAttnCpuGradients& grad,
                       const Samples& samples, const Plan& plan, const Work& work, int64_t b, int64_t h,
-                      int64_t first, int64_t last, const T* base, float* grad_base, int64_t stride,
-                      int64_t head_stride, int64_t width, const G* grad_out) {
+                      int64_t first, int64_t last, const T* base, float* grad_base, int64_t head_stride,
+                      int64_t width, const G* grad_out) {
     const MsDeformAttnShape& s = in.shape;
     for (int64_t from = first; from < last; from += plan.queries) {
         const int64_t to = from + plan.queries < last ? from + plan.queries : last;
@@ -187,10 +187,10 @@ void backward_queries(const MsDeformAttnInputs& in, const MsDeformAttnCpuGradien
                     plain = plain && all_zero(bad);
                 }
                 if (__builtin_expect(plain || !Scatter, 1)) {
-                    scatter_row<Dots, Scatter>(s, plan, i, rows, grad_rows, stride, width, go, work.dots);
+                    scatter_row<Dots, Scatter>(plan, i, rows, grad_rows, width, go, work.dots);
                 } else {
-                    scatter_row<true, false>(s, plan, i, rows, grad_rows, stride, width, go, work.dots);
-                    for_touched(s, plan, i, stride, [&](int64_t offset, float share) {
+                    scatter_row<true, false>(plan, i, rows, grad_rows, width, go, work.dots);
+                    for_touched(plan, i, [&](int64_t offset, float share) {
                         for (int64_t c = 0; c < width; ++c) grad_rows[offset + c] += share * go[c];
                     });
                 }
@@ -274,7 +274,8 @@ void backward(const MsDeformAttnInputs& in, int most_threads, const MsDeformAttn
         const int64_t block = block_queries(s, together), samples = plan_row(s, together);
         const int64_t turn = round_up(kTurnQueries, block);
         const int64_t sortable = packed ? 3 * turn * heads * s.samples : 0;
-        work.dots = make_plan(plan, s, together, block, 4 * samples * block + width + 3 * samples + sortable);
+        work.dots =
+            make_plan(plan, s, together, stride, block, 4 * samples * block + width + 3 * samples + sortable);
         good = work.dots != nullptr;
         float* sorted = nullptr;
         if (good) {
@@ -301,8 +302,8 @@ void backward(const MsDeformAttnInputs& in, int most_threads, const MsDeformAttn
                         float* head_rows = rows + head * s.pixels * stride;
                         backward_queries<Dots, Scatter>(
                             in, grad, sorted_samples(s, sorted, owned, head, first, last), plan, work, b,
-                            h + head, first, last, static_cast<const float*>(head_rows), head_rows + width,
-                            stride, 0, width, grad_out);
+                            h + head, first, last, static_cast<const float*>(head_rows), head_rows + width, 0,
+                            width, grad_out);
                     }
                 }
                 if (Scatter) unpack(s, owned, rows + width, stride, grad_value + offset);
@@ -310,8 +311,8 @@ void backward(const MsDeformAttnInputs& in, int most_threads, const MsDeformAttn
                 plan.heads = owned;
                 float* grad_rows = Scatter ? reinterpret_cast<float*>(grad_value) + offset : nullptr;
                 backward_queries<Dots, Scatter>(in, grad, samples_of(in, b, h), plan, work, b, h, 0,
-                                                s.queries, value + offset, grad_rows, stride, s.channels,
-                                                width, grad_out);
+                                                s.queries, value + offset, grad_rows, s.channels, width,
+                                                grad_out);
             }
         }
     }

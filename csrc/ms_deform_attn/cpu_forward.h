@@ -10,26 +10,27 @@ namespace {
 // Adds the weighted samples i.. of one query and head, `V` vectors of channels from `base` on, while fetching
 // those of the next head, `ahead` elements further.
 template <int V, bool Prefetch, typename T>
-inline void gather(const MsDeformAttnShape& s, const Plan& plan, int64_t i, const T* base, int64_t stride,
-                   int64_t ahead, vfloat (&out)[V]) {
+inline void gather(const Plan& plan, int64_t i, const T* base, int64_t ahead, vfloat (&out)[V]) {
     constexpr int kSums = V > 2 ? 2 : 4;  // independent chains hide the latency of the multiply-adds
     vfloat sums[kSums][V] = {};
-    for (int64_t n = 0; n < s.levels; ++n) {
-        const Window step = window(s, n, stride);
-        for (const int64_t end = i + s.points[n]; i < end; ++i) {
-            const T* at = base + static_cast<int64_t>(plan.pixel[i]) * stride;
+    const int32_t* pixel = plan.pixel + i;
+    const float* share = plan.share + 4 * i;
+    for (int64_t n = 0; n < plan.levels; ++n) {
+        const Window step = plan.windows[n];
+        for (const int32_t* end = pixel + step.points; pixel < end; ++pixel, share += 4) {
+            const T* at = base + *pixel * plan.stride;
             const T* corners[4] = {at, at + step.right, at + step.below, at + step.below + step.right};
             if (Prefetch) {
-                const T* next = base + ahead + static_cast<int64_t>(plan.pixel[i + plan.samples]) * stride;
+                const T* next = base + ahead + pixel[plan.samples] * plan.stride;
                 prefetch_row(next, V * kLanes);
                 prefetch_row(next + step.right, V * kLanes);
                 prefetch_row(next + step.below, V * kLanes);
                 prefetch_row(next + step.below + step.right, V * kLanes);
             }
             for (int corner = 0; corner < 4; ++corner) {
-                const vfloat share = splat(plan.share[corner][i]);
+                const vfloat weight = splat(share[corner]);
                 for (int v = 0; v < V; ++v)
-                    sums[corner % kSums][v] += share * load_row(corners[corner] + v * kLanes);
+                    sums[corner % kSums][v] += weight * load_row(corners[corner] + v * kLanes);
             }
         }
     }
@@ -41,9 +42,9 @@ inline void gather(const MsDeformAttnShape& s, const Plan& plan, int64_t i, cons
 
 template <int V, bool Prefetch, typename T, typename Out>
 inline void gather_channels(const MsDeformAttnShape& s, const Plan& plan, int64_t i, const T* base,
-                            int64_t stride, int64_t ahead, int64_t first, Out* out) {
+                            int64_t ahead, int64_t first, Out* out) {
     vfloat sums[V];
-    gather<V, Prefetch>(s, plan, i, base + first, stride, ahead, sums);
+    gather<V, Prefetch>(plan, i, base + first, ahead, sums);
     vfloat bad = splat(0);
     for (int v = 0; v < V; ++v) bad += sums[v] - sums[v];
     const int64_t count = s.channels - first;
@@ -55,7 +56,7 @@ inline void gather_channels(const MsDeformAttnShape& s, const Plan& plan, int64_
     for (int v = 0; v < V; ++v) store(result + v * kLanes, sums[v]);
     if (!all_zero(bad)) {
         std::memset(result, 0, sizeof result);
-        for_touched(s, plan, i, stride, [&](int64_t offset, float share) {
+        for_touched(plan, i, [&](int64_t offset, float share) {
             for (int c = 0; c < V * kLanes; ++c) result[c] += share * scalar(base + offset + first + c);
         });
     }
@@ -64,23 +65,23 @@ inline void gather_channels(const MsDeformAttnShape& s, const Plan& plan, int64_
 
 // One output row [D]; `width` is D rounded up to vectors.
 template <bool Prefetch, typename T, typename Out>
-inline void gather_row(const MsDeformAttnShape& s, const Plan& plan, int64_t i, const T* base, int64_t stride,
-                       int64_t ahead, int64_t width, Out* out) {
+inline void gather_row(const MsDeformAttnShape& s, const Plan& plan, int64_t i, const T* base, int64_t ahead,
+                       int64_t width, Out* out) {
     int64_t c = 0;
     for (; c + 4 * kLanes <= width; c += 4 * kLanes)
-        gather_channels<4, Prefetch>(s, plan, i, base, stride, ahead, c, out);
+        gather_channels<4, Prefetch>(s, plan, i, base, ahead, c, out);
     if (c + 2 * kLanes <= width) {
-        gather_channels<2, Prefetch>(s, plan, i, base, stride, ahead, c, out);
+        gather_channels<2, Prefetch>(s, plan, i, base, ahead, c, out);
         c += 2 * kLanes;
     }
-    if (c < width) gather_channels<1, Prefetch>(s, plan, i, base, stride, ahead, c, out);
+    if (c < width) gather_channels<1, Prefetch>(s, plan, i, base, ahead, c, out);
 }
 
 // Sums of queries [first, last) for the plan's heads, from h on, of image b. `base` is row 0 of head h.
 template <bool Prefetch, typename T, typename Out>
 void forward_queries(const MsDeformAttnInputs& in, const Samples& samples, const Plan& plan, int64_t b,
-                     int64_t h, int64_t first, int64_t last, const T* base, int64_t stride,
-                     int64_t head_stride, int64_t width, Out* out) {
+                     int64_t h, int64_t first, int64_t last, const T* base, int64_t head_stride,
+                     int64_t width, Out* out) {
     const MsDeformAttnShape& s = in.shape;
     for (int64_t from = first; from < last; from += plan.queries) {
         const int64_t to = from + plan.queries < last ? from + plan.queries : last;
@@ -90,7 +91,7 @@ void forward_queries(const MsDeformAttnInputs& in, const Samples& samples, const
             for (int64_t head = 0; head < plan.heads; ++head) {
                 const int64_t ahead = head + 1 < plan.heads ? head_stride : -head * head_stride;
                 gather_row<Prefetch>(s, plan, (q - from) * plan.row + head * plan.samples,
-                                     base + head * head_stride, stride, ahead, width,
+                                     base + head * head_stride, ahead, width,
                                      out + ((b * s.queries + q) * s.heads + h + head) * s.channels);
             }
         }
@@ -126,7 +127,8 @@ void forward(const MsDeformAttnInputs& in, int most_threads, T* out, bool& ok) {
     {
         Plan plan;
         const int64_t samples = s.heads * s.samples;
-        float* sorted = make_plan(plan, s, heads, block, packed ? 3 * turn * samples : 0);
+        float* sorted =
+            make_plan(plan, s, heads, packed ? width : row, block, packed ? 3 * turn * samples : 0);
         good = sorted != nullptr;
         for (int64_t b = 0; packed && b < s.batch; ++b) {
             const int64_t slices = 64;
@@ -141,7 +143,7 @@ void forward(const MsDeformAttnInputs& in, int most_threads, T* out, bool& ok) {
                 for (int64_t h = 0; good && h < s.heads; ++h)
                     forward_queries<false>(
                         in, sorted_samples(s, sorted, s.heads, h, first, last), plan, b, h, first, last,
-                        static_cast<const float*>(rows) + h * s.pixels * width, width, 0, width, out);
+                        static_cast<const float*>(rows) + h * s.pixels * width, 0, width, out);
             }
         }
 #pragma omp for schedule(static)
@@ -150,7 +152,7 @@ void forward(const MsDeformAttnInputs& in, int most_threads, T* out, bool& ok) {
             const int64_t last = first + turn < s.queries ? first + turn : s.queries;
             if (good)
                 forward_queries<true>(in, samples_of(in, b, 0), plan, b, 0, first, last,
-                                      value + b * s.pixels * row, row, s.channels, width, out);
+                                      value + b * s.pixels * row, s.channels, width, out);
         }
     }
     ok = good;

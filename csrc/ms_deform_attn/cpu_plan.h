@@ -29,10 +29,12 @@ inline bool touches(float t) { return t >= -1 && t < 1; }
 
 // All lanes zero; false for NaN.
 inline bool all_zero(vfloat x) {
-    const vint nonzero = x != 0.0f;
-#if defined(__AVX__) && !defined(__AVX512F__)
-    return __builtin_ia32_movmskps256(reinterpret_cast<vfloat>(nonzero)) == 0;
+#if defined(__AVX512F__)
+    return _mm512_cmp_ps_mask(x, splat(0), _CMP_NEQ_UQ) == 0;
+#elif defined(__AVX__)
+    return _mm256_testz_si256((__m256i)(x != 0.0f), (__m256i)(x != 0.0f));
 #else
+    const vint nonzero = x != 0.0f;
     uint64_t words[kLanes / 2], any = 0;
     std::memcpy(words, &nonzero, sizeof words);
     for (uint64_t word : words) any |= word;
@@ -40,9 +42,18 @@ inline bool all_zero(vfloat x) {
 #endif
 }
 
+// Samples of one level, and the row distances of its window; 0 where it has but one column or line, or no
+// pixel.
+struct Window {
+    int64_t points, right, below;
+};
+
 struct Plan {
     // A row holds the samples of one query over `heads` heads, `samples` a head, padded to vectors.
     int64_t heads, samples, row, queries;
+
+    int64_t levels, stride;  // elements from one pixel's row of channels to the next
+    Window* windows;         // [N]
 
     // constants of a row's samples
     float *last_x, *last_y;  // largest coordinate of the window's first pixel
@@ -56,8 +67,8 @@ struct Plan {
     float *scale_x, *scale_y;
     float *x, *y;  // relative to the window's first pixel
     float* weight;
-    float* share[4];  // weight times bilinear share of the corners: top left, top right, bottom left, ...
-    int32_t* pixel;   // the window's first pixel
+    float* share;    // [queries][row][4] weight times bilinear share: top left, top right, bottom left, ...
+    int32_t* pixel;  // the window's first pixel
 };
 
 inline bool has_pixels(const MsDeformAttnShape& s, int64_t n) { return s.sizes[2 * n] && s.sizes[2 * n + 1]; }
@@ -67,19 +78,30 @@ inline int64_t plan_row(const MsDeformAttnShape& s, int64_t heads) {
     return round_up(heads * s.samples, kLanes);
 }
 
-// Finds room for a plan of up to `queries` queries and for `extra` floats more, zeroed; nullptr where memory
-// ran out, else the latter.
-inline float* make_plan(Plan& plan, const MsDeformAttnShape& s, int64_t heads, int64_t queries,
-                        int64_t extra) {
+// Finds room for a plan of up to `queries` queries, whose rows lie `stride` apart, and for `extra` floats
+// more, zeroed; nullptr where memory ran out, else the latter.
+inline float* make_plan(Plan& plan, const MsDeformAttnShape& s, int64_t heads, int64_t stride,
+                        int64_t queries, int64_t extra) {
     plan.heads = heads;
     plan.samples = s.samples;
     plan.row = plan_row(s, heads);
     plan.queries = queries;
+    plan.levels = s.levels;
+    plan.stride = stride;
     const int64_t block = plan.row * queries;
-    const size_t bytes = sizeof(float) * (8 * plan.row + 10 * block + plan.samples + s.levels + extra);
+    const int64_t windows = round_up(sizeof(Window) / sizeof(float) * s.levels, kLanes);
+    const size_t bytes =
+        sizeof(float) * (windows + 8 * plan.row + 10 * block + plan.samples + s.levels + extra);
     float* memory = static_cast<float*>(scratch(ScratchSlot::plan, bytes));
     if (!memory) return nullptr;
     std::memset(memory, 0, bytes);
+    plan.windows = reinterpret_cast<Window*>(memory);
+    memory += windows;
+    for (int64_t n = 0; n < s.levels; ++n) {
+        const int64_t height = s.sizes[2 * n], width = s.sizes[2 * n + 1];
+        plan.windows[n] = {s.points[n], width > 1 && height > 0 ? stride : 0,
+                           height > 1 ? width * stride : 0};
+    }
     auto take = [&](int64_t count) {
         float* taken = memory;
         memory += count;
@@ -90,9 +112,9 @@ inline float* make_plan(Plan& plan, const MsDeformAttnShape& s, int64_t heads, i
     for (float** field : constants) *field = take(plan.row);
     plan.columns = reinterpret_cast<int32_t*>(take(plan.row));
     plan.start = reinterpret_cast<int32_t*>(take(plan.row));
-    float** varying[] = {&plan.scale_x,  &plan.scale_y,  &plan.x,        &plan.y,       &plan.weight,
-                         &plan.share[0], &plan.share[1], &plan.share[2], &plan.share[3]};
+    float** varying[] = {&plan.scale_x, &plan.scale_y, &plan.x, &plan.y, &plan.weight};
     for (float** field : varying) *field = take(block);
+    plan.share = take(4 * block);
     plan.pixel = reinterpret_cast<int32_t*>(take(block + plan.samples));  // prefetching looks a head further
     // the last, so that what comes before stays aligned with the vectors of a row
     plan.unit = memory + extra;
@@ -221,11 +243,9 @@ inline bool plan_query(const Plan& plan, const MsDeformAttnShape& s, const float
         const vfloat w = load(weight + i);
         const vfloat left = tent(x), right = tent(x - load(plan.next_x + i));
         const vfloat top = tent(y) * w, bottom = tent(y - load(plan.next_y + i)) * w;
-        const vfloat shares[4] = {top * left, top * right, bottom * left, bottom * right};
-        for (int corner = 0; corner < 4; ++corner) {
-            store(plan.share[corner] + row + i, shares[corner]);
-            bad += shares[corner] - shares[corner];
-        }
+        vfloat shares[4] = {top * left, top * right, bottom * left, bottom * right};
+        for (const vfloat& share : shares) bad += share - share;
+        store_interleaved(plan.share + 4 * (row + i), shares);
     }
     return all_zero(bad);
 }

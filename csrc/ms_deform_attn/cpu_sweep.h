@@ -44,16 +44,6 @@ inline void write_row(const float* from, int64_t channels, T* to) {
     for (; c < channels; ++c) assign(to + c, from[c]);
 }
 
-// The row distances of a level's window; 0 where the level has only one column or line, or no pixel.
-struct Window {
-    int64_t right, below;
-};
-
-inline Window window(const MsDeformAttnShape& s, int64_t n, int64_t stride) {
-    const int64_t height = s.sizes[2 * n], width = s.sizes[2 * n + 1];
-    return {width > 1 && height > 0 ? stride : 0, height > 1 ? width * stride : 0};
-}
-
 template <typename T>
 inline void prefetch_row(const T* row, int64_t channels) {
     for (int64_t c = 0; c < channels; c += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(row + c);
@@ -62,18 +52,17 @@ inline void prefetch_row(const T* row, int64_t channels) {
 // Calls visit(corner, row offset, share) for the pixels that bilinear interpolation truly reads: what else
 // lies in a window must not spread its infinities and NaN, not even times zero.
 template <typename Visit>
-inline void for_touched(const MsDeformAttnShape& s, const Plan& plan, int64_t i, int64_t stride,
-                        Visit visit) {
+inline void for_touched(const Plan& plan, int64_t i, Visit visit) {
     const int64_t constant = i % plan.row;
-    for (int64_t n = 0, k = 0; n < s.levels; ++n) {
-        const Window step = window(s, n, stride);
-        for (const int64_t end = k + s.points[n]; k < end; ++k) {
+    for (int64_t n = 0, k = 0; n < plan.levels; ++n) {
+        const Window step = plan.windows[n];
+        for (const int64_t end = k + step.points; k < end; ++k) {
             const float x = plan.x[i + k], y = plan.y[i + k];
             for (int corner = 0; corner < 4; ++corner) {
                 const float tx = corner & 1 ? x - plan.next_x[constant + k] : x;
                 const float ty = corner & 2 ? y - plan.next_y[constant + k] : y;
                 if (!touches(tx) || !touches(ty)) continue;
-                const int64_t offset = static_cast<int64_t>(plan.pixel[i + k]) * stride +
+                const int64_t offset = static_cast<int64_t>(plan.pixel[i + k]) * plan.stride +
                                        (corner & 1 ? step.right : 0) + (corner & 2 ? step.below : 0);
                 visit(offset, plan.weight[i + k] * tent(ty) * tent(tx));
             }
@@ -140,8 +129,8 @@ inline Samples sorted_samples(const MsDeformAttnShape& s, const float* sorted, i
 }
 
 inline int64_t block_queries(const MsDeformAttnShape& s, int64_t heads) {
-    const int64_t block = kBlockSamples / (heads * s.samples);
-    return block < 1 ? 1 : block;
+    const int64_t block = kBlockSamples / (heads * s.samples), most = block < s.queries ? block : s.queries;
+    return most < 1 ? 1 : most;
 }
 
 // Copies pixels [first, last) of `heads` heads, [S, heads, D] (pixel stride H * D), to float rows of `stride`
