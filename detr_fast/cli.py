@@ -20,7 +20,7 @@ from typer.core import TyperCommand, TyperGroup
 from detr_fast import __version__
 from detr_fast.bench import run_benchmarks
 from detr_fast.data import DataSource, ImageError, convert_yolo
-from detr_fast.distributed import is_main, pick_device, process_group
+from detr_fast.distributed import is_main, pick_device, process_group, world_size
 from detr_fast.doctor import diagnose
 from detr_fast.engine import (
     FAMILIES,
@@ -248,7 +248,10 @@ def train(
     skip_bad_images: Annotated[
         bool | None, typer.Option("--skip-bad-images", help="Log and skip, not stop.")
     ] = None,
-    evaluate: Annotated[bool, typer.Option(help="Evaluate on the val split.")] = True,
+    evaluate: Annotated[
+        bool | None,
+        typer.Option("--evaluate/--no-evaluate", help="Evaluate on the val split. Default: --evaluate."),
+    ] = None,
     epochs: Annotated[int | None, _setting("epochs", "Passes over the data.")] = None,
     batch_size: Annotated[int | None, _setting("batch_size", "Images a process and backward pass.")] = None,
     accumulate: Annotated[int | None, _setting("accumulate", "Backward passes a step.")] = None,
@@ -301,6 +304,7 @@ def train(
             config = train_config(start.family, small=start.small, **settings)
         else:
             source, config = earlier.data_source(**places), earlier.train_config(**settings)
+            evaluate = earlier.evaluated if evaluate is None else evaluate
         try:
             metrics = train_on_coco(
                 source,
@@ -311,13 +315,14 @@ def train(
                 augmentation=augmentation,
                 resume=earlier is not None,
                 skip_bad_images=bool(skip_bad_images),
-                evaluate_val=evaluate,
+                evaluate_val=evaluate is not False,
                 echo=typer.echo,
             )
         except ImageError as error:
             raise ImageError(f"{error}; --skip-bad-images trains without such images") from error
         except Interrupted as stopped:
-            go_on = f"go on with: detr-fast train --output {shlex.quote(str(output))} --resume"
+            launched = "torchrun ... -m detr_fast" if world_size() > 1 else "detr-fast"
+            go_on = f"go on with: {launched} train --output {shlex.quote(str(output))} --resume"
             raise Interrupted(stopped.number, f"{stopped}\n{go_on}") from None
         if is_main():
             if metrics:

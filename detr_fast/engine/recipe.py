@@ -148,7 +148,7 @@ def train_on_coco(
             "skip_bad_images": skip_bad_images,
             "num_classes": choice.num_classes,
         },
-        source=source_record(DataSource.of(data)),
+        source={**source_record(DataSource.of(data)), "evaluated": evaluate_val},
         resume=last if resume else None,
     )
     if is_main():

@@ -24,7 +24,7 @@ class EarlierRun:
         last: the file.
         config: the fields of its `TrainConfig`.
         options: what else changed its training, by the names of `train_on_coco`, and more.
-        source: the fields of its `DataSource`; paths as text.
+        source: the fields of its `DataSource`, paths as text, and whether it was `evaluated`.
     """
 
     last: Path
@@ -55,13 +55,21 @@ class EarlierRun:
         then = {name: value for name, value in self.config.items() if name in names}
         return TrainConfig(**{**then, **_said(given)})
 
+    @property
+    def evaluated(self) -> bool:
+        """Whether it was evaluated on a validation split."""
+        return bool(self.source.get("evaluated", True))
+
     def data_source(self, **given: Any) -> DataSource:
         """Its data set, or the one that is given."""
         said = _said(given)
         if any(isinstance(value, Path) for value in said.values()):
             return DataSource(**said)
+        names = {field.name for field in dataclasses.fields(DataSource)}
         then = {
-            name: Path(value) if name in PATHS and value else value for name, value in self.source.items()
+            name: Path(value) if name in PATHS and value else value
+            for name, value in self.source.items()
+            if name in names
         }
         return DataSource(**{**then, **said})
 

@@ -83,6 +83,18 @@ def test_a_run_goes_on_with_its_own_options(data: Path, tmp_path: Path) -> None:
         assert refusal in refused(*train, "--resume", *option, "--epochs", 3)
 
 
+def test_a_run_that_is_not_evaluated_stays_so(tmp_path: Path) -> None:
+    """Its files are named by hand, and there are none to validate on."""
+    data = write_data(tmp_path / "data", train_images=2, val_images=1)
+    train = ["train", "--output", tmp_path / "run"]
+    annotations = data / "annotations/instances_train2017.json"
+    files = ["--train-json", annotations, "--train-images", data / "train2017"]
+    ok(*train, *files, "--model", "detr-tiny", "--no-evaluate", "--epochs", 1, *SMALL)
+    ok(*train, "--resume", "--epochs", 2, "--log-every", 1)
+    assert [record["step"] for record in read_log(tmp_path / "run", "train")] == [1, 2]
+    assert not read_log(tmp_path / "run", "eval")
+
+
 def test_eval_prints_twelve_numbers(data: Path, trained: Path, tmp_path: Path) -> None:
     numbers = tmp_path / "new" / "numbers.json"
     text = ok(
