@@ -471,7 +471,7 @@ def predict(
     if str(output) == "-":
         if set(wanted) - {"jsonl"} or attention or resume:
             raise ValueError("output: standard output takes JSON lines alone; expected a folder")
-        failures = print_predictions(load(), images, **options)
+        failures = print_predictions(load, images, **options)
     else:
         try:
             failures = run_predictions(

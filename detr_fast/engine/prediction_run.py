@@ -117,7 +117,7 @@ def run_predictions(
 
 
 def print_predictions(
-    detector: Detector, images: Sequence[str | Path], *, recursive: bool = False, **options: Any
+    load: Callable[[], Detector], images: Sequence[str | Path], *, recursive: bool = False, **options: Any
 ) -> int:
     """Writes one JSON line an image to standard output, and no files; otherwise as `run_predictions`."""
     failures = []
@@ -126,10 +126,11 @@ def print_predictions(
         failures.append(file)
         say(f"error: {why}", error=True)
 
-    for record in predict_sources(
-        detector, find_sources(images, recursive=recursive), failed=failed, **options
-    ):
-        say(json.dumps(record))
+    sources = find_sources(images, recursive=recursive)
+    with process_group(torch.device("cpu"), PATIENCE):
+        share = (rank(), world_size())
+        for record in predict_sources(load(), sources, shard=share, failed=failed, **options):
+            say(json.dumps(record))
     return len(failures)
 
 

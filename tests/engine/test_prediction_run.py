@@ -308,11 +308,11 @@ def test_standard_input_and_output(
     content = io.BytesIO()
     Image.new("RGB", (40, 30)).save(content, "PNG")
     monkeypatch.setattr(sys, "stdin", type("Stdin", (), {"buffer": io.BytesIO(content.getvalue())}))
-    assert print_predictions(detector, ["-"]) == 0
+    assert print_predictions(lambda: detector, ["-"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line)["file"] == "-"
     assert json.loads(line)["width"] == 40
-    assert print_predictions(detector, ["-"]) == 1
+    assert print_predictions(lambda: detector, ["-"]) == 1
     assert "error: standard input: the file is empty" in capsys.readouterr().err
 
 
