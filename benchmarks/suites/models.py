@@ -1,6 +1,6 @@
 """Whole models at random weights: inference at the size of a COCO image.
 
-Beside transformers' and the same model with attention by `grid_sample`.
+Beside transformers', the same model with attention by `grid_sample`, and exported files in their runtimes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.contract import compare_norm
-from benchmarks.peers import transformers_models
+from benchmarks.peers import exported, transformers_models
 from benchmarks.suite import FORWARD, OURS, Call, Contender, Suite, Work
 from detr_fast.export.attention import standard_operators
 from detr_fast.models import (
@@ -128,7 +128,22 @@ def _contenders(case: Model) -> list[Contender]:
         Contender(OURS, _ours, ours=True),
         Contender(TRANSFORMERS, theirs, missing=why_not),
         Contender(GRID_SAMPLE, _by_grid_sample),
+        *(_exported(case, runtime) for runtime in exported.SUFFIXES),
     ]
+
+
+def _exported(case: Model, runtime: str) -> Contender:
+    """The same weights in the file that `detr-fast export` writes."""
+
+    def prepare(inputs: Inputs, pass_: str) -> Call:
+        return inputs.call(exported.forward_of(inputs.model, runtime))
+
+    missing = exported.why_not(runtime)
+    if case.model == TINY or case.dtype != "fp32":
+        missing = "exports take minutes: of real sizes in float32 alone"
+    return Contender(
+        runtime, prepare, quick=False, missing=missing, waits=True, compiles_s=exported.COMPILES_S
+    )
 
 
 @dataclass(frozen=True)

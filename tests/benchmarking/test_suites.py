@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.clocks import Rates
 from benchmarks.contract import ContractFailed
-from benchmarks.peers import gpu_assignment, transformers_models
+from benchmarks.peers import exported, gpu_assignment, transformers_models
 from benchmarks.peers.gpu_assignment import BIRDER, TORCH_LINEAR_ASSIGNMENT
 from benchmarks.report import cells, judge
 from benchmarks.runner import Plan, Subject
@@ -170,6 +170,32 @@ def test_models_are_counted_and_compared(rng: torch.Generator) -> None:
     full.verify(expected, expected.values)
     with pytest.raises(ContractFailed, match=r"classes: relative error .* over 5e-03"):
         full.verify(expected, {name: 1.1 * x for name, x in expected.values.items()})
+
+
+def test_exported_models_take_the_same_pixels(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file itself takes minutes; here the model stands for it."""
+    case, full = FULL["model"].tiny[0], FULL["model"]
+    inputs = case.inputs(rng)
+    made = []
+
+    def export(detector: Any, path: Any, *, processing: bool) -> None:
+        made.append((path.suffix, processing))
+        path.touch()
+
+    def run(given: Any) -> Any:
+        assert given["sizes"].tolist() == [list(given["images"].shape[2:])]
+        found = inputs.model(torch.from_numpy(given["images"]))
+        return {"logits": found.logits[-1].numpy(), "masks": found.masks[-1].numpy()}
+
+    monkeypatch.setattr("detr_fast.export.export", export)
+    monkeypatch.setattr("detr_fast.engine.exported.open_file", lambda path, runtime: (run, {}))
+    expected = full.contract.expected(inputs, FORWARD)
+    for runtime in exported.SUFFIXES:
+        for _ in range(2):
+            full.contract.verify(expected, inputs.call(exported.forward_of(inputs.model, runtime))())
+    assert made == [(".onnx", False), (".xml", False)]
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert "openvino" in (exported.why_not("openvino") or "")
 
 
 def test_a_peer_that_cannot_run_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
