@@ -63,7 +63,9 @@ def format_of(path: Path | None, name: str | None) -> Format:
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise ValueError(f"format: expected one of {', '.join(FORMATS)}; got {name!r}{hint}")
     chosen = FORMATS[name]
-    if path is not None and path.suffix != chosen.suffix:
-        kind = f"a name that ends in {chosen.suffix}" if chosen.suffix else "a folder's name, without suffix,"
-        raise ValueError(f"path: expected {kind} for {name}; got {path.name!r}")
+    if path is not None:
+        others = {known.suffix for known in FORMATS.values()} - {chosen.suffix}
+        if path.suffix in others or (chosen.suffix and path.suffix != chosen.suffix):
+            kind = f"a name that ends in {chosen.suffix}" if chosen.suffix else "a folder's name"
+            raise ValueError(f"path: expected {kind} for {name}; got {path.name!r}")
     return chosen

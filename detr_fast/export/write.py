@@ -51,6 +51,8 @@ def export(
     """
     if isinstance(detector.model, ExportedModel):
         raise ValueError("detector: expected one with a network; got an exported file's")
+    if detector.device.type != "cpu":
+        raise ValueError(f"detector: expected its model on the CPU; got {detector.device}")
     path = Path(path).expanduser()
     chosen = format_of(path, format)
     if half and chosen.name != "openvino":

@@ -263,7 +263,10 @@ def test_bad_requests(tmp_path: Path, rng: torch.Generator) -> None:
             {"path": "a.onnx", "format": "torch"},
             r"path: expected a name that ends in \.pt2 for torch; got 'a.onnx'",
         ),
-        ({"path": "a.onnx", "format": "transformers"}, "expected a folder's name, without suffix"),
+        (
+            {"path": "a.onnx", "format": "transformers"},
+            "expected a folder's name for transformers; got 'a.onnx'",
+        ),
         ({"path": "a.onnx", "format": "Open-Vino"}, r"format: expected one of .*did you mean openvino\?"),
         ({"path": "a.onnx", "format": "caffe2"}, r"format: expected one of .*; got 'caffe2'$"),
         ({"path": "a.onnx", "example": (1, 3, 64, 96)}, "example: expected a batch of 2 or more"),
@@ -279,6 +282,9 @@ def test_bad_requests(tmp_path: Path, rng: torch.Generator) -> None:
     exported = Detector(ExportedModel(dict, "detr", None, True, 1), {})
     with pytest.raises(ValueError, match="detector: expected one with a network"):
         export(exported, tmp_path / "a.onnx")
+    elsewhere = Detector(nn.Linear(2, 2, device="meta"), {})
+    with pytest.raises(ValueError, match="detector: expected its model on the CPU; got meta"):
+        export(elsewhere, tmp_path / "a.onnx")
     with pytest.raises(FileNotFoundError, match=r"a\.onnx: no such file"):
         load_detector(tmp_path / "a.onnx")
     assert [file.name for file in tmp_path.iterdir()] == ["b.onnx"]
@@ -323,6 +329,7 @@ def test_formats_by_name_and_suffix() -> None:
     assert format_of(Path("a.pt2"), "aoti").name == "aoti"
     assert format_of(Path("a.onnx"), "tensorrt").name == "tensorrt"
     assert format_of(None, "transformers").suffix == ""
+    assert format_of(Path("v1.2"), "transformers").name == "transformers"
 
 
 def test_command(tmp_path: Path, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
