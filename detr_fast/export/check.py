@@ -107,12 +107,13 @@ def unmatched(ours: Tensors, theirs: Tensors, threshold: float, scores: float, b
         ours: `scores` [X], `labels` [X] and `boxes_xyxy` [X, 4].
         theirs: the same of the other side.
         threshold: score that detections must have; those within `scores` of it may be on either side, and so
-            may those as good as the last of a list that is cut off.
+            may those as good as the last of a list that holds the best alone.
         scores: what the score of a match may be off by.
         boxes: and its box, in pixels.
     """
-    cut = max(threshold, theirs["scores"].min().item()) + scores
-    sure = ours["scores"] > cut
+    best_first = bool((theirs["scores"].diff() <= 0).all())  # and so perhaps cut off
+    last = theirs["scores"].min().item() if best_first else 0.0
+    sure = ours["scores"] > max(threshold, last) + scores
     if not sure.any():
         return 0
     label, score, box = (ours[name][sure][:, None] for name in ("labels", "scores", "boxes_xyxy"))
