@@ -12,7 +12,8 @@ import pytest
 import torch
 import typer.main
 
-from detr_fast.cli import TrainCommand, app
+from detr_fast.cli import app
+from detr_fast.cli.train import TrainCommand
 from tests.paths import ROOT
 
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -69,7 +70,7 @@ def test_commands_have_the_options_that_pages_give_them(page: str, line: str) ->
     command: Any = typer.main.get_command(app)
     arguments = shlex.split(line, comments=True)
     while hasattr(command, "commands"):
-        command = command.commands[arguments.pop(0)]
+        _, command, arguments = command.resolve_command(command.context_class(command), arguments)
     arguments = [argument for argument in arguments if argument != "..."]
     if isinstance(command, TrainCommand):
         arguments = command.spelled_out(arguments)

@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import warnings
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
+import typer
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -186,7 +188,9 @@ def test_doctor_names_every_operator_and_backend() -> None:
 
 def test_bench_hands_on_its_arguments_and_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setattr(cli, "run_benchmarks", lambda arguments: calls.append(arguments) or len(calls) - 1)
+    monkeypatch.setattr(
+        "detr_fast.cli.bench.run_benchmarks", lambda arguments: calls.append(arguments) or len(calls) - 1
+    )
     ok("bench", "--quick", "--json", "a.json", "--help")
     assert calls == [["--quick", "--json", "a.json", "--help"]]
     assert run("bench").exit_code == 1
@@ -199,9 +203,27 @@ def test_bench_outside_a_clone_says_where_to_go(monkeypatch: pytest.MonkeyPatch,
 
 def test_demo_takes_its_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen = []
-    monkeypatch.setattr(cli, "run_demo", lambda output, echo: seen.append(output))
+    monkeypatch.setattr("detr_fast.cli.demo.run_demo", lambda output, echo: seen.append(output))
     ok("demo", "--output", tmp_path)
     assert seen == [tmp_path]
+
+
+def test_help_loads_no_command_and_says_what_they_say() -> None:
+    program = """
+import sys
+from detr_fast.cli import main
+try:
+    main()
+finally:
+    print({"torch", "numpy", "PIL"} & sys.modules.keys())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--help"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.endswith("set()\n")
+    for name, (module, line) in cli.COMMANDS.items():
+        command = typer.main.get_command(import_module(f"detr_fast.cli.{module}").app)
+        assert " ".join(command.help.split("\n\n")[0].split()) == line, name
 
 
 def test_help_tells_the_commands_models_and_defaults() -> None:

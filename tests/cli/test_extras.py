@@ -72,7 +72,8 @@ print({MODULES!r} & (sys.modules.keys() - before))
 
 @pytest.mark.parametrize("module", ["typer", "PIL", "pycocotools"])
 def test_the_command_names_the_extra(module: str) -> None:
-    done = run({module}, "sys.argv[1:] = ['doctor']; from detr_fast.__main__ import main; main()")
+    arguments = "sys.argv[1:] = ['eval', '--checkpoint', 'a.pt']; "
+    done = run({module}, arguments + "from detr_fast.__main__ import main; main()")
     assert done.returncode == 2
     assert done.stderr == (f"error: {module} is not installed; `pip install 'detr_fast[train]'` brings it\n")
 
@@ -102,7 +103,7 @@ def test_video_and_server_name_theirs(module: str, extra: str, arguments: list[s
 
 
 def test_other_missing_modules_are_defects() -> None:
-    done = run({"detr_fast.engine"}, "from detr_fast.__main__ import main; main()")
+    done = run({"detr_fast.engine"}, "sys.argv[1:] = ['eval']; from detr_fast.__main__ import main; main()")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
 

@@ -258,7 +258,7 @@ def test_two_processes_train_masks_and_agree(data: Path, tmp_path: Path) -> None
     ]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*map(str, [*command, "-m", "detr_fast.cli", *train, *SMALL])],
+        [*map(str, [*command, "-m", "detr_fast", *train, *SMALL])],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
