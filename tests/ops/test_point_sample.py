@@ -11,6 +11,7 @@ from torch.nn.functional import grid_sample
 
 from detr_fast.ops import point_sample
 from detr_fast.ops.point_sample import OPERATOR
+from detr_fast.ops.point_sample.arguments import Rows
 from tests.ops.cases.point_sample import SHAPES, edges
 from tests.ops.simulated import labels, simulated
 
@@ -157,12 +158,12 @@ def test_an_index_out_of_range_on_a_gpu_gives_nan_and_no_gradient(
     maps, points = torch.randn(3, 2, 4, 5, generator=rng), torch.rand(2, 6, 2, generator=rng)
     map_index, point_index = torch.tensor([2, 3, -1, 0, 1]), torch.tensor([0, 1, 0, 2, 1])
     bad = torch.tensor([False, True, True, True, False])
-    out = kernels.forward(maps, points, map_index, point_index)
+    out = kernels.forward(maps, Rows(points, map_index, point_index))
     assert torch.equal(out.isnan().all(2).all(1), bad)
     assert torch.equal(out.isnan().any(2).any(1), bad)
     grad_out = torch.randn(out.shape, generator=rng)
-    grad = kernels.backward(grad_out, maps.shape, points, map_index, point_index)
-    good = (grad_out[~bad], maps.shape, points, map_index[~bad], point_index[~bad])
+    grad = kernels.backward(grad_out, maps.shape, Rows(points, map_index, point_index))
+    good = (grad_out[~bad], maps.shape, Rows(points, map_index[~bad], point_index[~bad]))
     torch.testing.assert_close(grad, kernels.backward(*good), rtol=1e-6, atol=1e-6)
 
 

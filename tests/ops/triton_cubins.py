@@ -35,6 +35,7 @@ from detr_fast.ops.mask_match_cost import triton as mask_match
 from detr_fast.ops.mask_match_cost.arguments import MaskCosts
 from detr_fast.ops.ms_deform_attn import triton as attention
 from detr_fast.ops.point_sample import triton as points
+from detr_fast.ops.point_sample.arguments import Rows
 from tests.ops.cases.ms_deform_attn import packed
 
 ENCODER = ((100, 134), (50, 67), (25, 34), (13, 17))
@@ -112,9 +113,9 @@ def sample(maps: tuple[int, ...], dtype: torch.dtype, *, rows: int | None = None
     """Forward, and backward where there is one, of own points; `rows` of chosen maps and shared points."""
     index = None if rows is None else torch.zeros(rows, dtype=torch.int64)
     values, located = torch.empty(maps, dtype=dtype), torch.empty(maps[0], 12544, 2)
-    out = points.forward(values, located, index, index)
+    out = points.forward(values, Rows(located, index, index))
     if dtype.is_floating_point:
-        points.backward(out, values.shape, located, index, index)
+        points.backward(out, values.shape, Rows(located, index, index))
 
 
 CALLS: dict[str, Callable[[], None]] = {

@@ -11,7 +11,7 @@ from torch import Tensor
 from detr_fast.ops.available import on_cpu, on_cuda, on_triton
 from detr_fast.ops.operator import Backend, Operator
 from detr_fast.ops.point_sample import cpu, cuda, reference, triton
-from detr_fast.ops.point_sample.checks import result_dtype, rows
+from detr_fast.ops.point_sample.arguments import Rows, result_dtype
 from detr_fast.ops.register import Registered
 
 OPERATOR = Operator(
@@ -26,7 +26,8 @@ OPERATOR = Operator(
 def _fake_samples(
     maps: Tensor, points: Tensor, map_index: Tensor | None, point_index: Tensor | None, _: Any
 ) -> Tensor:
-    shape = (rows(maps.shape, map_index, point_index), maps.shape[1], points.shape[1])
+    count = Rows(points, map_index, point_index).count(maps.shape)
+    shape = (count, maps.shape[1], points.shape[1])
     return maps.new_empty(shape, dtype=result_dtype(maps.dtype))
 
 
@@ -45,17 +46,17 @@ def _sample(
 
 
 def _backward(implementation: Any, call: tuple[Any, ...]) -> Tensor:
-    grad_out, points, map_index, point_index, shape, deterministic = call
+    grad_out, *rows, shape, deterministic = call
     if deterministic is None:
         deterministic = torch.are_deterministic_algorithms_enabled()
-    return implementation.backward(grad_out, torch.Size(shape), points, map_index, point_index, deterministic)
+    return implementation.backward(grad_out, torch.Size(shape), Rows(*rows), deterministic)
 
 
 SAMPLE = Registered(
     OPERATOR,
     "(Tensor maps, Tensor points, Tensor? map_index, Tensor? point_index, bool? deterministic) -> Tensor",
     _fake_samples,
-    lambda implementation, call: implementation.forward(*call[:-1]),
+    lambda implementation, call: implementation.forward(call[0], Rows(*call[1:4])),
     gradient=_spread,
     saved=(False, True, True, True),
     by_autograd=False,

@@ -9,16 +9,6 @@ MAP_DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.floa
 LARGEST_SIDE = 2**24  # pixel coordinates are float32
 
 
-def rows(maps_shape: torch.Size, map_index: Tensor | None, point_index: Tensor | None) -> int:
-    """R, of checked arguments."""
-    index = point_index if map_index is None else map_index
-    return maps_shape[0] if index is None else index.shape[0]
-
-
-def result_dtype(dtype: torch.dtype) -> torch.dtype:
-    return dtype if dtype.is_floating_point else torch.float32
-
-
 def check(maps: Tensor, points: Tensor, map_index: Tensor | None, point_index: Tensor | None) -> None:
     """Raises `ValueError` or `TypeError` where the arguments do not fit each other."""
     tensors = {"maps": maps, "points": points}

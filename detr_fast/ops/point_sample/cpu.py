@@ -9,30 +9,21 @@ from torch import Tensor
 
 from detr_fast import extension
 from detr_fast.ops.memory import cast, empty, run
-from detr_fast.ops.point_sample.checks import range_error, result_dtype, rows
+from detr_fast.ops.point_sample.arguments import Rows
+from detr_fast.ops.point_sample.checks import range_error
 
 
-def forward(maps: Tensor, points: Tensor, map_index: Tensor | None, point_index: Tensor | None) -> Tensor:
+def forward(maps: Tensor, rows: Rows) -> Tensor:
     """As `reference.forward`."""
-    count = rows(maps.shape, map_index, point_index)
-    out = empty((count, maps.shape[1], points.shape[1]), maps, result_dtype(maps.dtype))
-    _run(extension.extension().point_sample_cpu_fwd, maps.shape, points, map_index, point_index, maps, out)
+    out = rows.empty_samples(maps)
+    _run(extension.extension().point_sample_cpu_fwd, maps.shape, rows, maps, out)
     return out
 
 
-def backward(
-    grad_out: Tensor,
-    shape: torch.Size,
-    points: Tensor,
-    map_index: Tensor | None,
-    point_index: Tensor | None,
-    deterministic: bool = False,
-) -> Tensor:
+def backward(grad_out: Tensor, shape: torch.Size, rows: Rows, deterministic: bool = False) -> Tensor:
     """As `reference.backward`; each map's rows are summed in their order, by one thread."""
     grad_maps = empty(shape, grad_out)
-    _run(
-        extension.extension().point_sample_cpu_bwd, shape, points, map_index, point_index, grad_out, grad_maps
-    )
+    _run(extension.extension().point_sample_cpu_bwd, shape, rows, grad_out, grad_maps)
     return grad_maps
 
 
@@ -80,16 +71,10 @@ def uncertain_points(
         raise range_error("map_index", map_index, maps.shape[0], bad)
 
 
-def _run(
-    function: Callable[..., int],
-    shape: torch.Size,
-    points: Tensor,
-    map_index: Tensor | None,
-    point_index: Tensor | None,
-    *arguments: Tensor | int,
-) -> None:
+def _run(function: Callable[..., int], shape: torch.Size, rows: Rows, *arguments: Tensor) -> None:
+    points, map_index, point_index = rows
     sets, count, _ = points.shape
-    total = rows(shape, map_index, point_index)
+    total = rows.count(shape)
     bad = run(
         function,
         *shape,

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from detr_fast import extension
-from detr_fast.ops.memory import device_and_stream, empty, run
+from detr_fast.ops.memory import device_and_stream, run
 from detr_fast.ops.point_sample import reference
-from detr_fast.ops.point_sample.checks import result_dtype, rows
+from detr_fast.ops.point_sample.arguments import Rows
 
 
 class Cuda:
@@ -24,40 +24,28 @@ class Cuda:
     def __init__(self, module: Callable[[], ModuleType]) -> None:
         self._module = module
 
-    def forward(
-        self, maps: Tensor, points: Tensor, map_index: Tensor | None, point_index: Tensor | None
-    ) -> Tensor:
+    def forward(self, maps: Tensor, rows: Rows) -> Tensor:
         """As `reference.forward`."""
-        count = rows(maps.shape, map_index, point_index)
-        out = empty((count, maps.shape[1], points.shape[1]), maps, result_dtype(maps.dtype))
-        given = _given(maps.shape, points, map_index, point_index)
+        out, given = rows.empty_samples(maps), _given(maps.shape, rows)
         run(self._module().point_sample_cuda_fwd, *given, maps, out, *device_and_stream(maps))
         return out
 
     def backward(
-        self,
-        grad_out: Tensor,
-        shape: torch.Size,
-        points: Tensor,
-        map_index: Tensor | None,
-        point_index: Tensor | None,
-        deterministic: bool = False,
+        self, grad_out: Tensor, shape: torch.Size, rows: Rows, deterministic: bool = False
     ) -> Tensor:
         """As `reference.backward`, in whatever order unless `deterministic`, which sorts all samples."""
         if deterministic:
-            return reference.backward(grad_out, shape, points, map_index, point_index, deterministic)
+            return reference.backward(grad_out, shape, rows, deterministic)
         grad_maps = torch.zeros(shape, dtype=torch.float32, device=grad_out.device)
-        given = _given(shape, points, map_index, point_index)
+        given = _given(shape, rows)
         run(self._module().point_sample_cuda_bwd, *given, grad_out, grad_maps, *device_and_stream(grad_out))
         return grad_maps.to(grad_out.dtype)
 
 
-def _given(
-    shape: torch.Size, points: Tensor, map_index: Tensor | None, point_index: Tensor | None
-) -> tuple[Any, ...]:
+def _given(shape: torch.Size, rows: Rows) -> tuple[Any, ...]:
+    points, *indices = rows
     sets, count, _ = points.shape
-    total = rows(shape, map_index, point_index)
-    return *shape, sets, count, total, points.float(), map_index, point_index
+    return *shape, sets, count, rows.count(shape), points.float(), *indices
 
 
 BACKEND = Cuda(extension.extension)

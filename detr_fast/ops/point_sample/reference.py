@@ -7,15 +7,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from detr_fast.ops.point_sample.checks import range_error, result_dtype, rows
+from detr_fast.ops.point_sample.arguments import Rows, result_dtype
+from detr_fast.ops.point_sample.checks import range_error
 
 _AT_ONCE = 2**22  # samples of a backward that are scattered at once
 
 
-def forward(maps: Tensor, points: Tensor, map_index: Tensor | None, point_index: Tensor | None) -> Tensor:
+def forward(maps: Tensor, rows: Rows) -> Tensor:
     """[R, C, P] samples; arguments as the public function's, already checked."""
     dtype = torch.promote_types(maps.dtype, torch.float32)
-    known, chosen, located = _rows(maps.shape, points.to(dtype), map_index, point_index)
+    known, chosen, located = _located(maps.shape, rows, dtype)
     pixels = maps.flatten(2).mT  # [M, h * w, C]
     out = torch.zeros(*located.shape[:2], maps.shape[1], dtype=dtype, device=maps.device)
     for pixel, weight, present in _corners(located, *maps.shape[2:]):
@@ -25,23 +26,16 @@ def forward(maps: Tensor, points: Tensor, map_index: Tensor | None, point_index:
     return out.mT.contiguous().to(result_dtype(maps.dtype))
 
 
-def backward(
-    grad_out: Tensor,
-    shape: torch.Size,
-    points: Tensor,
-    map_index: Tensor | None,
-    point_index: Tensor | None,
-    deterministic: bool = False,
-) -> Tensor:
+def backward(grad_out: Tensor, shape: torch.Size, rows: Rows, deterministic: bool = False) -> Tensor:
     """The gradient [M, C, h, w] of maps of that shape, in grad_out's dtype.
 
     `deterministic` changes nothing: on a GPU the sums are sorted, on the CPU torch's setting decides.
     """
     dtype = torch.promote_types(grad_out.dtype, torch.float32)
-    known, chosen, located = _rows(shape, points.to(dtype), map_index, point_index)
+    known, chosen, located = _located(shape, rows, dtype)
     count, channels, height, width = shape
     grad_maps = torch.zeros(count * height * width, channels, dtype=dtype, device=grad_out.device)
-    step = max(1, _AT_ONCE // max(1, points.shape[1] * channels))
+    step = max(1, _AT_ONCE // max(1, located.shape[1] * channels))
     for first in range(0, len(located), step):
         some = slice(first, first + step)
         grad = grad_out[some].to(dtype).mT
@@ -52,12 +46,10 @@ def backward(
     return grad_maps.view(count, height * width, channels).mT.reshape(shape).to(grad_out.dtype)
 
 
-def _rows(
-    shape: torch.Size, points: Tensor, map_index: Tensor | None, point_index: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _located(shape: torch.Size, rows: Rows, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Of each row: whether its indices are in range [R], its map [R] and its points [R, P, 2]."""
-    count = rows(shape, map_index, point_index)
-    every = torch.arange(count, device=points.device)
+    points, map_index, point_index = rows.points.to(dtype), rows.map_index, rows.point_index
+    every = torch.arange(rows.count(shape), device=points.device)
     known, chosen = _in_range("map_index", every if map_index is None else map_index, shape[0])
     if point_index is None:
         return known, chosen, points
