@@ -189,10 +189,10 @@ def test_exported_models_take_the_same_pixels(rng: torch.Generator, monkeypatch:
 
     monkeypatch.setattr("detr_fast.export.export", export)
     monkeypatch.setattr("detr_fast.engine.exported.open_file", lambda path, runtime: (run, {}))
-    expected = full.contract.expected(inputs, FORWARD)
+    expected = full.expected_of(case, inputs, FORWARD)
     for runtime in exported.SUFFIXES:
         for _ in range(2):
-            full.contract.verify(expected, inputs.call(exported.forward_of(inputs.model, runtime))())
+            full.verify(expected, inputs.call(exported.forward_of(inputs.model, runtime))())
     assert made == [(".onnx", False), (".xml", False)]
     monkeypatch.setitem(sys.modules, "openvino", None)
     assert "openvino" in (exported.why_not("openvino") or "")
