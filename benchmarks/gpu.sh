@@ -118,7 +118,7 @@ sanitize() { # TOOL
     tool=$(find_tool compute-sanitizer)
     [ -n "$tool" ] || { echo "no compute-sanitizer in a toolkit or in nvidia-cuda-sanitizer-api" && return 1; }
     # each tensor gets an allocation of its own, so that an access beyond its end is seen
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$tool" --tool "$1" --error-exitcode 9 --print-limit 20 "$PYTHON" "${module[@]}" |
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$tool" --tool "$1" --error-exitcode 9 --print-limit 20 "$PYTHON" "${module[@]}" |&
         tee "$WORK/$1.txt"
     [ "${PIPESTATUS[0]}" = 0 ] && grep -q 'SUMMARY: 0 ' "$WORK/$1.txt" && ! grep 'SUMMARY: [1-9]' "$WORK/$1.txt"
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -44,7 +45,8 @@ def with_spoilt(operator: str, ours: bool, spoil: Callable[[Any], Any]) -> Suite
     mine = found[0]
     peer = next(contender for contender in found if not contender.ours and contender.beside == mine.name)
     pair = [spoilt(mine, spoil), peer] if ours else [mine, spoilt(peer, spoil)]
-    return replace(whole, cases=whole.cases[:1], contenders=lambda case: pair)
+    right = partial(whole.expected_of, whole.cases[0])
+    return replace(whole, cases=whole.cases[:1], contenders=lambda case: pair, expected=right)
 
 
 def test_every_suite_is_tried() -> None:
