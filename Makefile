@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := CMakeLists.txt setup.py $(shell find cmake csrc -type f)
 CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: demo test lint docs format bench gpu gpu-tests gpu-sanitize gpu-bench resources package release clean
+.PHONY: demo test lint docs format bench results gpu gpu-tests gpu-sanitize gpu-bench resources package release clean
 
 demo: $(VENV)/.installed
 	$(BIN)/detr-fast demo --output runs/demo
@@ -33,6 +33,16 @@ format: $(VENV)/.installed
 
 bench: $(VENV)/.peers
 	$(BIN)/python -m pytest benchmarks
+
+# All that the README and its chart say of speed, on a quiet machine: an hour; then the whole models of transformers.
+results: RESULTS = benchmarks/results/$(shell date +%F)-cpu-$(shell nproc)core.json
+results: $(VENV)/.peers
+	mkdir -p build
+	$(BIN)/python -m benchmarks --device cpu --json build/operators.json
+	$(BIN)/python -m benchmarks --device cpu --operator model --threads 2 --json build/models.json
+	$(BIN)/python -m benchmarks merge build/operators.json build/models.json --out $(RESULTS)
+	$(BIN)/python -m benchmarks plot $(RESULTS)
+	$(BIN)/python -m benchmarks.integrations --json benchmarks/results/integrations.json
 
 # On a machine with an NVIDIA GPU, with the packages of $(PYTHON) as they are: build, then tests, sanitizers, benchmarks,
 # each part in under nine minutes. What has passed on the same sources is not repeated.

@@ -52,7 +52,7 @@ PANELS = (
         "Multi-scale deformable attention",
         "ms_deform_attn",
         ("forward", "forward+backward"),
-        ("grid_sample path", "torch-ms-deform-attn"),
+        ("grid_sample path", "indexing, torch.compile", "torch-ms-deform-attn"),
         ("encoder", "Mask2Former", "decoder", "RF-DETR"),
     ),
     Panel("Hungarian matcher, all decoder layers", "matcher", ("forward",), _DETR, _STEPS),
@@ -143,7 +143,10 @@ def _draw_panel(
     axis.spines[:].set_visible(False)
     axis.set_title(panel.title, loc="left", fontsize=10, fontweight="bold")
     shown = [peer for peer in panel.peers if any(peer in ratios for _, ratios in bars)]
-    handles = [Patch(color=colours[peer], label=f"against {peer.partition(',')[0]}") for peer in shown]
+    handles = [
+        Patch(color=colours[peer], label=f"against {peer.removesuffix(', (Q, T) matrices')}")
+        for peer in shown
+    ]
     place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.2}
     axis.legend(handles=handles, ncols=len(shown), frameon=False, fontsize=8, handlelength=1.2, **place)
 
