@@ -31,8 +31,6 @@ def diagnose() -> Iterator[str]:
     else:
         module = extension.extension()
         yield f"  instructions {module.isa()} (torch: {machine['torch_isa']})"
-        shared = {True: "shared with torch", False: "NOT torch's: two thread pools", None: "built without"}
-        yield f"  openmp       {shared[machine['openmp_shared_with_torch']]}"
         yield f"  cuda         {_compiled_cuda(module)}"
     gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
     for operator in OPERATORS:

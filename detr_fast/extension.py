@@ -6,7 +6,6 @@ import importlib
 import os
 from types import ModuleType
 
-# torch comes first: its OpenMP runtime must be in the process before the extension asks for one.
 import torch
 
 

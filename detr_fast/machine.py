@@ -45,7 +45,6 @@ def describe_machine() -> dict[str, Any]:
         "isa": module.isa() if module else None,
         "torch_isa": torch.backends.cpu.get_cpu_capability(),
         "openmp_runtimes": openmp_runtimes(),
-        "openmp_shared_with_torch": shares_openmp_with_torch(),
         "load_average": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.release()}",
         "versions": {"python": platform.python_version(), **_versions()},
@@ -66,20 +65,6 @@ def openmp_runtimes() -> list[str]:
     paths = {Path(line.split(maxsplit=5)[5]) for line in lines if line.count("/")}
     names = ("libgomp", "libomp", "libiomp5")
     return sorted(f"{p.parent.name}/{p.name}" for p in paths if p.name.split("-")[0].split(".")[0] in names)
-
-
-def shares_openmp_with_torch() -> bool | None:
-    """Whether the extension follows torch's thread count because both use one OpenMP runtime.
-
-    None where there is no extension or it was built without OpenMP.
-    """
-    if extension.why_not() is not None:
-        return None
-    seen = []
-    for threads in (1, 2):
-        with torch_threads(threads):
-            seen.append(extension.extension().omp_max_threads())
-    return None if seen == [0, 0] else seen == [1, 2]
 
 
 @contextmanager

@@ -5,11 +5,9 @@
 
 #include "common/cpu_class_scores.h"
 #include "common/cpu_match_cost.h"
+#include "common/cpu_parallel.h"
 #include "common/cpu_rows.h"
-
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+#include "common/cpu_scratch.h"
 
 namespace detr_fast {
 namespace DETR_FAST_ISA {
@@ -109,44 +107,31 @@ vfloat target_costs(const BoxMatchPlan::Target& target, const QueryBoxes& q, con
 
 }  // namespace
 
-void box_match_cost_cpu_kernel(const BoxMatchCost& args, const BoxMatchPlan& plan,
-                               [[maybe_unused]] int threads) {
+void box_match_cost_cpu_kernel(const BoxMatchCost& args, const BoxMatchPlan& plan, int threads) {
     const int64_t queries = args.queries, n_targets = args.first_target[args.images];
     const int64_t chunks = (queries + kChunk - 1) / kChunk;
-    const int64_t tasks = args.layers * args.images * chunks;
-    int all_finite = 1;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-#ifdef _OPENMP
-        const int thread = omp_get_thread_num();
-#else
-        const int thread = 0;
-#endif
-        float* rows = plan.scratch + thread * plan.scratch_size;
-        float* terms = rows + (kMaxLanes + 1) * plan.row_size;
+    bool all_finite = true;
+    parallel_for(threads, args.layers * args.images * chunks, [&](int64_t task) {
+        const int64_t problem = task / chunks, q = task % chunks * kChunk;
+        const int64_t image = problem % args.images, layer = problem / args.images;
+        const int64_t begin = args.first_target[image], end = args.first_target[image + 1];
+        if (begin == end) return;
+        const int n = static_cast<int>(queries - q < kChunk ? queries - q : kChunk);
+        float* const rows =
+            static_cast<float*>(scratch(ScratchSlot::rows, sizeof(float) * plan.scratch_size));
+        float* const terms = rows + (kMaxLanes + 1) * plan.row_size;
+        class_terms(args, problem * queries + q, n, plan.labels + begin, plan.n_labels[image], plan.row_size,
+                    rows, terms);
         QueryBoxes boxes;
-#pragma omp for schedule(dynamic)
-        for (int64_t task = 0; task < tasks; ++task) {
-            const int64_t problem = task / chunks, q = task % chunks * kChunk;
-            const int64_t image = problem % args.images, layer = problem / args.images;
-            const int64_t begin = args.first_target[image], end = args.first_target[image + 1];
-            if (begin == end) continue;
-            const int n = static_cast<int>(queries - q < kChunk ? queries - q : kChunk);
-            class_terms(args, problem * queries + q, n, plan.labels + begin, plan.n_labels[image],
-                        plan.row_size, rows, terms);
-            load_boxes(args, problem * queries + q, n, boxes);
-            vfloat nan_if_any{};
-            for (int64_t t = begin; t < end; ++t) {
-                const BoxMatchPlan::Target& target = plan.targets[t];
-                nan_if_any += target_costs(target, boxes, terms + target.slot * kChunk, n, args.w_l1,
-                                           args.w_giou, args.costs + (layer * n_targets + t) * queries + q);
-            }
-            if (sum(nan_if_any) != 0) {
-#pragma omp atomic write
-                all_finite = 0;
-            }
+        load_boxes(args, problem * queries + q, n, boxes);
+        vfloat nan_if_any{};
+        for (int64_t t = begin; t < end; ++t) {
+            const BoxMatchPlan::Target& target = plan.targets[t];
+            nan_if_any += target_costs(target, boxes, terms + target.slot * kChunk, n, args.w_l1, args.w_giou,
+                                       args.costs + (layer * n_targets + t) * queries + q);
         }
-    }
+        if (sum(nan_if_any) != 0) __atomic_store_n(&all_finite, false, __ATOMIC_RELAXED);
+    });
     if (!all_finite) penalise_non_finite(args.costs, args.first_target, args.layers, args.images, queries);
 }
 

@@ -18,9 +18,8 @@ struct BoxMatchPlan {
     const Target* targets;
     const int32_t* labels;    // the distinct labels of each image, from first_target[image] on
     const int64_t* n_labels;  // [images]
-    float* scratch;           // scratch_size floats for each thread
-    int64_t scratch_size;
-    int64_t row_size;  // floats between rows of classes in scratch
+    int64_t scratch_size;     // floats that a piece works in
+    int64_t row_size;         // floats between its rows of classes
 };
 
 constexpr int kChunk = 64;     // queries that a thread takes at a time

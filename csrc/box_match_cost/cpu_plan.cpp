@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <memory>
 #include <vector>
 
 #include "box_match_cost/cpu.h"
@@ -38,9 +37,7 @@ int64_t box_match_cost_cpu(const BoxMatchCost& args, int threads) {
     if (work < kWorthThreads) threads = 1;
     const int64_t row_size = (args.classes + kMaxLanes - 1) / kMaxLanes * kMaxLanes;
     const int64_t scratch_size = (kMaxLanes + 1) * row_size + most_labels * kChunk;
-    const std::unique_ptr<float[]> scratch(new float[threads * scratch_size]);
-    const BoxMatchPlan plan{targets.data(), labels.data(), n_labels.data(),
-                            scratch.get(),  scratch_size,  row_size};
+    const BoxMatchPlan plan{targets.data(), labels.data(), n_labels.data(), scratch_size, row_size};
     DETR_FAST_CPU(box_match_cost_cpu_kernel)(args, plan, threads);
     return -1;
 }

@@ -4,6 +4,7 @@
 #include <cstdlib>
 
 #include "common/cpu_class_scores.h"
+#include "common/cpu_parallel.h"
 #include "common/cpu_rows.h"
 #include "common/cpu_scratch.h"
 
@@ -16,12 +17,11 @@ struct Rows {
     float *wide, *out;
 };
 
-// Two rows of whole vectors; false where memory ran out.
-bool reserve(int64_t classes, Rows& rows) {
+// Two rows of whole vectors.
+Rows reserve(int64_t classes) {
     const int64_t size = (classes + 2 * kLanes - 1) / kLanes * kLanes;
-    rows.wide = static_cast<float*>(scratch(ScratchSlot::rows, 2 * size * sizeof(float)));
-    rows.out = rows.wide + size;
-    return rows.wide != nullptr;
+    float* const rows = static_cast<float*>(scratch(ScratchSlot::rows, 2 * size * sizeof(float)));
+    return {rows, rows + size};
 }
 
 // ln(1 + x) for x in [0, 1], to 1e-7 relative: 2 artanh(x / (2 + x)).
@@ -99,14 +99,12 @@ inline float focal_row(const float* row, Wanted wanted, const ClassLoss& args) {
 void class_loss_fwd_kernel(const ClassLoss& args, const int64_t* target, double* sums) {
     const int64_t rows_a_layer = args.images * args.queries, classes = args.classes;
     const int64_t chunks = (rows_a_layer + kLossRows - 1) / kLossRows;
-#pragma omp parallel for schedule(static) num_threads(args.threads) if (args.threads > 1)
-    for (int64_t task = 0; task < args.layers * chunks; ++task) {
+    parallel_for(args.threads, args.layers * chunks, [&](int64_t task) {
         const int64_t layer = task / chunks, first = task % chunks * kLossRows;
         const int64_t last = first + kLossRows < rows_a_layer ? first + kLossRows : rows_a_layer;
-        Rows rows;
+        const Rows rows = reserve(classes);
         double total = 0;
-        if (!reserve(classes, rows)) total = NAN;
-        for (int64_t r = first; rows.wide && r < last; ++r) {
+        for (int64_t r = first; r < last; ++r) {
             const int64_t i = layer * rows_a_layer + r;
             const Wanted wanted = wanted_by(args, layer, target[i]);
             const float* row = widen(args.logits, args.type, i * classes, classes, rows.wide);
@@ -120,22 +118,18 @@ void class_loss_fwd_kernel(const ClassLoss& args, const int64_t* target, double*
             }
         }
         sums[task] = total;
-    }
+    });
 }
 
 void class_loss_bwd_kernel(const ClassLoss& args, const int64_t* target, const float* grad_loss,
-                           void* grad_logits, bool& ok) {
+                           void* grad_logits) {
     const int64_t rows_a_layer = args.images * args.queries, classes = args.classes;
     const int64_t chunks = (rows_a_layer + kLossRows - 1) / kLossRows;
-    int enough = 1;
-#pragma omp parallel for schedule(static) num_threads(args.threads) if (args.threads > 1) \
-    reduction(min : enough)
-    for (int64_t task = 0; task < args.layers * chunks; ++task) {
+    parallel_for(args.threads, args.layers * chunks, [&](int64_t task) {
         const int64_t layer = task / chunks, first = task % chunks * kLossRows;
         const int64_t last = first + kLossRows < rows_a_layer ? first + kLossRows : rows_a_layer;
-        Rows rows;
-        if (!reserve(classes, rows)) enough = 0;
-        for (int64_t r = first; rows.wide && r < last; ++r) {
+        const Rows rows = reserve(classes);
+        for (int64_t r = first; r < last; ++r) {
             const int64_t i = layer * rows_a_layer + r;
             const Wanted wanted = wanted_by(args, layer, target[i]);
             const float* row = widen(args.logits, args.type, i * classes, classes, rows.wide);
@@ -157,8 +151,7 @@ void class_loss_bwd_kernel(const ClassLoss& args, const int64_t* target, const f
             }
             narrow(rows.out, classes, grad_logits, args.type, i * classes);
         }
-    }
-    ok = enough == 1;
+    });
 }
 
 }  // namespace DETR_FAST_ISA

@@ -18,6 +18,6 @@ constexpr int64_t kLossRows = 32;  // rows of logits that a thread takes at a ti
 // sums: for each chunk of each layer.
 DETR_FAST_DECLARE_CPU(class_loss_fwd_kernel, (const ClassLoss& args, const int64_t* target, double* sums))
 DETR_FAST_DECLARE_CPU(class_loss_bwd_kernel, (const ClassLoss& args, const int64_t* target,
-                                              const float* grad_loss, void* grad_logits, bool& ok))
+                                              const float* grad_loss, void* grad_logits))
 
 }  // namespace detr_fast

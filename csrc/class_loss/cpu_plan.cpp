@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <new>
 #include <vector>
 
 #include "class_loss/cpu.h"
@@ -60,9 +59,7 @@ int64_t class_loss_cpu_bwd(const ClassLoss& args, const float* grad_loss, void* 
     if (bad >= 0 || args.classes == 0) return bad;
     const size_t size = args.type == FloatType::f32 ? 4 : 2;
     prefer_huge_pages(grad_logits, args.layers * args.images * args.queries * args.classes * size);
-    bool ok = true;
-    DETR_FAST_CPU(class_loss_bwd_kernel)(with_threads(args), target.data(), grad_loss, grad_logits, ok);
-    if (!ok) throw std::bad_alloc();
+    DETR_FAST_CPU(class_loss_bwd_kernel)(with_threads(args), target.data(), grad_loss, grad_logits);
     return -1;
 }
 

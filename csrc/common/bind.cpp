@@ -6,10 +6,6 @@
 #include <string>
 #include <vector>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #include "common/arguments.h"
 #include "common/isa.h"
 #if DETR_FAST_WITH_CUDA
@@ -42,16 +38,6 @@ void bind_machine(py::module_& m) {
             throw py::value_error("isa: expected baseline, avx2 or avx512; got " + name);
         },
         "Restricts the CPU operators to an instruction set: baseline, avx2 or avx512.");
-    m.def(
-        "omp_max_threads",
-        [] {
-#ifdef _OPENMP
-            return omp_get_max_threads();
-#else
-            return 0;
-#endif
-        },
-        "Threads of the OpenMP runtime this module is bound to; 0 where built without OpenMP.");
     m.attr("with_cuda") = static_cast<bool>(DETR_FAST_WITH_CUDA);
     m.attr("why_not_cuda") = DETR_FAST_WHY_NOT_CUDA;
 #if DETR_FAST_WITH_CUDA

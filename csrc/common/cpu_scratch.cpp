@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <new>
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
@@ -22,7 +23,10 @@ struct Buffer {
         const size_t alignment = wanted >= kHugePage ? kHugePage : 64;
         bytes = (wanted + alignment - 1) / alignment * alignment;
         data = std::aligned_alloc(alignment, bytes);
-        if (!data) bytes = 0;
+        if (!data) {
+            bytes = 0;
+            throw std::bad_alloc();
+        }
         prefer_huge_pages(data, bytes);
         return data;
     }

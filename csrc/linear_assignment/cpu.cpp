@@ -19,6 +19,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "common/cpu_parallel.h"
 #include "common/simd.h"
 #include "linear_assignment/cpu_cheapest.h"
 
@@ -426,7 +427,7 @@ AssignmentStatus solve_problem(const AssignmentBatch& batch, int64_t layer, int6
 
 }  // namespace
 
-void linear_assignment_cpu(const AssignmentBatch& batch, const int64_t* order, [[maybe_unused]] int threads) {
+void linear_assignment_cpu(const AssignmentBatch& batch, const int64_t* order, int threads) {
     const int64_t problems = batch.layers * batch.images;
     const auto solve_number = [&](int64_t p) {
         static thread_local Scratch scratch;  // here, so that every thread constructs and frees its own
@@ -436,15 +437,9 @@ void linear_assignment_cpu(const AssignmentBatch& batch, const int64_t* order, [
         batch.status[layer * batch.images + image] = static_cast<int32_t>(status);
         scratch.shrink();
     };
-#ifdef _OPENMP
     // waking threads takes longer than a small batch
-    if (threads > 1 && problems > 1 && batch.layers * batch.first[batch.images] * batch.queries > 20000) {
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-        for (int64_t p = 0; p < problems; ++p) solve_number(p);
-        return;
-    }
-#endif
-    for (int64_t p = 0; p < problems; ++p) solve_number(p);
+    const bool small = batch.layers * batch.first[batch.images] * batch.queries <= 20000;
+    parallel_for(small ? 1 : threads, problems, solve_number);
 }
 
 }  // namespace DETR_FAST_ISA

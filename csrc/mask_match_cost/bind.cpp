@@ -51,14 +51,10 @@ void bind_mask_match_cost_cpu(py::module_& m) {
         MaskMatchCost args = read(in, targets);
         args.threads = static_cast<int>(in.integer("threads"));
         in.end();
-        bool ok = true;
         const int64_t bad = first_out_of_range(args.target_labels, targets.count(), 0, args.classes);
         if (bad >= 0) return bad;
-        {
-            const py::gil_scoped_release release;
-            DETR_FAST_CPU(mask_match_cost_cpu)(args, ok);
-        }
-        if (!ok) throw std::bad_alloc();
+        const py::gil_scoped_release release;
+        DETR_FAST_CPU(mask_match_cost_cpu)(args);
         return bad;
     });
 }

@@ -5,6 +5,7 @@
 
 #include "common/cpu_class_scores.h"
 #include "common/cpu_match_cost.h"
+#include "common/cpu_parallel.h"
 #include "common/cpu_rows.h"
 #include "common/cpu_scratch.h"
 
@@ -225,7 +226,7 @@ void fill_block(const MaskMatchCost& args, int64_t layer, int64_t image, int64_t
 
 }  // namespace
 
-void mask_match_cost_cpu(const MaskMatchCost& args, bool& ok) {
+void mask_match_cost_cpu(const MaskMatchCost& args) {
     const int64_t blocks = (args.queries + kBlock - 1) / kBlock;
     const int64_t tasks = args.layers * args.images * blocks;
     int64_t most_targets = 0;
@@ -236,26 +237,16 @@ void mask_match_cost_cpu(const MaskMatchCost& args, bool& ok) {
     if (tasks == 0 || most_targets == 0) return;
     const int64_t size = (args.queries + blocks - 1) / blocks;
     const bool parallel = args.layers * args.images * args.queries * args.points >= kWorthThreads;
-    int failed = 0;
-#pragma omp parallel num_threads(args.threads) if (args.threads > 1 && parallel)
-    {
+    parallel_for(parallel ? args.threads : 1, tasks, [&](int64_t task) {
+        const int64_t problem = task / blocks, query = task % blocks * size;
+        const int64_t image = problem % args.images;
+        const int64_t targets = args.first_target[image + 1] - args.first_target[image];
+        if (targets == 0 || query >= args.queries) return;
+        const int64_t n = args.queries - query < size ? args.queries - query : size;
         void* memory = scratch(ScratchSlot::rows, Scratch::bytes(most_targets, args.classes));
-        if (!memory) {
-#pragma omp atomic write
-            failed = 1;
-        }
-#pragma omp for schedule(dynamic)
-        for (int64_t task = 0; task < tasks; ++task) {
-            const int64_t problem = task / blocks, query = task % blocks * size;
-            const int64_t image = problem % args.images;
-            const int64_t targets = args.first_target[image + 1] - args.first_target[image];
-            if (targets == 0 || query >= args.queries || !memory) continue;
-            const int64_t n = args.queries - query < size ? args.queries - query : size;
-            fill_block(args, problem / args.images, image, query, n, Scratch(memory, targets, args.classes));
-        }
-    }
-    ok = !failed;
-    if (ok) penalise_non_finite(args.costs, args.first_target, args.layers, args.images, args.queries);
+        fill_block(args, problem / args.images, image, query, n, Scratch(memory, targets, args.classes));
+    });
+    penalise_non_finite(args.costs, args.first_target, args.layers, args.images, args.queries);
 }
 
 }  // namespace DETR_FAST_ISA

@@ -6,7 +6,7 @@
 
 namespace detr_fast {
 
-// Fills costs, for labels in [0, classes); ok turns false where memory ran out.
-DETR_FAST_DECLARE_CPU(mask_match_cost_cpu, (const MaskMatchCost& args, bool& ok))
+// Fills costs, for labels in [0, classes).
+DETR_FAST_DECLARE_CPU(mask_match_cost_cpu, (const MaskMatchCost& args))
 
 }  // namespace detr_fast

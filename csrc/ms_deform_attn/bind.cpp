@@ -1,4 +1,3 @@
-#include <new>
 #include <vector>
 
 #include "common/arguments.h"
@@ -96,12 +95,8 @@ void bind_ms_deform_attn_cpu(py::module_& m) {
         const int threads = static_cast<int>(in.integer("threads"));
         void* const out = in.array_of(call.inputs.value_type, "out", call.out);
         in.end();
-        bool ok = true;
-        {
-            const py::gil_scoped_release release;
-            DETR_FAST_CPU(ms_deform_attn_cpu_fwd)(call.inputs, threads, out, ok);
-        }
-        if (!ok) throw std::bad_alloc();
+        const py::gil_scoped_release release;
+        DETR_FAST_CPU(ms_deform_attn_cpu_fwd)(call.inputs, threads, out);
     });
     // (..., threads, grad_out, grad_value, grad_coordinates, grad_weights, grad_references, reference_parts),
     // each of the last five or None
@@ -118,12 +113,8 @@ void bind_ms_deform_attn_cpu(py::module_& m) {
         grad.grad_references = gradient<float>(in, f32, "grad_references", call.references);
         grad.reference_parts = gradient<float>(in, f32, "reference_parts", call.reference_parts);
         in.end();
-        bool ok = true;
-        {
-            const py::gil_scoped_release release;
-            DETR_FAST_CPU(ms_deform_attn_cpu_bwd)(call.inputs, threads, grad, ok);
-        }
-        if (!ok) throw std::bad_alloc();
+        const py::gil_scoped_release release;
+        DETR_FAST_CPU(ms_deform_attn_cpu_bwd)(call.inputs, threads, grad);
     });
 }
 #endif

@@ -18,22 +18,21 @@ void zero(void* data, size_t bytes) {
 
 }  // namespace
 
-void ms_deform_attn_cpu_fwd(const MsDeformAttnInputs& in, int threads, void* out, bool& ok) {
+void ms_deform_attn_cpu_fwd(const MsDeformAttnInputs& in, int threads, void* out) {
     const MsDeformAttnShape& s = in.shape;
     if (reads_nothing(s))
         return zero(out, s.batch * s.queries * s.heads * s.channels * bytes_of(in.value_type));
     switch (in.value_type) {
         case FloatType::f32:
-            return forward(in, threads, static_cast<float*>(out), ok);
+            return forward(in, threads, static_cast<float*>(out));
         case FloatType::bf16:
-            return forward(in, threads, static_cast<BFloat16*>(out), ok);
+            return forward(in, threads, static_cast<BFloat16*>(out));
         case FloatType::f16:
-            return forward(in, threads, static_cast<Half*>(out), ok);
+            return forward(in, threads, static_cast<Half*>(out));
     }
 }
 
-void ms_deform_attn_cpu_bwd(const MsDeformAttnInputs& in, int threads, const MsDeformAttnCpuGradients& grad,
-                            bool& ok) {
+void ms_deform_attn_cpu_bwd(const MsDeformAttnInputs& in, int threads, const MsDeformAttnCpuGradients& grad) {
     const MsDeformAttnShape& s = in.shape;
     if (!grad.grad_value && !grad.grad_coordinates && !grad.grad_weights && !grad.grad_references) return;
     if (reads_nothing(s)) {
@@ -46,11 +45,11 @@ void ms_deform_attn_cpu_bwd(const MsDeformAttnInputs& in, int threads, const MsD
     }
     switch (in.value_type) {
         case FloatType::f32:
-            return backward<float>(in, threads, grad, ok);
+            return backward<float>(in, threads, grad);
         case FloatType::bf16:
-            return backward<BFloat16>(in, threads, grad, ok);
+            return backward<BFloat16>(in, threads, grad);
         case FloatType::f16:
-            return backward<Half>(in, threads, grad, ok);
+            return backward<Half>(in, threads, grad);
     }
 }
 

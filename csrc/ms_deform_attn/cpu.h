@@ -13,11 +13,9 @@ struct MsDeformAttnCpuGradients {
     float *grad_coordinates, *grad_weights, *grad_references, *reference_parts;
 };
 
-// value is float32, bfloat16 or float16, everything else float32. `ok` becomes false where working memory ran
-// out; outputs are then undefined.
-DETR_FAST_DECLARE_CPU(ms_deform_attn_cpu_fwd,
-                      (const MsDeformAttnInputs& in, int threads, void* out, bool& ok))
-DETR_FAST_DECLARE_CPU(ms_deform_attn_cpu_bwd, (const MsDeformAttnInputs& in, int threads,
-                                               const MsDeformAttnCpuGradients& grad, bool& ok))
+// value is float32, bfloat16 or float16, everything else float32.
+DETR_FAST_DECLARE_CPU(ms_deform_attn_cpu_fwd, (const MsDeformAttnInputs& in, int threads, void* out))
+DETR_FAST_DECLARE_CPU(ms_deform_attn_cpu_bwd,
+                      (const MsDeformAttnInputs& in, int threads, const MsDeformAttnCpuGradients& grad))
 
 }  // namespace detr_fast

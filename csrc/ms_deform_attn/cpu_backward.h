@@ -236,8 +236,7 @@ void sum_reference_parts(const MsDeformAttnShape& s, const float* parts, float* 
 }
 
 template <bool Dots, bool Scatter, typename T>
-void backward(const MsDeformAttnInputs& in, int most_threads, const MsDeformAttnCpuGradients& grad,
-              bool& ok) {
+void backward(const MsDeformAttnInputs& in, int most_threads, const MsDeformAttnCpuGradients& grad) {
     const MsDeformAttnShape& s = in.shape;
     const T* value = static_cast<const T*>(in.value);
     const T* grad_out = static_cast<const T*>(grad.grad_out);
@@ -250,86 +249,62 @@ void backward(const MsDeformAttnInputs& in, int most_threads, const MsDeformAttn
     splits = (s.heads + heads - 1) / heads;
     const int64_t items = s.batch * splits;
     const int threads = useful_threads(s, most_threads, items);
-    (void)threads;
     const size_t sampled = sizeof(float) * s.batch * s.queries * s.heads * s.samples;
     if (Scatter) prefer_huge_pages(grad_value, sizeof(T) * s.batch * s.pixels * row);
     if (grad.grad_coordinates) prefer_huge_pages(grad.grad_coordinates, 2 * sampled);
     if (grad.grad_weights) prefer_huge_pages(grad.grad_weights, sampled);
-    bool good = true;
-#pragma omp parallel num_threads(threads) if (threads > 1) reduction(&& : good)
-    {
-        if (Scatter && !packed) {
-            const int64_t slices = 64, total = s.batch * s.pixels;
-#pragma omp for schedule(static)
-            for (int64_t i = 0; i < slices; ++i) {
-                const int64_t first = total * i / slices, last = total * (i + 1) / slices;
-                std::memset(grad_value + first * row, 0, sizeof(T) * (last - first) * row);
-            }
-        }
+    if (Scatter && !packed)
+        parallel_for(threads, kSlices, [&](int64_t i) {
+            const int64_t total = s.batch * s.pixels, first = total * i / kSlices;
+            std::memset(grad_value + first * row, 0, sizeof(T) * (total * (i + 1) / kSlices - first) * row);
+        });
+    const int64_t stride = packed ? (Scatter ? 2 : 1) * width : row;
+    const int64_t together = packed ? 1 : heads;
+    const int64_t block = block_queries(s, together), samples = plan_row(s, together);
+    const int64_t turn = round_up(kTurnQueries, block);
+    parallel_for(threads, items, [&](int64_t item) {
         Plan plan;
         Work work{};
-        float* rows = nullptr;
-        const int64_t stride = packed ? (Scatter ? 2 : 1) * width : row;
-        const int64_t together = packed ? 1 : heads;
-        const int64_t block = block_queries(s, together), samples = plan_row(s, together);
-        const int64_t turn = round_up(kTurnQueries, block);
-        const int64_t sortable = packed ? 3 * turn * heads * s.samples : 0;
-        work.dots =
-            make_plan(plan, s, together, stride, block, 4 * samples * block + width + 3 * samples + sortable);
-        good = work.dots != nullptr;
-        float* sorted = nullptr;
-        if (good) {
-            work.go = work.dots + 4 * samples * block;
-            for (int g = 0; g < 3; ++g) work.grads[g] = work.go + width + g * samples;
-            sorted = work.grads[2] + samples;
+        work.dots = make_plan(plan, s, together, stride, block, 4 * samples * block + width + 3 * samples);
+        work.go = work.dots + 4 * samples * block;
+        for (int g = 0; g < 3; ++g) work.grads[g] = work.go + width + g * samples;
+        const int64_t b = item / splits, h = item % splits * heads;
+        const int64_t offset = b * s.pixels * row + h * s.channels;
+        const int64_t owned = h + heads < s.heads ? heads : s.heads - h;
+        if (!packed) {
+            plan.heads = owned;
+            float* grad_rows = Scatter ? reinterpret_cast<float*>(grad_value) + offset : nullptr;
+            backward_queries<Dots, Scatter>(in, grad, samples_of(in, b, h), plan, work, b, h, 0, s.queries,
+                                            value + offset, grad_rows, s.channels, width, grad_out);
+            return;
         }
-        if (packed && good) {
-            rows = static_cast<float*>(scratch(ScratchSlot::rows, sizeof(float) * heads * s.pixels * stride));
-            good = rows != nullptr;
-        }
-#pragma omp for schedule(static)
-        for (int64_t item = 0; item < items; ++item) {
-            if (!good) continue;
-            const int64_t b = item / splits, h = item % splits * heads;
-            const int64_t offset = b * s.pixels * row + h * s.channels;
-            const int64_t owned = h + heads < s.heads ? heads : s.heads - h;
-            if (packed) {
-                pack(s, owned, 0, s.pixels, value + offset, rows, stride);
-                for (int64_t first = 0; first < s.queries; first += turn) {
-                    const int64_t last = first + turn < s.queries ? first + turn : s.queries;
-                    sort_by_head(in, b, h, owned, first, last, sorted);
-                    for (int64_t head = 0; head < owned; ++head) {
-                        float* head_rows = rows + head * s.pixels * stride;
-                        backward_queries<Dots, Scatter>(
-                            in, grad, sorted_samples(s, sorted, owned, head, first, last), plan, work, b,
-                            h + head, first, last, static_cast<const float*>(head_rows), head_rows + width, 0,
-                            width, grad_out);
-                    }
-                }
-                if (Scatter) unpack(s, owned, rows + width, stride, grad_value + offset);
-            } else {
-                plan.heads = owned;
-                float* grad_rows = Scatter ? reinterpret_cast<float*>(grad_value) + offset : nullptr;
-                backward_queries<Dots, Scatter>(in, grad, samples_of(in, b, h), plan, work, b, h, 0,
-                                                s.queries, value + offset, grad_rows, s.channels, width,
-                                                grad_out);
+        float* rows =
+            static_cast<float*>(scratch(ScratchSlot::rows, sizeof(float) * heads * s.pixels * stride));
+        pack(s, owned, 0, s.pixels, value + offset, rows, stride);
+        for (int64_t first = 0; first < s.queries; first += turn) {
+            const int64_t last = first + turn < s.queries ? first + turn : s.queries;
+            const float* sorted = sort_by_head(in, b, h, owned, first, last);
+            for (int64_t head = 0; head < owned; ++head) {
+                float* head_rows = rows + head * s.pixels * stride;
+                backward_queries<Dots, Scatter>(
+                    in, grad, sorted_samples(s, sorted, owned, head, first, last), plan, work, b, h + head,
+                    first, last, static_cast<const float*>(head_rows), head_rows + width, 0, width, grad_out);
             }
         }
-    }
-    if (grad.grad_references && good) sum_reference_parts(s, grad.reference_parts, grad.grad_references);
-    ok = good;
+        if (Scatter) unpack(s, owned, rows + width, stride, grad_value + offset);
+    });
+    if (grad.grad_references) sum_reference_parts(s, grad.reference_parts, grad.grad_references);
 }
 
 template <typename T>
-void backward(const MsDeformAttnInputs& in, int most_threads, const MsDeformAttnCpuGradients& grad,
-              bool& ok) {
+void backward(const MsDeformAttnInputs& in, int most_threads, const MsDeformAttnCpuGradients& grad) {
     const bool dots = grad.grad_coordinates || grad.grad_weights || grad.grad_references;
     if (dots && grad.grad_value)
-        backward<true, true, T>(in, most_threads, grad, ok);
+        backward<true, true, T>(in, most_threads, grad);
     else if (dots)
-        backward<true, false, T>(in, most_threads, grad, ok);
+        backward<true, false, T>(in, most_threads, grad);
     else
-        backward<false, true, T>(in, most_threads, grad, ok);
+        backward<false, true, T>(in, most_threads, grad);
 }
 
 }  // namespace

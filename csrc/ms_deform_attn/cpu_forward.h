@@ -106,56 +106,44 @@ int64_t turn_queries(const MsDeformAttnShape& s, int64_t block, int64_t most, in
 
 // Threads share out the queries.
 template <typename T>
-void forward(const MsDeformAttnInputs& in, int most_threads, T* out, bool& ok) {
+void forward(const MsDeformAttnInputs& in, int most_threads, T* out) {
     const MsDeformAttnShape& s = in.shape;
     const T* value = static_cast<const T*>(in.value);
     const int64_t row = s.heads * s.channels, width = round_up(s.channels, kLanes);
     const bool packed = packs(s, width);
     const int64_t heads = packed ? 1 : s.heads, block = block_queries(s, heads);
     const int threads = useful_threads(s, most_threads, s.batch * s.queries);
-    const int64_t turn = turn_queries(s, block, packed ? kTurnQueries : block, threads);
+    const int64_t turn = turn_queries(s, block, packed ? kTurnQueries : kDirectQueries, threads);
     const int64_t turns = (s.queries + turn - 1) / turn;
+    const auto end_of = [&](int64_t first) { return first + turn < s.queries ? first + turn : s.queries; };
     prefer_huge_pages(out, sizeof(T) * s.batch * s.queries * row);
-    float* rows = nullptr;
-    if (packed) {
-        rows = static_cast<float*>(scratch(ScratchSlot::rows, sizeof(float) * s.heads * s.pixels * width));
-        ok = rows != nullptr;
-        if (!ok) return;
-    }
-    bool good = true;
-#pragma omp parallel num_threads(threads) if (threads > 1) reduction(&& : good)
-    {
-        Plan plan;
-        const int64_t samples = s.heads * s.samples;
-        float* sorted =
-            make_plan(plan, s, heads, packed ? width : row, block, packed ? 3 * turn * samples : 0);
-        good = sorted != nullptr;
-        for (int64_t b = 0; packed && b < s.batch; ++b) {
-            const int64_t slices = 64;
-#pragma omp for schedule(static)
-            for (int64_t i = 0; i < slices; ++i)
-                pack(s, s.heads, s.pixels * i / slices, s.pixels * (i + 1) / slices,
-                     value + b * s.pixels * row, rows, width);
-#pragma omp for schedule(dynamic)
-            for (int64_t t = 0; t < turns; ++t) {
-                const int64_t first = t * turn, last = first + turn < s.queries ? first + turn : s.queries;
-                if (good) sort_by_head(in, b, 0, s.heads, first, last, sorted);
-                for (int64_t h = 0; good && h < s.heads; ++h)
-                    forward_queries<false>(
-                        in, sorted_samples(s, sorted, s.heads, h, first, last), plan, b, h, first, last,
-                        static_cast<const float*>(rows) + h * s.pixels * width, 0, width, out);
-            }
-        }
-#pragma omp for schedule(static)
-        for (int64_t item = 0; item < (packed ? 0 : s.batch * turns); ++item) {
+    if (!packed) {
+        parallel_for(threads, s.batch * turns, [&](int64_t item) {
             const int64_t b = item / turns, first = item % turns * turn;
-            const int64_t last = first + turn < s.queries ? first + turn : s.queries;
-            if (good)
-                forward_queries<true>(in, samples_of(in, b, 0), plan, b, 0, first, last,
-                                      value + b * s.pixels * row, s.channels, width, out);
-        }
+            Plan plan;
+            make_plan(plan, s, heads, row, block, 0);
+            forward_queries<true>(in, samples_of(in, b, 0), plan, b, 0, first, end_of(first),
+                                  value + b * s.pixels * row, s.channels, width, out);
+        });
+        return;
     }
-    ok = good;
+    float* rows = static_cast<float*>(scratch(ScratchSlot::rows, sizeof(float) * s.heads * s.pixels * width));
+    for (int64_t b = 0; b < s.batch; ++b) {
+        parallel_for(threads, kSlices, [&](int64_t i) {
+            pack(s, s.heads, s.pixels * i / kSlices, s.pixels * (i + 1) / kSlices, value + b * s.pixels * row,
+                 rows, width);
+        });
+        parallel_for(threads, turns, [&](int64_t t) {
+            const int64_t first = t * turn, last = end_of(first);
+            Plan plan;
+            make_plan(plan, s, heads, width, block, 0);
+            const float* sorted = sort_by_head(in, b, 0, s.heads, first, last);
+            for (int64_t h = 0; h < s.heads; ++h)
+                forward_queries<false>(in, sorted_samples(s, sorted, s.heads, h, first, last), plan, b, h,
+                                       first, last, static_cast<const float*>(rows) + h * s.pixels * width, 0,
+                                       width, out);
+        });
+    }
 }
 
 }  // namespace

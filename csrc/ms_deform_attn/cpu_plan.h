@@ -79,7 +79,7 @@ inline int64_t plan_row(const MsDeformAttnShape& s, int64_t heads) {
 }
 
 // Finds room for a plan of up to `queries` queries, whose rows lie `stride` apart, and for `extra` floats
-// more, zeroed; nullptr where memory ran out, else the latter.
+// more, zeroed, which it returns.
 inline float* make_plan(Plan& plan, const MsDeformAttnShape& s, int64_t heads, int64_t stride,
                         int64_t queries, int64_t extra) {
     plan.heads = heads;
@@ -93,7 +93,6 @@ inline float* make_plan(Plan& plan, const MsDeformAttnShape& s, int64_t heads, i
     const size_t bytes =
         sizeof(float) * (windows + 8 * plan.row + 10 * block + plan.samples + s.levels + extra);
     float* memory = static_cast<float*>(scratch(ScratchSlot::plan, bytes));
-    if (!memory) return nullptr;
     std::memset(memory, 0, bytes);
     plan.windows = reinterpret_cast<Window*>(memory);
     memory += windows;

@@ -7,6 +7,7 @@
 // for any number of threads.
 #pragma once
 
+#include "common/cpu_parallel.h"
 #include "ms_deform_attn/cpu_plan.h"
 
 namespace detr_fast {
@@ -15,6 +16,8 @@ namespace {
 
 constexpr int64_t kBlockSamples = 256;  // samples planned together, so that their plan stays in L1
 constexpr int64_t kTurnQueries = 512;   // queries swept for one head before the next: pages stay in the TLB
+constexpr int64_t kDirectQueries = 32;  // queries that a thread takes at a time
+constexpr int64_t kSlices = 64;         // parts that threads fill or copy an array in
 constexpr int64_t kPackedRatio = 8;     // packed where rows gathered exceed rows copied so many times
 
 inline vfloat load_row(const float* from) { return load(from); }
@@ -105,12 +108,14 @@ inline void fetch_query(const Samples& samples, const Plan& plan, int64_t q) {
     prefetch_row(samples.weights + from, plan.heads * plan.samples);
 }
 
-// Copies the samples of queries [first, last) for `heads` heads from h on, which lie query by query, to `to`,
-// head by head: a head's sweep then reads them side by side.
-inline void sort_by_head(const MsDeformAttnInputs& in, int64_t b, int64_t h, int64_t heads, int64_t first,
-                         int64_t last, float* to) {
+// Copies the samples of queries [first, last) for `heads` heads from h on, which lie query by query, to this
+// thread's scratch, head by head: a head's sweep then reads them side by side.
+inline const float* sort_by_head(const MsDeformAttnInputs& in, int64_t b, int64_t h, int64_t heads,
+                                 int64_t first, int64_t last) {
     const Samples from = samples_of(in, b, h);
     const int64_t samples = in.shape.samples, count = last - first;
+    float* to =
+        static_cast<float*>(scratch(ScratchSlot::samples, 3 * sizeof(float) * heads * count * samples));
     float* weights = to + 2 * heads * count * samples;
     for (int64_t q = 0; q < count; ++q)
         for (int64_t head = 0; head < heads; ++head) {
@@ -119,6 +124,7 @@ inline void sort_by_head(const MsDeformAttnInputs& in, int64_t b, int64_t h, int
             std::memcpy(to + 2 * at, from.coordinates + 2 * source, 2 * sizeof(float) * samples);
             std::memcpy(weights + at, from.weights + source, sizeof(float) * samples);
         }
+    return to;
 }
 
 // One head of what `sort_by_head` wrote.

@@ -1,4 +1,3 @@
-#include <new>
 #include <vector>
 
 #include "common/arguments.h"
@@ -111,9 +110,7 @@ void bind_point_sample_cpu(py::module_& m) {
         const py::gil_scoped_release release;
         const int64_t bad = call.bad_row();
         if (bad >= 0) return bad;
-        bool ok = true;
-        DETR_FAST_CPU(uncertain_points_cpu)(args, ok);
-        if (!ok) throw std::bad_alloc();
+        DETR_FAST_CPU(uncertain_points_cpu)(args);
         return bad;
     });
     // (..., threads, grad_out, grad_maps) -> the same
@@ -140,9 +137,7 @@ void bind_point_sample_cpu(py::module_& m) {
             args.order = order.data();
             args.first_row = first_row.data();
         }
-        bool ok = true;
-        DETR_FAST_CPU(point_sample_cpu_bwd)(args, ok);
-        if (!ok) throw std::bad_alloc();
+        DETR_FAST_CPU(point_sample_cpu_bwd)(args);
         return bad;
     });
 }

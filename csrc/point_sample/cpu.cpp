@@ -1,3 +1,4 @@
+#include "common/cpu_parallel.h"
 #include "common/cpu_scratch.h"
 #include "point_sample/cpu_sample.h"
 #include "point_sample/cpu_uncertain.h"
@@ -15,10 +16,8 @@ void forward(const PointSampleForward& args) {
     const int64_t tasks = at.rows * at.channels * blocks;
     prefer_huge_pages(args.out, at.rows * at.channels * at.points_of_set *
                                     static_cast<int64_t>(args.out_type == FloatType::f32 ? 4 : 2));
-    [[maybe_unused]] const int threads =
-        at.rows * at.channels * at.points_of_set < kWorthThreads ? 1 : at.threads;
-#pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
-    for (int64_t task = 0; task < tasks; ++task) {
+    const int threads = at.rows * at.channels * at.points_of_set < kWorthThreads ? 1 : at.threads;
+    parallel_for(threads, tasks, [&](int64_t task) {
         const int64_t block = task % blocks, channel = task / blocks % at.channels;
         const int64_t row = task / blocks / at.channels;
         const int64_t map = at.map_index ? at.map_index[row] : row;
@@ -34,7 +33,7 @@ void forward(const PointSampleForward& args) {
             sample(args, plane, points + 2 * p, n, out);
             narrow(out, n, args.out, args.out_type, first_out + p);
         }
-    }
+    });
 }
 
 // Adds a chunk's gradients to the pixels around its points, in the order of the points.
@@ -82,58 +81,45 @@ void point_sample_cpu_fwd(const PointSampleForward& args) {
     }
 }
 
-void uncertain_points_cpu(const UncertainPoints& args, bool& ok) {
+void uncertain_points_cpu(const UncertainPoints& args) {
     switch (args.sample.type) {
         case ElementType::f32:
-            return uncertain<float>(args, ok);
+            return uncertain<float>(args);
         case ElementType::bf16:
-            return uncertain<BFloat16>(args, ok);
+            return uncertain<BFloat16>(args);
         case ElementType::f16:
-            return uncertain<Half>(args, ok);
+            return uncertain<Half>(args);
         case ElementType::u8:
-            return uncertain<uint8_t>(args, ok);
+            return uncertain<uint8_t>(args);
     }
 }
 
-void point_sample_cpu_bwd(const PointSampleBackward& args, bool& ok) {
+void point_sample_cpu_bwd(const PointSampleBackward& args) {
     const PointSampleRows& at = args.at;
     const int64_t pixels = at.height * at.width, planes = at.maps * at.channels;
     if (pixels * planes == 0) return;
-    const size_t item = args.type == FloatType::f32 ? 4 : 2;
-    prefer_huge_pages(args.grad_maps, planes * pixels * item);
-    int enough = 1;
-#pragma omp parallel num_threads(at.threads) if (at.threads > 1 && planes > 1)
-    {
-        float* own = args.type == FloatType::f32
-                         ? nullptr
-                         : static_cast<float*>(scratch(ScratchSlot::rows, pixels * sizeof(float)));
-        if (args.type != FloatType::f32 && !own) {
-#pragma omp atomic write
-            enough = 0;
-        }
-#pragma omp for schedule(dynamic)
-        for (int64_t task = 0; task < planes; ++task) {
-            const int64_t map = task / at.channels, channel = task % at.channels;
-            if (args.type != FloatType::f32 && !own) continue;
-            float* plane = own ? own : static_cast<float*>(args.grad_maps) + task * pixels;
-            std::memset(plane, 0, pixels * sizeof(float));
-            const int64_t first = args.first_row ? args.first_row[map] : map;
-            const int64_t end = args.first_row ? args.first_row[map + 1] : map + 1;
-            for (int64_t r = first; r < end; ++r) {
-                const int64_t row = args.first_row ? args.order[r] : r;
-                const int64_t set = at.point_index ? at.point_index[row] : row;
-                const int64_t first_grad = (row * at.channels + channel) * at.points_of_set;
-                for (int64_t p = 0; p < at.points_of_set; p += kChunk) {
-                    const int n = static_cast<int>(at_most(at.points_of_set - p, kChunk));
-                    float wide[kChunk];
-                    const float* grad = widen(args.grad_out, args.type, first_grad + p, n, wide);
-                    spread(at, at.points + 2 * (set * at.points_of_set + p), grad, n, plane);
-                }
+    const bool is_float = args.type == FloatType::f32;
+    prefer_huge_pages(args.grad_maps, planes * pixels * (is_float ? 4 : 2));
+    parallel_for(at.threads, planes, [&](int64_t task) {
+        const int64_t map = task / at.channels, channel = task % at.channels;
+        float* plane = is_float ? static_cast<float*>(args.grad_maps) + task * pixels
+                                : static_cast<float*>(scratch(ScratchSlot::rows, pixels * sizeof(float)));
+        std::memset(plane, 0, pixels * sizeof(float));
+        const int64_t first = args.first_row ? args.first_row[map] : map;
+        const int64_t end = args.first_row ? args.first_row[map + 1] : map + 1;
+        for (int64_t r = first; r < end; ++r) {
+            const int64_t row = args.first_row ? args.order[r] : r;
+            const int64_t set = at.point_index ? at.point_index[row] : row;
+            const int64_t first_grad = (row * at.channels + channel) * at.points_of_set;
+            for (int64_t p = 0; p < at.points_of_set; p += kChunk) {
+                const int n = static_cast<int>(at_most(at.points_of_set - p, kChunk));
+                float wide[kChunk];
+                const float* grad = widen(args.grad_out, args.type, first_grad + p, n, wide);
+                spread(at, at.points + 2 * (set * at.points_of_set + p), grad, n, plane);
             }
-            if (own) narrow(own, pixels, args.grad_maps, args.type, task * pixels);
         }
-    }
-    ok = enough;
+        if (!is_float) narrow(plane, pixels, args.grad_maps, args.type, task * pixels);
+    });
 }
 
 }  // namespace DETR_FAST_ISA

@@ -31,9 +31,7 @@ void group_rows(const int64_t* map_index, int64_t rows, int64_t maps, int64_t* o
 
 // Columns lie side by side.
 DETR_FAST_DECLARE_CPU(point_sample_cpu_fwd, (const PointSampleForward& args))
-// `ok` becomes false where working memory ran out; grad_maps is then undefined.
-DETR_FAST_DECLARE_CPU(point_sample_cpu_bwd, (const PointSampleBackward& args, bool& ok))
-// `ok` becomes false where working memory ran out.
-DETR_FAST_DECLARE_CPU(uncertain_points_cpu, (const UncertainPoints& args, bool& ok))
+DETR_FAST_DECLARE_CPU(point_sample_cpu_bwd, (const PointSampleBackward& args))
+DETR_FAST_DECLARE_CPU(uncertain_points_cpu, (const UncertainPoints& args))
 
 }  // namespace detr_fast

@@ -132,42 +132,34 @@ inline void choose(const uint32_t* keys, int64_t n, int64_t count, uint32_t* res
 }
 
 template <class T>
-void uncertain(const UncertainPoints& args, bool& ok) {
+void uncertain(const UncertainPoints& args) {
     const PointSampleRows& at = args.sample.at;
     const int64_t offered = args.chosen ? at.points_of_set : 0;
     const int64_t padded = (offered + kChunk - 1) / kChunk * kChunk;
-    [[maybe_unused]] const int threads = at.rows * offered < kWorthThreads ? 1 : at.threads;
-    bool good = true;
-#pragma omp parallel num_threads(threads) if (threads > 1) reduction(&& : good)
-    {
+    const int threads = at.rows * offered < kWorthThreads ? 1 : at.threads;
+    parallel_for(threads, at.rows, [&](int64_t row) {
+        Random random(args.seed + static_cast<uint64_t>(row));
+        float* to = args.points + 2 * row * (args.chosen + args.uniform);
+        if (args.draws_uniform) draw(random, args.uniform, to + 2 * args.chosen);
+        if (!offered) return;
         uint32_t* keys = static_cast<uint32_t*>(scratch(ScratchSlot::rows, sizeof(float) * 4 * padded));
-        good = keys || !padded;
         uint32_t* rest = keys + padded;
         float* drawn = reinterpret_cast<float*>(rest + padded);
-#pragma omp for schedule(dynamic)
-        for (int64_t row = 0; row < at.rows; ++row) {
-            if (!good) continue;
-            Random random(args.seed + static_cast<uint64_t>(row));
-            float* to = args.points + 2 * row * (args.chosen + args.uniform);
-            if (args.draws_uniform) draw(random, args.uniform, to + 2 * args.chosen);
-            if (!offered) continue;
-            const int64_t map = at.map_index ? at.map_index[row] : row;
-            const T* plane = static_cast<const T*>(args.sample.maps) + map * args.sample.map_stride;
-            const float* points = at.points ? at.points + 2 * row * offered : drawn;
-            if (!at.points) draw(random, offered, drawn);
-            for (int64_t p = 0; p < offered; p += kChunk) {
-                float logits[kChunk];
-                sample(args.sample, plane, points + 2 * p, static_cast<int>(at_most(offered - p, kChunk)),
-                       logits);
-                for (int i = 0; i < kChunk; i += kLanes) {
-                    const vuint key = certainty(load(logits + i));
-                    std::memcpy(keys + p + i, &key, sizeof key);
-                }
+        const int64_t map = at.map_index ? at.map_index[row] : row;
+        const T* plane = static_cast<const T*>(args.sample.maps) + map * args.sample.map_stride;
+        const float* points = at.points ? at.points + 2 * row * offered : drawn;
+        if (!at.points) draw(random, offered, drawn);
+        for (int64_t p = 0; p < offered; p += kChunk) {
+            float logits[kChunk];
+            sample(args.sample, plane, points + 2 * p, static_cast<int>(at_most(offered - p, kChunk)),
+                   logits);
+            for (int i = 0; i < kChunk; i += kLanes) {
+                const vuint key = certainty(load(logits + i));
+                std::memcpy(keys + p + i, &key, sizeof key);
             }
-            choose(keys, offered, args.chosen, rest, points, to);
         }
-    }
-    ok = good;
+        choose(keys, offered, args.chosen, rest, points, to);
+    });
 }
 
 }  // namespace
