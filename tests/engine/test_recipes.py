@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from detr_fast import cli
+from detr_fast.cli import train as command_line
 from detr_fast.engine import FAMILIES, model_config
 from detr_fast.models import DINO
 from tests.cli.running import run
@@ -30,7 +30,7 @@ def test_recipe(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         taken.extend((config, start, options))
         return {}
 
-    monkeypatch.setattr(cli, "train_on_coco", train)
+    monkeypatch.setattr(command_line, "train_on_coco", train)
     launcher, arguments = command.split(" -m detr_fast ")
     processes = int(launcher.split()[-1])
     result = run(*shlex.split(arguments))
