@@ -198,8 +198,17 @@ def _criteria(model: nn.Module, report: Report) -> None:
             if kind.known(module):
                 like = getattr(module, "empty_weight", None)
                 reason = why_not_served(operator, _first(module, model) if like is None else like)
-                _replace(path, module, reason or kind.choose(module), report)
+                _replace(path, module, reason or _chosen(kind, module), report)
                 break
+
+
+def _chosen(kind: Any, module: nn.Module) -> type[Any] | str:
+    if "forward" in module.__dict__:
+        return "another forward is bound to the instance"
+    try:
+        return kind.choose(module)
+    except Exception as error:  # whatever a module of an unknown version does, it is left alone
+        return f"it could not be tried: {type(error).__name__}: {error}"
 
 
 def _assigners(model: nn.Module, report: Report) -> None:

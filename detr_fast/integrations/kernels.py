@@ -14,9 +14,9 @@ import importlib
 import sys
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from detr_fast.ops import ms_deform_attn
+from detr_fast.integrations.attention_forms import CoreAttention
 
 __all__ = ["kernel_mapping", "register_kernels"]
 
@@ -29,18 +29,7 @@ class MultiScaleDeformableAttention(nn.Module):
     can_torch_compile = True
     has_backward = True
 
-    def forward(
-        self,
-        value: Tensor,
-        value_spatial_shapes: Tensor,
-        value_spatial_shapes_list: list[tuple[int, int]],
-        level_start_index: Tensor,
-        sampling_locations: Tensor,
-        attention_weights: Tensor,
-        im2col_step: int,
-    ) -> Tensor:
-        """The output [B, Q, H * D], see `detr_fast.ops.ms_deform_attn`."""
-        return ms_deform_attn(value, value_spatial_shapes_list, sampling_locations, attention_weights)
+    forward: Any = CoreAttention.forward
 
 
 class InProcess:

@@ -77,10 +77,8 @@ def unknown(outputs: Mapping[str, Any], *names: str) -> bool:
     return any(not key.startswith("pred_") and key not in names for key in outputs)
 
 
-def choose(module: Any) -> type[Any] | str:
-    """The class that a criterion gets, or the reason why it is left alone."""
-    if "forward" in module.__dict__:
-        return "another forward is bound to the instance"
+def choose(module: Any) -> type[Any]:
+    """The class that a criterion gets."""
     own: Any = type(module)
     whole = combined(WholeCriterion, own)
     return whole if _same_losses(module, whole) else combined(MatchedTogether, own)

@@ -218,6 +218,18 @@ def test_criteria(kind: type[SetCriterion], alpha: float | None) -> None:
         assert torch.equal(x, y)
 
 
+def test_forwards_bound_to_instances_are_left_alone() -> None:
+    criterion = SetCriterion(11, HungarianMatcher())
+    criterion.matcher.forward = criterion.matcher.forward
+    report = detr_fast.accelerate(criterion)
+    assert report.skipped == [("matcher", "another forward is bound to the instance")]
+    del criterion.matcher.forward
+    criterion.forward = criterion.forward
+    report = detr_fast.accelerate(criterion)
+    assert report.replaced == [("matcher", "matching in one call")]
+    assert report.skipped == [("", "another forward is bound to the instance")]
+
+
 class Grouped(SetCriterion):
     """One that scales in training alone."""
 

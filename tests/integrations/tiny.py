@@ -13,13 +13,14 @@ SIZE = 64
 WIDTH = 32
 BATCH = 2
 
-RESNET = hf.ResNetConfig(
-    embedding_size=8,
-    hidden_sizes=[8, 8, 16, 16],
-    depths=[1, 1, 1, 1],
-    layer_type="basic",
-    out_features=["stage2", "stage3", "stage4"],
-)
+STAGES: dict[str, Any] = {
+    "embedding_size": 8,
+    "hidden_sizes": [8, 8, 16, 16],
+    "depths": [1, 1, 1, 1],
+    "layer_type": "basic",
+    "out_features": ["stage2", "stage3", "stage4"],
+}
+RESNET, RT_BACKBONE = hf.ResNetConfig(**STAGES), hf.RTDetrResNetConfig(**STAGES)
 
 
 def swin(*stages: str) -> hf.SwinConfig:
@@ -64,13 +65,6 @@ RT = {
     "num_denoising": 0,
     "hidden_expansion": 0.5,
 }
-RT_BACKBONE = hf.RTDetrResNetConfig(
-    embedding_size=8,
-    hidden_sizes=[8, 8, 16, 16],
-    depths=[1, 1, 1, 1],
-    layer_type="basic",
-    out_features=["stage2", "stage3", "stage4"],
-)
 
 
 def hgnet(*stages: str) -> hf.HGNetV2Config:
@@ -317,21 +311,21 @@ def inputs(name: str) -> dict[str, Tensor]:
     return given
 
 
-def detr(**options: Any) -> nn.Module:
+def one_level(options: dict[str, Any]) -> dict[str, Any]:
     config = {key: value for key, value in DETR.items() if key != "num_feature_levels"}
-    return hf.DetrForObjectDetection(hf.DetrConfig(backbone_config=RESNET, **(config | options)))
+    return {"backbone_config": RESNET} | config | options
+
+
+def detr(**options: Any) -> nn.Module:
+    return hf.DetrForObjectDetection(hf.DetrConfig(**one_level(options)))
 
 
 def table_transformer(**options: Any) -> nn.Module:
-    config = {key: value for key, value in DETR.items() if key != "num_feature_levels"}
-    config = hf.TableTransformerConfig(backbone_config=RESNET, **(config | options))
-    return hf.TableTransformerForObjectDetection(config)
+    return hf.TableTransformerForObjectDetection(hf.TableTransformerConfig(**one_level(options)))
 
 
 def conditional_detr(**options: Any) -> nn.Module:
-    config = {key: value for key, value in DETR.items() if key != "num_feature_levels"}
-    config = hf.ConditionalDetrConfig(backbone_config=RESNET, **(config | options))
-    return hf.ConditionalDetrForObjectDetection(config)
+    return hf.ConditionalDetrForObjectDetection(hf.ConditionalDetrConfig(**one_level(options)))
 
 
 def yolos(**options: Any) -> nn.Module:
