@@ -7,7 +7,7 @@
 namespace detr_fast {
 
 // Below this many logits and pairs a second thread costs more than it brings.
-constexpr int64_t kWorthThreads = 20000;
+constexpr int64_t kWorthThreads = 150000;
 
 int64_t box_match_cost_cpu(const BoxMatchCost& args, int threads) {
     const int64_t n_targets = args.first_target[args.images];

@@ -9,7 +9,7 @@ namespace detr_fast {
 namespace {
 
 // Below this many logits a second thread costs more than it brings.
-constexpr int64_t kWorthThreads = 20000;
+constexpr int64_t kWorthThreads = 60000;
 
 // Fills `target`, or returns what the header says of bad input.
 int64_t matched_targets(const ClassLoss& args, std::vector<int64_t>& target) {

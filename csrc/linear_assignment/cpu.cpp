@@ -438,7 +438,7 @@ void linear_assignment_cpu(const AssignmentBatch& batch, const int64_t* order, i
         scratch.shrink();
     };
     // waking threads takes longer than a small batch
-    const bool small = batch.layers * batch.first[batch.images] * batch.queries <= 20000;
+    const bool small = batch.layers * batch.first[batch.images] * batch.queries <= 200000;
     parallel_for(small ? 1 : threads, problems, solve_number);
 }
 

@@ -157,9 +157,10 @@ bool packs(const MsDeformAttnShape& s, int64_t width) {
     return width != s.channels || s.queries * s.samples * 4 > kPackedRatio * s.pixels;
 }
 
-// Threads that a call of this size keeps busy for some ten microseconds each.
+// Threads that a call of this size keeps busy for some forty microseconds each: a parked one takes ten to
+// come.
 int useful_threads(const MsDeformAttnShape& s, int most, int64_t items) {
-    const int64_t work = s.batch * s.queries * s.heads * s.samples * (s.channels + 16) / (1 << 16);
+    const int64_t work = s.batch * s.queries * s.heads * s.samples * (s.channels + 16) / (1 << 18);
     int64_t threads = most < items ? most : items;
     if (threads > work + 1) threads = work + 1;
     return threads < 1 ? 1 : static_cast<int>(threads);
