@@ -15,7 +15,7 @@ def forward(call: ClassLoss) -> Tensor:
     """[L] sums over queries, of checked arguments."""
     logits, labels, query, weights, num_targets, *_ = call
     layers, images, queries, classes = logits.shape
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).contiguous()
     objects = call.objects
     if logits.device.type == "cpu" and type(labels) is Tensor:
         check_labels("labels", labels, objects)
