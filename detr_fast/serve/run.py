@@ -42,6 +42,7 @@ def serve(
     with listen(host, port) as listener:
         config = uvicorn.Config(
             create_app(detector, options),
+            log_config=None,  # uvicorn's own closes the handlers of others
             log_level="warning",
             access_log=False,
             lifespan="on",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,13 @@ def gpu(tmp_path: Path) -> Gpu:
             functions = SCRIPT.read_text().partition("[ $# -gt 0 ]")[0].replace('cd "$(dirname "$0")/.."', "")
             script = tmp_path / "then.sh"
             script.write_text(f"{functions}\nexport -f $(compgen -A function)\n{then}\n")
-        environment = {"DEVICE": "cpu", "WORK": str(tmp_path), "DETR_FAST_PEERS": str(tmp_path), **variables}
+        environment = {
+            "PYTHON": sys.executable,
+            "DEVICE": "cpu",
+            "WORK": str(tmp_path),
+            "DETR_FAST_PEERS": str(tmp_path),
+            **variables,
+        }
         command = ["bash", str(script), *parts]
         environment = {**os.environ, **environment}
         return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)

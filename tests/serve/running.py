@@ -70,7 +70,7 @@ def running(detector: Detector, options: ServeOptions | None = None) -> Iterator
 def running_app(app: Starlette) -> Iterator[str]:
     """Likewise of any application."""
     with listen("127.0.0.1", 0) as listener:
-        config = uvicorn.Config(app, log_level="warning", lifespan="on")
+        config = uvicorn.Config(app, log_config=None, log_level="warning", lifespan="on")
         ready = threading.Event()
         server = Server(config, ready.set)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
