@@ -58,19 +58,18 @@ inline void draw(Random& random, int64_t n, float* points) {
             store(gaps + at, -log(u * splat(0x1p-23f)));
         });
     };
-    double sum = 0;
+    float sum = 0;  // as the last point has it, so that the next one is not above it
     for (int64_t i = 0; i < n; i += Random::kStreams) {
         next_gaps();
-        const float before = static_cast<float>(sum);
         float here = 0;
+        const float before = sum;
         for (int64_t k = 0; k < at_most(n - i, Random::kStreams); ++k) {
             here += gaps[k];
-            points[2 * (i + k) + 1] = before + here;
+            points[2 * (i + k) + 1] = sum = before + here;
         }
-        sum += here;
     }
     next_gaps();
-    const float scale = static_cast<float>(1 / (sum + gaps[0]));
+    const float scale = 1 / (sum + gaps[0]);
     for (int64_t i = 0; i < n; i += Random::kStreams) {
         random.next([&](int at, vuint bits) {
             store(x + at, __builtin_convertvector(bit_cast<vint>(bits >> 8), vfloat) * splat(0x1p-24f));

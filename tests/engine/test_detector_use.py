@@ -183,8 +183,10 @@ def test_detections_as_coco_supervision_and_picture(detector: Detector, pictures
 def test_masks_agree_in_every_form(task: str, rng: torch.Generator, pictures: list[Image.Image]) -> None:
     from pycocotools import mask as rle
 
-    detector = detector_of("mask2former", rng).with_task(task)
-    result = detector(pictures[0], threshold=0.0)
+    for _ in range(20):  # random weights may find nothing
+        result = detector_of("mask2former", rng).with_task(task)(pictures[0], threshold=0.0)
+        if len(result):
+            break
     rows = result.to_coco("a")
     theirs = result.to_supervision()
     json.dumps([rows, result.records])

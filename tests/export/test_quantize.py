@@ -86,7 +86,7 @@ def test_the_command_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     torch.save(state, tmp_path / "last.pt")
     result = quantize.Quantized("AP", 0.5, 0.495, tmp_path / "a.onnx")
     calls = []
-    monkeypatch.setattr("detr_fast.cli.export_int8", lambda *a, **k: calls.append((a, k)) or result)
+    monkeypatch.setattr("detr_fast.cli.export.export_int8", lambda *a, **k: calls.append((a, k)) or result)
     command = (
         "export",
         tmp_path / "last.pt",
