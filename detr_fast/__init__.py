@@ -65,7 +65,13 @@ __all__ = [
 
 _MODULES = ("criterion", "integrations", "matcher", "models", "ops", "structures")
 _PLACES = {
-    "criterion": [name for name in __all__ if name.endswith("Criterion")],
+    "criterion": [
+        "DINOCriterion",
+        "FocalSetCriterion",
+        "MaskFormerCriterion",
+        "MaskSetCriterion",
+        "SetCriterion",
+    ],
     "engine.detector": ["Detector"],
     "integrations.accelerate": ["accelerate", "restore"],
     "matcher": ["HungarianMatcher", "MaskMatcher"],
